@@ -1,0 +1,120 @@
+"""Which images each process computes at each step: a pure function of (seed, epoch), whatever the process count.
+
+An epoch is one permutation of the images, cut into global batches; each process takes its contiguous share of every
+global batch. Nothing is padded and nothing is dropped, so the last batch may be smaller, and a process's share of it
+may be empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from mnist_dist.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of one global batch that one process computes at once, as positions in the epoch's order."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """One step's rows: how many there are over all processes, and this process's shares, one a part."""
+
+    size: int
+    shares: tuple[Share, ...]
+
+
+def share_of(start: int, stop: int, index: int, parts: int) -> Share:
+    """The contiguous share `index` of `parts` of rows start..stop; sizes differ by one at most.
+
+    Cuts nest: the shares of 4 parts are the halves of the shares of 2.
+    """
+    size = stop - start
+    return Share(start + size * index // parts, start + size * (index + 1) // parts)
+
+
+class GlobalBatchSampler(Sampler[list[int]]):
+    """Yields this process's image indices for each global batch of an epoch.
+
+    Works as the `batch_sampler` of a `torch.utils.data.DataLoader`; the trainer itself uses `permutation` and
+    `batches`, which also give the global size that a loss must be divided by.
+
+    Args:
+        images: number of images in the set.
+        batch_size: images in one global batch, over all processes.
+        rank, world_size: this process and how many there are.
+        accumulate: parts each process splits its share into (`batches` only).
+        seed: the run's seed; the order is a function of it and of the epoch.
+        shuffle: False keeps the images' own order, as an evaluation does.
+        drop_last: leave out a last batch that is smaller than `batch_size`.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not in [0, {world_size})")
+        self.images, self.batch_size, self.drop_last = images, batch_size, drop_last
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.seed, self.shuffle = seed, shuffle
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next, from its first batch."""
+        self.epoch, self.start = epoch, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next iteration begins; the order itself needs no saving."""
+        return {"epoch": self.epoch, "start": self.start}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at the batch that `state_dict` described, with any number of processes."""
+        self.epoch, self.start = state["epoch"], state["start"]
+
+    def __len__(self) -> int:
+        """Global batches in a whole epoch: the same on every process."""
+        return self.images // self.batch_size if self.drop_last else -(-self.images // self.batch_size)
+
+    def permutation(self) -> Tensor:
+        """The epoch's order of all images, int64 (images,), on the CPU."""
+        if not self.shuffle:
+            return torch.arange(self.images)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        return torch.randperm(self.images, generator=generator)
+
+    def batches(self) -> Iterator[GlobalBatch]:
+        """This process's shares of each global batch from `start` on; `start` follows, so state_dict may be called."""
+        for index in range(self.start, len(self)):
+            first = index * self.batch_size
+            last = min(first + self.batch_size, self.images)
+            mine = share_of(first, last, self.rank, self.world_size)
+            shares = tuple(share_of(mine.start, mine.stop, part, self.accumulate) for part in range(self.accumulate))
+            self.start = index + 1
+            yield GlobalBatch(last - first, shares)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.permutation()
+        for batch in self.batches():
+            yield order[batch.shares[0].start : batch.shares[-1].stop].tolist()

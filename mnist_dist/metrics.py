@@ -1,0 +1,121 @@
+"""Exact metrics: count on the device, add over processes, divide once.
+
+Everything is an integer, the loss too (in units of 2**-24), so sums do not depend on their order: any number of
+processes gives the same metrics for the same predictions, and one all-reduce of one int64 tensor carries them all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CLASSES = 10
+LOSS_UNIT = 1 << 24  # resolution 6e-8 an image, while 2**31 images of loss 256 still fit into 63 bits
+LOSS_LIMIT = float(1 << 14)  # a larger loss of one image counts as this; only a diverged model has it
+LOSS, NONFINITE, TOP2, CONFUSION = 0, 1, 2, 3  # places in the tensor; the confusion matrix fills the rest
+SIZE = CONFUSION + CLASSES * CLASSES
+
+
+class Counts:
+    """Sums over the images seen so far, as one int64 tensor (103,) on the device.
+
+    Args:
+        tensor: earlier counts to go on from; zeros where absent.
+    """
+
+    def __init__(self, device: torch.device, tensor: Tensor | None = None) -> None:
+        self.tensor = torch.zeros(SIZE, dtype=torch.int64, device=device) if tensor is None else tensor.to(device)
+        self.cells = torch.arange(CLASSES * CLASSES, device=device)
+
+    @torch.no_grad()
+    def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Count one batch, without waiting for the device.
+
+        Args:
+            logits: (B, 10), any floating dtype.
+            labels: int64 (B,).
+            losses: each image's loss, float (B,).
+        """
+        losses = losses.float()
+        finite = torch.isfinite(losses)
+        units = losses.nan_to_num(0, 0, 0).clamp(max=LOSS_LIMIT).mul(LOSS_UNIT).round().to(torch.int64)
+        rank_of_truth = (logits > logits.gather(1, labels[:, None])).sum(1)
+        cells = labels * CLASSES + logits.argmax(1)
+        self.tensor[LOSS] += units.sum()
+        self.tensor[NONFINITE] += (~finite).sum()
+        self.tensor[TOP2] += (rank_of_truth < 2).sum()
+        self.tensor[CONFUSION:] += (cells[:, None] == self.cells).sum(0)
+
+    def merge(self, other: Counts) -> None:
+        """Add the counts of `other`."""
+        self.tensor += other.tensor
+
+    def clear(self) -> None:
+        """Start again from zero."""
+        self.tensor.zero_()
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What counts say, once they are summed over all processes."""
+
+    count: int
+    correct: int
+    top2_correct: int
+    nonfinite: int
+    loss_sum: float
+    confusion: tuple[tuple[int, ...], ...]
+    """Row: the true class. Column: the predicted one."""
+
+    @classmethod
+    def from_counts(cls, values: list[int]) -> Metrics:
+        """Read the 103 integers of `Counts.tensor`."""
+        cells = values[CONFUSION:]
+        confusion = tuple(tuple(cells[row * CLASSES : (row + 1) * CLASSES]) for row in range(CLASSES))
+        return cls(
+            count=sum(cells),
+            correct=sum(confusion[i][i] for i in range(CLASSES)),
+            top2_correct=values[TOP2],
+            nonfinite=values[NONFINITE],
+            loss_sum=values[LOSS] / LOSS_UNIT,
+            confusion=confusion,
+        )
+
+    @property
+    def loss(self) -> float:
+        """Mean loss an image; nan if any image's loss was not finite, or there was none."""
+        return math.nan if self.nonfinite or not self.count else self.loss_sum / self.count
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of images whose most likely class is the true one; nan without images."""
+        return self.correct / self.count if self.count else math.nan
+
+    @property
+    def top2(self) -> float:
+        """Fraction of images with fewer than two classes more likely than the true one; nan without images."""
+        return self.top2_correct / self.count if self.count else math.nan
+
+    def recall(self) -> list[float]:
+        """For each class, the fraction of its images that were recognised; nan for a class without images."""
+        return [ratio(row[i], sum(row)) for i, row in enumerate(self.confusion)]
+
+    def precision(self) -> list[float]:
+        """For each class, the fraction of its predictions that were right; nan for one never predicted."""
+        return [ratio(column[i], sum(column)) for i, column in enumerate(zip(*self.confusion, strict=True))]
+
+    def row(self, prefix: str) -> dict[str, float]:
+        """The scalars as they appear in metrics.jsonl and summary.json."""
+        values = {"loss": self.loss, "accuracy": self.accuracy, "top2": self.top2}
+        return {f"{prefix}.{name}": value for name, value in values.items()} | {
+            f"{prefix}.correct": self.correct,
+            f"{prefix}.count": self.count,
+        }
+
+
+def ratio(part: int, whole: int) -> float:
+    """part / whole; nan where there is nothing."""
+    return part / whole if whole else math.nan
