@@ -13,7 +13,15 @@ class UserError(Exception):
 
 
 class TrainingError(Exception):
-    """The run cannot go on, although nothing the user typed is wrong. One line; exit code 1."""
+    """The run cannot go on, although nothing the user typed is wrong. One line; exit code 1.
+
+    Args:
+        everywhere: every process raises it alike, so that one of them is enough to report it.
+    """
+
+    def __init__(self, message: str, *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 class Stopped(Exception):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 CLASSES = 10
-LOSS_UNIT = 1 << 24  # resolution 6e-8 an image, while 2**31 images of loss 256 still fit into 63 bits
-LOSS_LIMIT = float(1 << 14)  # a larger loss of one image counts as this; only a diverged model has it
+LOSS_UNIT = 1 << 24  # resolution 6e-8 an image
+LOSS_LIMIT = float(1 << 14)  # one image's loss counts as this at most, so that 2**24 of them still fit into 63 bits
 LOSS, NONFINITE, TOP2, CONFUSION = 0, 1, 2, 3  # places in the tensor; the confusion matrix fills the rest
 SIZE = CONFUSION + CLASSES * CLASSES
 

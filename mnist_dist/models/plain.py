@@ -1,0 +1,46 @@
+"""Tutorial nets of one shape: two times convolution, ReLU, max-pool; then one linear layer."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mnist_dist.models.classifier import ImageClassifier
+from mnist_dist.models.registry import register_model
+
+
+def plain_body(channels: tuple[int, int], kernel: int, padding: int) -> nn.Sequential:
+    """Two blocks of convolution, ReLU and 2x2 max-pool, then flat features."""
+    first, second = channels
+    return nn.Sequential(
+        nn.Conv2d(1, first, kernel, padding=padding),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(first, second, kernel, padding=padding),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+    )
+
+
+@register_model
+def cnn() -> ImageClassifier:
+    """16 and 32 filters of 5x5, padded: 28x28 -> 14x14 -> 7x7, 1568 features."""
+    return ImageClassifier(plain_body((16, 32), kernel=5, padding=2), nn.Linear(32 * 7 * 7, 10))
+
+
+@register_model
+def convnet() -> ImageClassifier:
+    """8 and 16 filters of 3x3, padded, 784 features; weights drawn from N(0, 0.01), biases 0."""
+    model = ImageClassifier(plain_body((8, 16), kernel=3, padding=1), nn.Linear(16 * 7 * 7, 10))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.01)
+        else:
+            nn.init.zeros_(parameter)
+    return model
+
+
+@register_model
+def basic() -> ImageClassifier:
+    """10 and 20 filters of 5x5, not padded: 24x24 -> 12x12 -> 8x8 -> 4x4, 320 features."""
+    return ImageClassifier(plain_body((10, 20), kernel=5, padding=0), nn.Linear(20 * 4 * 4, 10))

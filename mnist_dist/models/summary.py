@@ -1,0 +1,67 @@
+"""What a model costs and the walk of shapes through it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mnist_dist.models.classifier import ImageClassifier
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the walk: its name, what it is, the shape it gives for one image, and its parameters."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """Parameters, forward floating-point operations an image (a multiply-add counts two), and the layers in order."""
+
+    parameters: int
+    flops: int
+    layers: tuple[Layer, ...]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def summarize(model: ImageClassifier) -> ModelSummary:
+    """Run one blank image through the model and note what every layer gives."""
+    layers: list[Layer] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, _: Any, output: Tensor) -> None:
+            layers.append(Layer(name, describe(module), tuple(output.shape[1:]), count_parameters(module)))
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    handles = [module.register_forward_hook(note(name)) for name, module in leaves]
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 1, 28, 28))
+    for handle in handles:
+        handle.remove()
+    return ModelSummary(count_parameters(model), counter.get_total_flops(), tuple(layers))
+
+
+def describe(module: nn.Module) -> str:
+    """A layer in a few words."""
+    if isinstance(module, nn.Conv2d):
+        return f"conv {module.out_channels}@{module.kernel_size[0]}x{module.kernel_size[1]} pad {module.padding[0]}"
+    if isinstance(module, nn.MaxPool2d):
+        return f"max-pool {module.kernel_size}"
+    if isinstance(module, nn.Linear):
+        return f"linear {module.out_features}"
+    return type(module).__name__.lower()

@@ -1,0 +1,74 @@
+"""The optimizer a configuration asks for, and its state as named tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from mnist_dist.config import OptimConfig
+from mnist_dist.errors import UserError
+from mnist_dist.optim.muon import MuonAdamW
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Optimizer:
+    """An optimizer over a model that lies on its final device, in its final memory format.
+
+    Weights are decayed; biases and norms (fewer than two dimensions) are not.
+
+    Args:
+        fused: one kernel for all parameters. Not with fp16: a fused step hides from accelerate that it was skipped.
+    """
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    decayed: dict[str, Any] = {"params": matrices, "weight_decay": config.weight_decay}
+    plain: dict[str, Any] = {"params": vectors, "weight_decay": 0.0}
+    if config.name == "sgd":
+        return SGD([decayed, plain], lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+    if config.name == "muon":
+        # The last layer's rows are classes, not directions in a space: AdamW suits it better (Jordan 2024).
+        groups = [
+            decayed | {"params": matrices[:-1], "use_muon": True},
+            decayed | {"params": matrices[-1:]},
+            plain,
+        ]
+        options: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
+        return MuonAdamW(groups, config.lr, betas=config.betas, fused=fused, **options)
+    kind = Adam if config.name == "adam" else AdamW
+    return kind([decayed, plain], lr=config.lr, betas=config.betas, fused=fused)
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give every group this learning rate for the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as `{parameter name}/{what}`: all there is to save, since groups come from the config."""
+    return {
+        f"{name}/{what}": value
+        for name, parameter in model.named_parameters()
+        for what, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give the optimizer the state that `optimizer_tensors` saved.
+
+    Raises:
+        UserError: a tensor belongs to no parameter of this model.
+    """
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, _, what = key.rpartition("/")
+        if name not in parameters:
+            raise UserError(f"the checkpoint's optimizer state holds {key}, which this model does not have")
+        parameter = parameters[name]
+        fused = any(group.get("fused") for group in optimizer.param_groups)
+        # torch keeps Adam's step count on the CPU unless the update is fused
+        device = parameter.device if value.ndim or fused else torch.device("cpu")
+        optimizer.state[parameter][what] = value.to(device, copy=True)

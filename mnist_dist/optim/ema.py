@@ -1,0 +1,18 @@
+"""A moving average of the weights, which is then what is evaluated and exported."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
+    """An exponential moving average of the model's weights and buffers; None for decay 0.
+
+    Update it after each optimizer step with `update_parameters(model)`; its network is `.module`.
+    """
+    if not decay:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return average.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,71 @@
+"""Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) for nets with filters: torch's Muon takes matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Muon, Optimizer
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A filter bank (out, in, h, w) as a matrix (out, in*h*w) that shares its memory where the layout allows.
+
+    Columns are ordered as they lie in memory: Muon's result does not depend on the order of the columns.
+    """
+    if tensor.ndim == 2:
+        return tensor
+    if tensor.is_contiguous():
+        return tensor.view(tensor.shape[0], -1)
+    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1)
+
+
+class MuonAdamW(Optimizer):
+    """One optimizer: Muon on matrices and filters, AdamW on everything else.
+
+    Its groups hold the model's own parameters, so that gradient scaling and clipping see them; Muon works on matrix
+    views of the same memory. Groups with `use_muon` go to Muon.
+
+    Args:
+        groups: parameter groups with keys params, use_muon, weight_decay; one of them with use_muon.
+        lr: learning rate of all groups, until somebody changes a group's.
+        momentum, nesterov: Muon's.
+        betas, fused: AdamW's.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        *,
+        momentum: float,
+        nesterov: bool,
+        betas: tuple[float, float],
+        fused: bool,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "use_muon": False})
+        filters = [p for group in self.param_groups if group["use_muon"] for p in group["params"]]
+        self.views = [(p, as_matrix(p.detach())) for p in filters]
+        # match_rms_adamw lets both halves share one learning rate (Liu et al. 2025, arXiv:2502.16982).
+        options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
+        self.muon = Muon([matrix for _, matrix in self.views], **options)
+        others = [group for group in self.param_groups if not group["use_muon"]]
+        self.adamw = AdamW([dict(group) for group in others], betas=betas, fused=fused)
+        # One state, keyed by the model's parameters, as every optimizer has: what is saved is found in one place.
+        self.adamw.state = self.state
+        for parameter, matrix in self.views:
+            self.muon.state[matrix] = self.state[parameter]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter once, with each group's present learning rate. Closures are not supported."""
+        for parameter, matrix in self.views:
+            matrix.grad = None if parameter.grad is None else as_matrix(parameter.grad)
+        adamw_groups = iter(self.adamw.param_groups)
+        for group in self.param_groups:
+            target = self.muon.param_groups[0] if group["use_muon"] else next(adamw_groups)
+            target["lr"], target["weight_decay"] = group["lr"], group["weight_decay"]
+        self.muon.step()
+        self.adamw.step()

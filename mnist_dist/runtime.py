@@ -1,0 +1,294 @@
+"""The processes of a run: the only room that knows accelerate and torch.distributed.
+
+Everything else asks this room for the device, for its share of the work, and for sums over all processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from types import FrameType
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mnist_dist.config import Config
+from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.topology import Topology
+
+T = TypeVar("T")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+
+
+class Runtime:
+    """This process among the others of a run. Use `start_runtime`, which also ends the process group on every path."""
+
+    def __init__(self, accelerator: Accelerator, topology: Topology, threads: int) -> None:
+        self.accelerator = accelerator
+        self.topology = topology
+        self.device: torch.device = accelerator.device
+        self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+        self.threads = threads
+        self.rank, self.world_size, self.is_main = topology.rank, topology.world_size, topology.is_main
+        self.stop_flag = torch.zeros((), dtype=torch.int32)
+        self.stop_work: tuple[Any, Tensor] | None = None
+        # Control messages have a group of their own on the host, so that they never wait for the device.
+        self.control = dist.new_group(backend="gloo") if self.world_size > 1 else None
+
+    # What the user sees at the start
+
+    def describe(self) -> dict[str, str]:
+        """The resolved topology, for the console."""
+        backend = f", {dist.get_backend()}" if self.world_size > 1 else ""
+        machines = f" on {self.topology.machines} machine{'s' * (self.topology.machines > 1)}"
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        return {
+            "processes": f"{self.world_size}{machines}{backend}",
+            "device": f"{name}, {self.threads} CPU thread{'s' * (self.threads > 1)} each",
+            "precision": self.precision,
+        }
+
+    # The model and its optimizer
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device, in the memory format that convolutions are fastest in."""
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
+        """Wrap a placed model for data-parallel training in mixed precision, and its optimizer to match.
+
+        Neither is moved: that would cut the optimizer's ties to the parameters' memory.
+        """
+        wrapped = self.accelerator.prepare_model(model, device_placement=False)
+        stepper = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        return wrapped, stepper
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the forward pass, for a model that was not prepared."""
+        return self.accelerator.autocast()
+
+    def backward(self, model: nn.Module, loss: Tensor, *, last: bool) -> None:
+        """Add the loss's gradients; the last part of a step also averages them over the processes."""
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            self.accelerator.backward(loss)
+
+    def clip(self, model: nn.Module, limit: float) -> Tensor:
+        """Scale the whole gradient down to L2 norm `limit` if it is larger; gives the norm before, on the device."""
+        return self.accelerator.clip_grad_norm_(model.parameters(), limit)
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The gradient scaler's plain numbers (fp16), else empty."""
+        scaler = self.accelerator.scaler
+        return scaler.state_dict() if scaler is not None else {}
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Continue with the scale that `scaler_state` gave."""
+        if self.accelerator.scaler is not None and state:
+            self.accelerator.scaler.load_state_dict(state)
+
+    # Exchanges between all processes: every process must call them, in the same order
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every process. For small plain Python values."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, by rank, on every process. For small plain Python values."""
+        if self.world_size == 1:
+            return [value]
+        box: list[Any] = [None] * self.world_size
+        dist.all_gather_object(box, value, group=self.control)
+        return box
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Run something on rank 0 alone and give every process its result, or its error."""
+        result: T | None = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                result = action()
+            except (UserError, TrainingError) as caught:
+                error = caught
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
+
+    def agree(self, what: str, values: dict[str, Any]) -> None:
+        """Stop if some process has other values than rank 0.
+
+        Raises:
+            UserError: names the keys that differ and the ranks.
+        """
+        everyone = self.gather(values)
+        for rank, theirs in enumerate(everyone):
+            keys = sorted(key for key in values.keys() | theirs.keys() if theirs.get(key) != everyone[0].get(key))
+            if keys:
+                shown = ", ".join(f"{k}={theirs.get(k)!r} against {everyone[0].get(k)!r}" for k in keys[:3])
+                raise UserError(f"{what} of rank {rank} differs from rank 0's: {shown}; start all with the same")
+
+    # Stopping together
+
+    def request_stop(self, *_: Any) -> None:
+        """Ask all processes to stop at the next step boundary. Safe in a signal handler: it only sets a flag."""
+        self.stop_flag.fill_(1)
+
+    def should_stop(self) -> bool:
+        """Whether any process was asked to stop. Call it once a step, on every process.
+
+        The answer is the one asked for at the previous call, so that the exchange overlaps with the step between; it
+        is the same on every process.
+        """
+        if self.control is None:
+            return bool(self.stop_flag)
+        answer = False
+        if self.stop_work is not None:
+            work, flag = self.stop_work
+            work.wait()
+            answer = bool(flag)
+        flag = self.stop_flag.clone()
+        self.stop_work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.control, async_op=True), flag
+        return answer
+
+
+@contextlib.contextmanager
+def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
+    """Join the run's process group, and leave it at the end, whatever happens.
+
+    Raises:
+        UserError: a precision or a number of processes that this machine cannot do.
+        TrainingError: another process did not arrive in time.
+    """
+    cpu = decide_cpu(config, topology)
+    threads = config.run.threads or default_threads(topology)
+    torch.set_num_threads(threads)
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        accelerator = open_accelerator(config, topology, cpu)
+        if accelerator.num_processes != topology.world_size:
+            raise UserError(
+                f"the launcher started {topology.world_size} processes, but accelerate sees {accelerator.num_processes} "
+                "of them: they would train apart and overwrite each other; start with a file from launch/"
+            )
+        runtime = Runtime(accelerator, topology, threads)
+        with stop_on_signals(runtime):
+            yield runtime
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def decide_cpu(config: Config, topology: Topology) -> bool:
+    """Whether to train on the CPU: accelerate must know before it is built, or each process believes it is alone.
+
+    Raises:
+        UserError: more processes on this machine than it has GPUs.
+    """
+    if config.run.device == "cpu" or topology.cpu_asked or not torch.accelerator.is_available():
+        return True
+    if torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        if topology.local_world_size > gpus:
+            raise UserError(
+                f"{topology.local_world_size} processes on this machine, which has {gpus} GPU{'s' * (gpus > 1)}: start "
+                f"at most {gpus}, or train on the CPU with --run.device=cpu"
+            )
+        return False
+    return topology.world_size > 1  # other accelerators of a desktop machine: one process only
+
+
+def default_threads(topology: Topology) -> int:
+    """Physical cores that this machine lets us use, over its processes.
+
+    Launchers set OMP_NUM_THREADS=1 where nothing is said, which halves the speed of a small machine.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
+    return max(cores // topology.local_world_size, 1)
+
+
+def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerator:
+    """Build the Accelerator, which joins the process group."""
+    wanted = config.train.precision
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if wanted == "auto" else wanted
+    source = "what the launcher says" if wanted == "auto" else "train.precision"
+    if cpu and precision == "fp16":
+        raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
+    try:
+        return Accelerator(
+            cpu=cpu,
+            mixed_precision=precision,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.timeout)),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            ],
+        )
+    except ValueError as error:
+        raise UserError(f"precision {precision} ({source}): {str(error).splitlines()[0]}") from error
+    except (dist.DistError, RuntimeError) as error:
+        if topology.world_size == 1:
+            raise
+        raise TrainingError(
+            f"rank {topology.rank} of {topology.world_size} could not meet the others at {topology.address} within "
+            f"run.timeout={config.run.timeout:g} s: {first_line(error)}; check that every machine was started with its "
+            "own rank and this address"
+        ) from error
+
+
+@contextlib.contextmanager
+def stop_on_signals(runtime: Runtime) -> Iterator[None]:
+    """Let SIGTERM, SIGUSR1 and Ctrl-C ask for a stop; a second Ctrl-C ends at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and bool(runtime.stop_flag):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        runtime.request_stop()
+
+    try:
+        before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    except ValueError:  # not the main thread: whoever embeds us handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an exception says that another process ended or stopped answering."""
+    text = str(error).lower()
+    marks = ("connection closed by peer", "connection reset", "timed out", "connection refused", "broken pipe", "nccl")
+    return isinstance(error, dist.DistError | RuntimeError) and any(mark in text for mark in marks)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
