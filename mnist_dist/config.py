@@ -184,20 +184,26 @@ FIELDS: dict[str, dataclasses.Field[Any]] = {
 }
 
 
+def describe_range(key: str) -> str:
+    """The values that `section.key` may have, as in `at least 0 and below 1`; empty where all of its type may be."""
+    words = {"low": "at least", "high": "at most", "below": "below"}
+    bounds = FIELDS[key].metadata
+    return " and ".join(f"{word} {bounds[name]}" for name, word in words.items() if bounds.get(name) is not None)
+
+
 def check_range(key: str, value: Any) -> str | None:
     """What is wrong with the value of `section.key`, as the end of a sentence; None if nothing is."""
-    numbers = value if isinstance(value, tuple) else (value,)
-    low, high, below = (FIELDS[key].metadata.get(name) for name in ("low", "high", "below"))
-    wanted = [f"at least {low}"] if low is not None else []
-    wanted += [f"at most {high}"] if high is not None else []
-    wanted += [f"below {below}"] if below is not None else []
-    for number in numbers:
+    bounds = FIELDS[key].metadata
+    low, high, below = bounds.get("low"), bounds.get("high"), bounds.get("below")
+    for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             return "must be a finite number"
-        if wanted and not (
-            (low is None or number >= low) and (high is None or number <= high) and (below is None or number < below)
+        if (
+            (low is not None and number < low)
+            or (high is not None and number > high)
+            or (below is not None and number >= below)
         ):
-            return f"must be {' and '.join(wanted)}"
+            return f"must be {describe_range(key)}"
     return None
 
 
