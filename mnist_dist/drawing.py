@@ -1,0 +1,92 @@
+"""Draw digits and probabilities in a terminal, with colours and blocks where it has them, in ASCII where not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, set_cell_size
+from rich.color import Color
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHADES = " .:-=+*#%@"
+BAR_CELLS = 20
+NAME_CELLS = 12
+
+
+def is_plain(console: Console) -> bool:
+    """Whether a console shows no colours or cannot encode block characters, and so needs `plain=True` below."""
+    try:
+        "▀█".encode(console.encoding)
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return console.color_system is None or console.no_color
+
+
+def digit(image: Tensor, plain: bool = False) -> Text:
+    """An image in half as many lines of text, two pixels to a character.
+
+    Args:
+        image: uint8 (H, W), H even, 0 black to 255 white.
+        plain: ASCII characters of different density instead of grey half blocks.
+    """
+    pixels = image.tolist()
+    lines = []
+    for above, below in zip(pixels[0::2], pixels[1::2], strict=True):
+        pairs = list(zip(above, below, strict=True))
+        if plain:
+            lines.append(Text("".join(SHADES[(top + bottom) * len(SHADES) // 512] for top, bottom in pairs)))
+        else:
+            lines.append(Text.assemble(*(("▀", grey(top, bottom)) for top, bottom in pairs)))
+    return Text("\n", no_wrap=True).join(lines)
+
+
+def grey(top: int, bottom: int) -> Style:
+    """The style that makes an upper half block two pixels, each 0 to 255."""
+    return Style(color=Color.from_rgb(top, top, top), bgcolor=Color.from_rgb(bottom, bottom, bottom))
+
+
+def bars(probabilities: Tensor, classes: Sequence[str], truth: int | None = None, plain: bool = False) -> Text:
+    """One line a class: its name, a bar and its probability; `>` marks the prediction, `true` the truth.
+
+    Args:
+        probabilities: float (C,), each 0 to 1.
+        classes: the C names.
+        truth: the true class, where it is known.
+        plain: ASCII characters only, apart from the names.
+    """
+    values = probabilities.tolist()
+    likeliest = max(range(len(values)), key=values.__getitem__)
+    width = min(NAME_CELLS, max(map(cell_len, classes)))
+    lines = []
+    for index, (name, value) in enumerate(zip(classes, values, strict=True)):
+        length = round(value * BAR_CELLS)
+        bar = ("#" if plain else "█") * length + ("." if plain else "·") * (BAR_CELLS - length)
+        marked, true = ">" if index == likeliest else " ", " true" if index == truth else ""
+        line = f"{marked} {set_cell_size(name, width)} {bar} {value:7.2%}{true}"
+        lines.append(Text(line, style=style(index, likeliest, truth)))
+    return Text("\n", no_wrap=True).join(lines)
+
+
+def style(index: int, likeliest: int, truth: int | None) -> str:
+    """How a class's line looks: the truth green, another prediction red."""
+    if index == truth:
+        return "bold green"
+    if index == likeliest:
+        return "bold" if truth is None else "bold red"
+    return "dim"
+
+
+def beside(left: Text, right: Text) -> Table:
+    """Two drawings next to each other, the right one in the middle of the height."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, vertical="middle")
+    grid.add_row(left, right)
+    return grid
