@@ -367,7 +367,7 @@ def test_results_leave_out_what_is_absent() -> None:
     assert results({"test.accuracy": 0.5, "test.count": 10, "device": None, "world_size": 2}) == {"processes": "2"}
     shown = results(SUMMARY)
     assert shown["test accuracy"] == "99.05 % (9905 of 10000)"
-    assert shown["trained"] == "645 steps, 3 epochs"
+    assert (shown["steps"], shown["whole epochs"]) == ("645", "3")
     assert shown["speed"] == "13,403 images/s"
     assert shown["parameters"] == "421,642"
     assert shown["weights"] == "sha256 0123456789ab"
