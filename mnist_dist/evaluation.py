@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mnist_dist.config import DataConfig
-from mnist_dist.data.batches import ImageSet, normalize
+from mnist_dist.data.batches import normalize
 from mnist_dist.data.order import share_of
+from mnist_dist.data.splits import ImageSet
 from mnist_dist.metrics import Counts, Metrics
 from mnist_dist.runtime import Runtime
 

@@ -21,11 +21,13 @@ from mnist_dist.checkpoint import (
 )
 from mnist_dist.config import Config
 from mnist_dist.console import Console
-from mnist_dist.data.batches import Batch, Batches, Splits
+from mnist_dist.data.batches import Batch, Batches
 from mnist_dist.data.order import GlobalBatchSampler
+from mnist_dist.data.splits import Splits
 from mnist_dist.errors import Stopped, TrainingError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.metrics import Counts, Metrics
+from mnist_dist.models.summary import count_parameters
 from mnist_dist.optim.builder import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.optim.schedules import lr_at
@@ -61,7 +63,6 @@ class Loop:
     Args:
         model: placed on the device.
         data: the three sets, on the device.
-        record: takes one row of metrics, on every process; only the main one keeps it.
         checkpoints: the folder they go to.
         run_id: what trackers know the run by, over all its stops and resumes.
     """
@@ -73,12 +74,11 @@ class Loop:
         model: nn.Module,
         data: Splits,
         console: Console,
-        record: Callable[[dict[str, Any]], None],
         checkpoints: Path,
         run_id: str,
     ) -> None:
         self.config, self.runtime, self.data, self.console = config, runtime, data, console
-        self.record, self.checkpoints, self.run_id = record, checkpoints, run_id
+        self.checkpoints, self.run_id = checkpoints, run_id
         self.raw = model
         self.ema: AveragedModel | None = build_ema(model, config.optim.ema)
         self.optimizer = build_optimizer(model, config.optim, fused=can_fuse(runtime))
@@ -96,7 +96,9 @@ class Loop:
         self.total_steps = config.train.epochs * len(self.sampler)
         self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
         self.at = Position()
+        self.lr = 0.0  # of the last update
         self.saved_step = -1
+        self.watched: Metrics | None = None  # the last evaluation on the held-out set
         self.window = Counts(runtime.device)  # since the last row of metrics, this process only
         self.epoch_counts = Counts(runtime.device)  # since the epoch began, without the window
         self.window_images = 0
@@ -113,15 +115,29 @@ class Loop:
         """The set that is watched while training: `val`, or `test` where nothing is held out."""
         return "val" if len(self.data.val) else "test"
 
+    def describe(self) -> dict[str, str]:
+        """The choices of this run, for the console."""
+        config, at = self.config, self.at
+        steps = f"{self.last_step} ({config.train.epochs} epochs x {len(self.sampler)})"
+        return {
+            "model": f"{config.model.name}, {count_parameters(self.raw):,} parameters",
+            "optimizer": f"{config.optim.name}, lr {config.optim.lr:g} {config.optim.schedule}",
+            "steps": f"{steps} of {config.train.batch_size} images" + (f", {at.step} done" if at.step else ""),
+        }
+
     # The loop
 
-    def train(self) -> None:
+    def train(self, record: Callable[[dict[str, Any]], None]) -> None:
         """Train from the present position to the last step.
+
+        Args:
+            record: takes one row of metrics, on every process; only the main one keeps it.
 
         Raises:
             Stopped: a stop was asked for, and a checkpoint is written.
             TrainingError: the loss is not finite, or a checkpoint cannot be written.
         """
+        self.record = record
         self.console.begin(self.last_step, self.at.step, self.config.train.epochs)
         if self.is_evaluation_due():  # a stop during the evaluation left it to us
             self.evaluate_between_epochs()
@@ -162,12 +178,13 @@ class Loop:
     def train_step(self, batch: Batch) -> None:
         """Learn from one global batch, in as many parts as the configuration says."""
         at, optim, runtime = self.at, self.config.optim, self.runtime
-        set_lr(self.optimizer, self.lr())
+        self.lr = lr_at(at.step - at.skipped, self.total_steps, optim)
+        set_lr(self.optimizer, self.lr)
         torch.manual_seed(derive_seed(self.config.run.seed, "dropout", at.step, runtime.rank))
         for index, (images, labels) in enumerate(batch.parts):
             logits = self.model(images)
             losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=optim.label_smoothing)
-            # Gradients are averaged over processes: this makes the average the mean over the global batch, ragged or not.
+            # Gradients are averaged over processes; so their average is the mean over the global batch, ragged or not.
             loss = losses.sum() * (runtime.world_size / batch.size)
             runtime.backward(self.model, loss, last=index == len(batch.parts) - 1)
             self.window.add(logits.detach(), labels, losses.detach())
@@ -185,9 +202,9 @@ class Loop:
         at = self.at
         epoch = Metrics.from_counts(self.runtime.sum(self.epoch_counts.tensor.clone()).tolist())
         watched = self.watch()
-        row = {"epoch": at.epoch + 1, "split": self.held_out, "lr": self.lr(), "seconds": at.seconds}
+        row = {"epoch": at.epoch + 1, "split": self.held_out, "lr": self.lr, "seconds": at.seconds}
         row |= epoch.row("epoch.train") | watched.row(self.held_out)
-        self.record({"event": "epoch", **epoch.row("epoch.train"), "epoch.seconds": at.seconds})
+        self.write_row(epoch.row("epoch.train") | {"epoch.seconds": at.seconds})
         self.console.epoch(row)
         at.epoch += 1
         at.step_in_epoch = 0
@@ -197,10 +214,6 @@ class Loop:
         self.save()
 
     # Parts of the loop
-
-    def lr(self) -> float:
-        """The learning rate of the next update."""
-        return lr_at(self.at.step - self.at.skipped, self.total_steps, self.config.optim)
 
     def is_epoch_done(self) -> bool:
         """Whether all batches of the epoch in progress are done, and it is not finished yet."""
@@ -218,9 +231,9 @@ class Loop:
 
     def watch(self) -> Metrics:
         """Evaluate on the held-out set and record it."""
-        metrics = self.evaluate(self.held_out)
+        metrics = self.watched = self.evaluate(self.held_out)
         self.at.evaluated = self.at.step
-        self.record({"event": self.held_out, **metrics.row(self.held_out)})
+        self.write_row(metrics.row(self.held_out))
         return metrics
 
     def evaluate(self, name: str) -> Metrics:
@@ -241,10 +254,10 @@ class Loop:
         row = {
             "train.loss": metrics.loss,
             "train.accuracy": metrics.accuracy,
-            "lr": self.lr(),
+            "lr": self.lr,
             "images_per_second": self.window_images / max(now - self.window_start, 1e-9),
         }
-        self.record({"event": "train", **row})
+        self.write_row(row)
         self.console.metrics(row)
         if metrics.nonfinite:
             raise TrainingError(
@@ -257,12 +270,16 @@ class Loop:
         self.window.clear()
         self.window_start, self.window_images = now, 0
 
+    def write_row(self, row: dict[str, Any]) -> None:
+        """Record metrics of the present step."""
+        self.record({"step": self.at.step, "epoch": self.at.epoch + 1, "time": time.time(), **row})
+
     def stop_if_asked(self) -> None:
         """Save and raise Stopped if any process was asked to stop."""
         if self.runtime.should_stop():
             self.stop_clock()
             self.save()
-            raise Stopped(f"stopped at step {self.at.step} as asked; the same command with --run.dir continues")
+            raise Stopped(f"at step {self.at.step}, with a checkpoint")
 
     def start_clock(self) -> None:
         """Training time runs from here."""

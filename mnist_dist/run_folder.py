@@ -18,7 +18,21 @@ from mnist_dist.errors import TrainingError, UserError
 CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
 
 # Settings that may change when a run goes on: none of them changes what it computes.
-FREE = ["run.dir", "run.resume", "run.device", "run.threads", "run.timeout", "run.quiet", "data.root", "data.source", "data.classes", "train.max_steps", "train.eval_batch_size", "train.checkpoint_steps", "train.keep"]  # fmt: skip
+FREE = {
+    "run.dir",
+    "run.resume",
+    "run.device",
+    "run.threads",
+    "run.timeout",
+    "run.quiet",
+    "data.root",
+    "data.source",
+    "data.classes",
+    "train.max_steps",
+    "train.eval_batch_size",
+    "train.checkpoint_steps",
+    "train.keep",
+}
 
 
 def open_run_folder(config: Config, recipes: Sequence[str]) -> Path:
@@ -36,8 +50,6 @@ def open_run_folder(config: Config, recipes: Sequence[str]) -> Path:
         (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         if config.run.resume == "never":
             start_over(path)
-        with written_whole(path / CONFIG) as file:
-            file.write_text(dump(config), encoding="utf-8")
     except OSError as error:
         raise UserError(f"run.dir={path}: cannot be written ({error.strerror}); choose another --run.dir") from error
     return path
@@ -99,6 +111,15 @@ def check_same_run(config: Config, saved: Mapping[str, Mapping[str, Any]], check
         )
 
 
+def write_config(folder: Path, config: Config) -> None:
+    """Write config.yaml, from which `--config` starts the same run.
+
+    Raises:
+        TrainingError: the disk is full or the folder is gone.
+    """
+    write_text(folder / CONFIG, dump(config))
+
+
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished run, or None."""
     try:
@@ -114,8 +135,13 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
         TrainingError: the disk is full or the folder is gone.
     """
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
+    write_text(folder / SUMMARY, json.dumps(plain, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or none."""
     try:
-        with written_whole(folder / SUMMARY) as file:
-            file.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        with written_whole(path) as file:
+            file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise TrainingError(f"{folder / SUMMARY}: cannot be written ({error.strerror})", everywhere=True) from error
+        raise TrainingError(f"{path}: cannot be written ({error.strerror})", everywhere=True) from error

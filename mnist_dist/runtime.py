@@ -44,18 +44,22 @@ class Runtime:
         self.stop_flag = torch.zeros((), dtype=torch.int32)
         self.stop_work: tuple[Any, Tensor] | None = None
         # Control messages have a group of their own on the host, so that they never wait for the device.
-        self.control = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self.control: Any = dist.new_group(backend="gloo") if self.world_size > 1 else None
 
     # What the user sees at the start
+
+    @property
+    def device_name(self) -> str:
+        """The GPU's name, or the kind of device."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     def describe(self) -> dict[str, str]:
         """The resolved topology, for the console."""
         backend = f", {dist.get_backend()}" if self.world_size > 1 else ""
         machines = f" on {self.topology.machines} machine{'s' * (self.topology.machines > 1)}"
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
         return {
             "processes": f"{self.world_size}{machines}{backend}",
-            "device": f"{name}, {self.threads} CPU thread{'s' * (self.threads > 1)} each",
+            "device": f"{self.device_name}, {self.threads} CPU thread{'s' * (self.threads > 1)} each",
             "precision": self.precision,
         }
 
@@ -130,9 +134,10 @@ class Runtime:
                 result = action()
             except (UserError, TrainingError) as caught:
                 error = caught
-        result, error = self.broadcast((result, error))
-        if error is not None:
-            raise error
+        result, failure = self.broadcast((result, (type(error), str(error)) if error else None))
+        if failure is not None:
+            kind, message = failure
+            raise (UserError(message) if kind is UserError else TrainingError(message, everywhere=True)) from error
         return result  # type: ignore[return-value]
 
     def agree(self, what: str, values: dict[str, Any]) -> None:
@@ -162,14 +167,18 @@ class Runtime:
         """
         if self.control is None:
             return bool(self.stop_flag)
-        answer = False
-        if self.stop_work is not None:
-            work, flag = self.stop_work
-            work.wait()
-            answer = bool(flag)
+        answer = self.answer()
         flag = self.stop_flag.clone()
         self.stop_work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.control, async_op=True), flag
         return answer
+
+    def answer(self) -> bool:
+        """What the last call's question found out; no question is open then."""
+        if self.stop_work is None:
+            return False
+        (work, flag), self.stop_work = self.stop_work, None
+        work.wait()
+        return bool(flag)
 
 
 @contextlib.contextmanager
@@ -190,12 +199,13 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
         accelerator = open_accelerator(config, topology, cpu)
         if accelerator.num_processes != topology.world_size:
             raise UserError(
-                f"the launcher started {topology.world_size} processes, but accelerate sees {accelerator.num_processes} "
-                "of them: they would train apart and overwrite each other; start with a file from launch/"
+                f"the launcher started {topology.world_size} processes, but accelerate sees "
+                f"{accelerator.num_processes}: they would train apart and overwrite each other; use a file from launch/"
             )
         runtime = Runtime(accelerator, topology, threads)
         with stop_on_signals(runtime):
             yield runtime
+            runtime.answer()  # a group that is destroyed with work in flight can abort the process
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -244,7 +254,7 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.timeout)),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )
     except ValueError as error:

@@ -15,4 +15,4 @@ def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    return average.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return average.to(memory_format=torch.channels_last)

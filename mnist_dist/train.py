@@ -1,0 +1,147 @@
+"""Train a network on MNIST: `accelerate launch -m mnist_dist.train [--config NAME|PATH]... [--section.key=value]...`.
+
+Reads from top to bottom in the order in which a run is built. torch is imported only once the settings are known to be
+good, so that help and errors come at once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from mnist_dist.config import Config
+from mnist_dist.config_loader import Loaded, load, print_config
+from mnist_dist.ending import leave, run_to_exit_code
+from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
+from mnist_dist.topology import Topology, read_topology
+from mnist_dist.tracking import check_tracking, describe_tracking, is_hung
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the arguments say, and give the process's exit code."""
+    return run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
+
+
+def start(arguments: Sequence[str]) -> int:
+    """Check everything that can be checked before torch is imported, then train."""
+    topology = read_topology()
+    loaded = load(arguments, topology.world_size)
+    if loaded.print_config:
+        if topology.is_main:
+            print_config(loaded.config)
+        return EXIT_DONE
+    if topology.is_main:
+        check_tracking(loaded.config)
+    return train(loaded, topology)
+
+
+def train(loaded: Loaded, topology: Topology) -> int:
+    """One run, from its data to its summary."""
+    import torch
+
+    from mnist_dist.checkpoint import load_checkpoint
+    from mnist_dist.console import open_console
+    from mnist_dist.data.sources import ensure, resolve_root
+    from mnist_dist.data.splits import read_splits
+    from mnist_dist.loop import Loop
+    from mnist_dist.models import create_model
+    from mnist_dist.run_folder import (
+        CHECKPOINTS,
+        METRICS,
+        check_same_run,
+        choose_checkpoint,
+        open_run_folder,
+        read_summary,
+        write_config,
+        write_summary,
+    )
+    from mnist_dist.runtime import start_runtime
+    from mnist_dist.summary import summarize
+    from mnist_dist.tracking import MetricsFile, open_tracker
+
+    config = loaded.config
+    console = open_console(topology.is_main, config.run.quiet)
+
+    # The data: one process a machine fetches it, before any process waits for another.
+    root = resolve_root(config.data.root)
+    if topology.is_local_main:
+        ensure(root, config.data.source, console.say)
+
+    with start_runtime(config, topology) as runtime:
+        runtime.agree("the configuration", flat(config))
+        splits = read_splits(ensure(root, "local", console.say), config.data, config.run.seed).to(runtime.device)
+
+        # The folder, and the checkpoint to go on from: the main process decides for all.
+        folder = runtime.on_main(lambda: open_run_folder(config, loaded.recipes))
+        checkpoint = runtime.on_main(lambda: choose_checkpoint(config, folder, console.warn))
+        saved = load_checkpoint(checkpoint) if checkpoint else None
+        if saved and checkpoint:
+            check_same_run(config, saved.state["config"], checkpoint)
+        same_run = saved is not None and config.run.resume == "auto"
+        run_id = saved.state["run_id"] if saved and same_run else runtime.broadcast(secrets.token_hex(4))
+
+        # The model, the same on every process because each draws it from the same seed; then what trains it.
+        torch.manual_seed(config.run.seed)
+        torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
+        model = runtime.place(create_model(config.model.name))
+        loop = Loop(config, runtime, model, splits, console, folder / CHECKPOINTS, run_id)
+        if saved and checkpoint:
+            loop.restore(saved, str(checkpoint))
+        summary = read_summary(folder) if same_run and loop.at.step >= loop.last_step else None
+        if summary:
+            console.say(f"{folder} holds this run, finished; --run.resume=never starts it over")
+            return EXIT_DONE
+
+        # The records, from the step we go on from; then the run itself.
+        facts = {"data": splits.describe(), "tracking": describe_tracking(config), "run": str(folder)}
+        console.header(runtime.describe() | loop.describe() | facts)
+        if checkpoint:
+            console.say(f"going on from {checkpoint}")
+        if runtime.is_main:
+            write_config(folder, config)
+        rows = (
+            MetricsFile(folder / METRICS, loop.at.step if same_run else -1, console.warn) if runtime.is_main else None
+        )
+        tracker = open_tracker(config, folder, run_id, same_run, console.warn, runtime.is_main)
+
+        def record(row: dict[str, Any]) -> None:
+            if rows is not None:
+                rows.write(row)
+            tracker.log(row)
+
+        code, summary = EXIT_FAILED, {}
+        try:
+            loop.train(record)
+            test = loop.evaluate("test")
+            loop.write_row(test.row("test"))
+            summary = summarize(loop, test, checkpoint)
+            code = EXIT_DONE
+        except Stopped:
+            code = EXIT_STOPPED
+            raise
+        finally:
+            console.close()
+            tracker.finish(summary, code)
+        if runtime.is_main:
+            write_summary(folder, summary)
+        if tracker.look:
+            console.say(tracker.look)
+        console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
+    return EXIT_DONE
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The configuration with dotted keys."""
+    return {f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()}
+
+
+def enter(program: Callable[[], int]) -> NoReturn:
+    """Run a program that may train, and end the process; at once where exit hooks may hang or abort it."""
+    code = program()
+    leave(code, at_once=is_hung() or read_topology().world_size > 1)
+
+
+if __name__ == "__main__":
+    enter(main)
