@@ -77,7 +77,7 @@ class DataConfig:
 class ModelConfig:
     """Which network."""
 
-    name: Literal["lenet", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "lenet"
+    name: Literal["unshuffle", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "unshuffle"
     """A registered model; `mnist-dist models` describes each."""
 
 
@@ -119,7 +119,7 @@ class TrainConfig:
     """Images in one global batch: over all processes and all accumulated parts."""
     accumulate: int = bounded(1, low=1)
     """Parts that each process splits its share of a global batch into, to save memory."""
-    epochs: int = bounded(3, low=1)
+    epochs: int = bounded(6, low=1)
     """Passes over the training images. Fixes the schedule's length."""
     max_steps: int = bounded(0, low=0)
     """End after this many steps, wherever the schedule is. 0: after the last epoch."""

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 from mnist_dist.config import Config, TrackingConfig
 from mnist_dist.errors import UserError
 from mnist_dist.wandb_tracker import WandbTracker
-from mnist_dist.wandb_tracker import is_hung as is_hung
 
 Warn = Callable[[str], None]
 
@@ -185,7 +184,7 @@ class Tracker(Protocol):
 
     @property
     def hung(self) -> bool:
-        """Whether it was given up on; see `is_hung`."""
+        """Whether it was given up on."""
 
     @property
     def look(self) -> str:

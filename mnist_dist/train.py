@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 from mnist_dist.config import Config
 from mnist_dist.config_loader import Loaded, load, print_config
-from mnist_dist.ending import leave, run_to_exit_code
+from mnist_dist.ending import leave_after, run_to_exit_code
 from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
 from mnist_dist.topology import Topology, read_topology
-from mnist_dist.tracking import check_tracking, describe_tracking, is_hung
+from mnist_dist.tracking import check_tracking, describe_tracking
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,11 +137,5 @@ def flat(config: Config) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()}
 
 
-def enter(program: Callable[[], int]) -> NoReturn:
-    """Run a program that may train, and end the process; at once where exit hooks may hang or abort it."""
-    code = program()
-    leave(code, at_once=is_hung() or read_topology().world_size > 1)
-
-
 if __name__ == "__main__":
-    enter(main)
+    leave_after(main)

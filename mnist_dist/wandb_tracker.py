@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from mnist_dist.config import Config
+from mnist_dist.ending import skip_exit_hooks
 
 QUEUE_ROWS = 10_000
 BEST = {"val/accuracy": "max", "val/loss": "min"}  # what wandb's own summary keeps of them
@@ -36,13 +37,6 @@ PRIVATE = {
     "x_disable_stats": True,
     "x_save_requirements": False,
 }
-
-_hung = threading.Event()
-
-
-def is_hung() -> bool:
-    """Whether a tracker of this process was given up on: leave with os._exit, or its exit hooks may wait for ever."""
-    return _hung.is_set()
 
 
 class WandbTracker:
@@ -81,7 +75,7 @@ class WandbTracker:
         if self.hung or self._ended.wait(timeout):
             return
         self.hung = True
-        _hung.set()
+        skip_exit_hooks()  # wandb's may wait for ever
         stop_service()
         self.look = self._how_to_look()
         self._warn(f"wandb did not finish within {timeout:g} s and was stopped; metrics.jsonl has everything")

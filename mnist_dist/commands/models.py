@@ -1,0 +1,43 @@
+"""`mnist-dist models`: the registered networks, what each costs, and the walk of shapes through one."""
+
+from __future__ import annotations
+
+from mnist_dist.commands.arguments import Parser
+from mnist_dist.errors import EXIT_DONE, UserError
+
+
+def main(arguments: list[str]) -> int:
+    """Run `mnist-dist models ARGUMENTS`; the exit code.
+
+    Raises:
+        UserError: wrong arguments, or an unknown model.
+        SystemExit: 0, after printing the help.
+    """
+    parser = Parser(prog="mnist-dist models", description="The networks: parameters, cost, and every layer's shape.")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these")
+    options = parser.parse_args(arguments)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from mnist_dist.models import create_model, describe_model, list_models
+    from mnist_dist.models.summary import summarize
+
+    known = list_models()
+    for name in options.names:
+        if name not in known:
+            raise UserError(f"{name}: no such model; models: {', '.join(known)}")
+    console = Console(highlight=False)
+    for name in options.names or known:
+        summary = summarize(create_model(name))
+        cost = f"{summary.parameters:,} parameters, {summary.flops / 1e6:.2f} MFLOPs an image forward"
+        table = Table(title=f"{name}: {cost}", caption=describe_model(name), title_justify="left", box=None)
+        for heading, justify in (("layer", "left"), ("kind", "left"), ("output", "right"), ("parameters", "right")):
+            table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        table.add_row("", "input", "1 x 28 x 28", "")
+        for layer in summary.layers:
+            shape = " x ".join(map(str, layer.shape))
+            table.add_row(layer.name, layer.kind, shape, f"{layer.parameters:,}" if layer.parameters else "")
+        console.print(table)
+        console.print()
+    return EXIT_DONE
