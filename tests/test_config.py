@@ -193,8 +193,9 @@ def test_errors_name_the_key_its_origin_and_what_would_work(argument: str, messa
 
 
 def test_unknown_choices_list_the_choices() -> None:
-    assert error_of("--model.name=unshufle").startswith("model.name=unshufle (command line): must be one of unshuffle, ")
-    assert error_of("--model.name=unshufle").endswith("; did you mean unshuffle?")
+    error = error_of("--model.name=unshufle")
+    assert error.startswith("model.name=unshufle (command line): must be one of unshuffle, ")
+    assert error.endswith("; did you mean unshuffle?")
 
 
 @pytest.mark.parametrize("key", ["--optim.l=1", "--op.lr=1", "--print", "--conf=default", "--print_config=1", "--tr"])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mnist_dist import tracking, wandb_tracker
+from mnist_dist import wandb_tracker
 from mnist_dist.config import Config, RunConfig, TrackingConfig
 from mnist_dist.errors import UserError
 from mnist_dist.tracking import (
