@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> int:
     for name in options.names or known:
         summary = summarize(create_model(name))
         cost = f"{summary.parameters:,} parameters, {summary.flops / 1e6:.2f} MFLOPs an image forward"
-        table = Table(title=f"{name}: {cost}", caption=describe_model(name), title_justify="left", box=None)
+        console.print(f"[bold]{name}[/bold]: {cost}\n{describe_model(name)}", soft_wrap=True)
+        table = Table(box=None, pad_edge=False)
         for heading, justify in (("layer", "left"), ("kind", "left"), ("output", "right"), ("parameters", "right")):
             table.add_column(heading, justify=justify)  # type: ignore[arg-type]
         table.add_row("", "input", "1 x 28 x 28", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mnist_dist.commands.arguments import Parser, check_indices
 from mnist_dist.errors import EXIT_DONE, UserError
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     restored = restore(options.run, options.checkpoint)
     console = Console(highlight=False)
     if options.pictures:
-        predict_pictures(console, restored, options.pictures)
+        predict_pictures(console, restored, options.pictures, options.maps)
     if options.index or options.first:
         predict_split(console, restored, options)
     return EXIT_DONE
@@ -54,6 +54,7 @@ def build_parser() -> Parser:
     parser.add_argument("pictures", metavar="PICTURE", nargs="*", help="file of any format, size and polarity")
     parser.add_argument("--index", metavar="I", type=int, nargs="+", default=[], help="positions in the split, from 0")
     parser.add_argument("--first", metavar="N", type=int, help="the split's first N predictions in rows with the truth")
+    parser.add_argument("--maps", action="store_true", help="draw also what each convolution makes of the image")
     parser.add_argument("--split", choices=("train", "test"), default="test", help="default: %(default)s")
     parser.add_argument(
         "--checkpoint",
@@ -64,7 +65,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def predict_pictures(console: Console, restored: Restored, paths: list[str]) -> None:
+def predict_pictures(console: Console, restored: Restored, paths: list[str], maps: bool) -> None:
     """Draw each picture as the network sees it, beside its probabilities."""
     import torch
 
@@ -73,6 +74,8 @@ def predict_pictures(console: Console, restored: Restored, paths: list[str]) -> 
     images = torch.stack([read_picture(path) for path in paths])
     for path, image, row in zip(paths, images, probabilities(restored, images), strict=True):
         draw(console, path, image, row, restored.config.data.classes)
+        if maps:
+            draw_maps(console, restored, image)
 
 
 def predict_split(console: Console, restored: Restored, options: argparse.Namespace) -> None:
@@ -86,6 +89,8 @@ def predict_split(console: Console, restored: Restored, options: argparse.Namesp
         chosen = images[options.index]
         for index, image, row in zip(options.index, chosen, probabilities(restored, chosen), strict=True):
             draw(console, f"{options.split} image {index}", image, row, classes, int(labels[index]))
+            if options.maps:
+                draw_maps(console, restored, image)
     if options.first:
         predicted = probabilities(restored, images[: options.first]).argmax(1)
         print_rows(console, predicted.tolist(), labels[: options.first].tolist(), classes)
@@ -104,14 +109,13 @@ def probabilities(restored: Restored, images: Tensor) -> Tensor:
     """The network's probabilities, float32 (N, 10), for images uint8 (N, 28, 28)."""
     import torch
 
+    from mnist_dist.data.batches import normalize
+
     config = restored.config.data
-    model: Any = restored.model  # nn.Module does not declare `probabilities`
-    rows = []
+    model = restored.model
     with torch.inference_mode():
-        for part in images.split(BATCH):
-            inputs = (part.unsqueeze(1).float() / 255 - config.mean) / config.std
-            rows.append(model.probabilities(model(inputs)).float())
-    return torch.cat(rows)
+        parts = [model(normalize(part.unsqueeze(1), config)) for part in images.split(BATCH)]
+        return model.probabilities(torch.cat(parts))
 
 
 def draw(
@@ -125,6 +129,18 @@ def draw(
     verdict = "" if truth is None else ", right" if likeliest == truth else f", wrong: {classes[truth]}"
     console.print(f"{name}: {classes[likeliest]} ({row[likeliest]:.2%}){verdict}", markup=False, soft_wrap=True)
     console.print(beside(digit(image, plain), bars(row, classes, truth, plain)))
+
+
+def draw_maps(console: Console, restored: Restored, image: Tensor) -> None:
+    """Print what each convolution of the network makes of an image."""
+    from mnist_dist.data.batches import normalize
+    from mnist_dist.drawing import digit, is_plain
+    from mnist_dist.models.maps import feature_maps, montage
+
+    normalized = normalize(image.unsqueeze(0), restored.config.data)
+    for layer, maps in feature_maps(restored.model, normalized):
+        console.print(f"\n{layer}, {' x '.join(map(str, maps.shape))}, the first of them:", markup=False)
+        console.print(digit(montage(maps, console.width), is_plain(console)))
 
 
 def print_rows(console: Console, predicted: list[int], truth: list[int], classes: tuple[str, ...]) -> None:

@@ -39,7 +39,7 @@ class GlobalBatch:
 def share_of(start: int, stop: int, index: int, parts: int) -> Share:
     """The contiguous share `index` of `parts` of rows start..stop; sizes differ by one at most.
 
-    Cuts nest: the shares of 4 parts are the halves of the shares of 2.
+    Where the parts divide the rows, cuts nest: the shares of 4 parts are the halves of the shares of 2.
     """
     size = stop - start
     return Share(start + size * index // parts, start + size * (index + 1) // parts)
