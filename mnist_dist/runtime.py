@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -35,7 +37,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(sig
 class Runtime:
     """This process among the others of a run. Use `start_runtime`, which also ends the process group on every path."""
 
-    def __init__(self, accelerator: Accelerator, topology: Topology, threads: int) -> None:
+    def __init__(self, accelerator: Accelerator, topology: Topology, threads: int, timeout: timedelta) -> None:
         self.accelerator = accelerator
         self.topology = topology
         self.device: torch.device = accelerator.device
@@ -44,12 +46,13 @@ class Runtime:
         self.rank, self.world_size, self.is_main = topology.rank, topology.world_size, topology.is_main
         self.stop_flag = torch.zeros((), dtype=torch.int32)
         self.stop_work: tuple[Any, Tensor] | None = None
-        # Control messages have a group of their own on the host, so that they never wait for the device.
+        self.control: Any = None
         if self.world_size > 1:
             # In torch 2.15 the gloo backend can abort a process that exits (`terminate called without an active
             # exception`; seen in 13 of 90 runs of a bare DistributedDataParallel loop): the run would count as failed.
             skip_exit_hooks()
-        self.control: Any = dist.new_group(backend="gloo") if self.world_size > 1 else None
+            # Control messages have a group of their own on the host, so that they never wait for the device.
+            self.control = dist.new_group(backend="gloo", timeout=timeout)
 
     # What the user sees at the start
 
@@ -170,6 +173,8 @@ class Runtime:
         The answer is the one asked for at the previous call, so that the exchange overlaps with the step between; it
         is the same on every process.
         """
+        if self.topology.launcher and os.getppid() != self.topology.launcher:
+            self.request_stop()  # the launcher was killed and took nobody along: do not train on unseen
         if self.control is None:
             return bool(self.stop_flag)
         answer = self.answer()
@@ -192,10 +197,11 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
 
     Raises:
         UserError: a precision or a number of processes that this machine cannot do.
-        TrainingError: another process did not arrive in time.
+        TrainingError: another process did not arrive in time, ended early, or stopped answering.
     """
     cpu = decide_cpu(config, topology)
     threads = config.run.threads or default_threads(topology)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate decides, and warns
     torch.set_num_threads(threads)
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -207,13 +213,21 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
                 f"the launcher started {topology.world_size} processes, but accelerate sees "
                 f"{accelerator.num_processes}: they would train apart and overwrite each other; use a file from launch/"
             )
-        runtime = Runtime(accelerator, topology, threads)
+        runtime = Runtime(accelerator, topology, threads, timedelta(seconds=config.run.timeout))
         with stop_on_signals(runtime):
             yield runtime
             runtime.answer()  # a group that is destroyed with work in flight can abort the process
+    except RuntimeError as error:
+        if topology.world_size == 1 or not is_lost_peer(error):
+            raise
+        raise TrainingError(
+            f"another process ended early, or did not answer within run.timeout={config.run.timeout:g} s "
+            f"({first_line(error)}); look for its own message"
+        ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)  # else one process could not train twice
 
 
 def decide_cpu(config: Config, topology: Topology) -> bool:
@@ -264,13 +278,13 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
         )
     except ValueError as error:
         raise UserError(f"precision {precision} ({source}): {str(error).splitlines()[0]}") from error
-    except (dist.DistError, RuntimeError) as error:
-        if topology.world_size == 1:
+    except RuntimeError as error:
+        if topology.world_size == 1 or not is_lost_peer(error):
             raise
         raise TrainingError(
-            f"rank {topology.rank} of {topology.world_size} could not meet the others at {topology.address} within "
-            f"run.timeout={config.run.timeout:g} s: {first_line(error)}; check that every machine was started with its "
-            "own rank and this address"
+            f"rank {topology.rank} of {topology.world_size} could not meet {missing_rank(error)} at {topology.address} "
+            f"within run.timeout={config.run.timeout:g} s ({first_line(error)}); check that every machine was started "
+            "with its own rank and this address"
         ) from error
 
 
@@ -296,14 +310,22 @@ def stop_on_signals(runtime: Runtime) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def is_lost_peer(error: BaseException) -> bool:
+LOST_PEER = ("closed by peer", "reset by peer", "timed out", "timeout", "connection refused", "broken pipe", "nccl")
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
     """Whether an exception says that another process ended or stopped answering."""
     text = str(error).lower()
-    marks = ("connection closed by peer", "connection reset", "timed out", "connection refused", "broken pipe", "nccl")
-    return isinstance(error, dist.DistError | RuntimeError) and any(mark in text for mark in marks)
+    return isinstance(error, dist.DistError) or any(mark in text for mark in LOST_PEER)
+
+
+def missing_rank(error: RuntimeError) -> str:
+    """Who was waited for: gloo waits for one rank after the other, under a key that ends in its number."""
+    match = re.search(r"keys: \S*/(\d+)$", first_line(error))
+    return f"rank {match[1]}" if match else "the others"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
+    """The first line of an error's message, without gloo's place in its source and its guesses; or its type."""
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return re.sub(r"^\[\S+:\d+\] |\. This is typically .*", "", lines[0])[:200] if lines else type(error).__name__

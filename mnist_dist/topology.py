@@ -20,6 +20,8 @@ class Topology:
     address: str = ""
     cpu_asked: bool = False
     """Whether `accelerate launch` was told to use the CPU."""
+    launcher: int = 0
+    """Process id of the torchrun or `accelerate launch` that started this process; 0 without one."""
 
     @property
     def is_main(self) -> bool:
@@ -70,4 +72,5 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
         local_world_size=local_world_size,
         address=f"{address}:{environment.get('MASTER_PORT', '29500')}" if address else "",
         cpu_asked=environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"),
+        launcher=os.getppid() if environment.keys() & {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} else 0,
     )
