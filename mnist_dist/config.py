@@ -170,6 +170,11 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    @property
+    def train_limit(self) -> int:
+        """Training images that are used; 0: all."""
+        return self.data.limit or self.train.overfit_batches * self.train.batch_size
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Sections as plain dictionaries of YAML values: tuples become lists."""
         return {

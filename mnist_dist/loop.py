@@ -24,7 +24,7 @@ from mnist_dist.console import Console
 from mnist_dist.data.batches import Batch, Batches
 from mnist_dist.data.order import GlobalBatchSampler
 from mnist_dist.data.splits import Splits
-from mnist_dist.errors import Stopped, TrainingError
+from mnist_dist.errors import Stopped, TrainingError, UserError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.metrics import Counts, Metrics
 from mnist_dist.models.summary import count_parameters
@@ -63,8 +63,10 @@ class Loop:
     Args:
         model: placed on the device.
         data: the three sets, on the device.
-        checkpoints: the folder they go to.
         run_id: what trackers know the run by, over all its stops and resumes.
+
+    Raises:
+        UserError: there is no whole batch to train on.
     """
 
     def __init__(
@@ -74,11 +76,10 @@ class Loop:
         model: nn.Module,
         data: Splits,
         console: Console,
-        checkpoints: Path,
         run_id: str,
     ) -> None:
         self.config, self.runtime, self.data, self.console = config, runtime, data, console
-        self.checkpoints, self.run_id = checkpoints, run_id
+        self.run_id = run_id
         self.raw = model
         self.ema: AveragedModel | None = build_ema(model, config.optim.ema)
         self.optimizer = build_optimizer(model, config.optim, fused=can_fuse(runtime))
@@ -93,6 +94,11 @@ class Loop:
             shuffle=not config.train.overfit_batches,
             drop_last=config.data.drop_last,
         )
+        if not len(self.sampler):
+            raise UserError(
+                f"data.drop_last=true leaves nothing: {len(data.train)} training images are less than one batch of "
+                f"train.batch_size={config.train.batch_size}; lower it or keep the last batch"
+            )
         self.total_steps = config.train.epochs * len(self.sampler)
         self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
         self.at = Position()
@@ -127,17 +133,18 @@ class Loop:
 
     # The loop
 
-    def train(self, record: Callable[[dict[str, Any]], None]) -> None:
+    def train(self, checkpoints: Path, record: Callable[[dict[str, Any]], None]) -> None:
         """Train from the present position to the last step.
 
         Args:
+            checkpoints: the folder they go to.
             record: takes one row of metrics, on every process; only the main one keeps it.
 
         Raises:
             Stopped: a stop was asked for, and a checkpoint is written.
             TrainingError: the loss is not finite, or a checkpoint cannot be written.
         """
-        self.record = record
+        self.checkpoints, self.record = checkpoints, record
         self.console.begin(self.last_step, self.at.step, self.config.train.epochs)
         if self.is_evaluation_due():  # a stop during the evaluation left it to us
             self.evaluate_between_epochs()
@@ -147,6 +154,8 @@ class Loop:
                 self.finish_epoch()
         if self.at.evaluated != self.at.step:
             self.watch()
+        if self.watched is None:  # it was recorded before a stop between the last checkpoint and the summary
+            self.watched = self.evaluate(self.held_out)
         if self.saved_step != self.at.step:
             self.save()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -41,12 +42,11 @@ def open_run_folder(config: Config, recipes: Sequence[str]) -> Path:
     Raises:
         UserError: it cannot be created or written.
     """
-    if config.run.dir:
-        path = Path(config.run.dir).expanduser()
-    else:
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        path = unused(Path("runs") / f"{'-'.join(recipes) or 'default'}-{stamp}")
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    path = Path(config.run.dir or f"runs/{'-'.join(recipes) or 'default'}-{stamp}").expanduser()
     try:
+        if not config.run.dir:
+            path = create_new(path)
         (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         if config.run.resume == "never":
             start_over(path)
@@ -55,10 +55,18 @@ def open_run_folder(config: Config, recipes: Sequence[str]) -> Path:
     return path
 
 
-def unused(path: Path) -> Path:
-    """The path itself, or with the first number behind it that is free: two runs may start in one second."""
-    candidates = (path.with_name(f"{path.name}-{number}") for number in range(2, 1000))
-    return path if not path.exists() else next(other for other in candidates if not other.exists())
+def create_new(path: Path) -> Path:
+    """Create this folder, or one with a number behind its name where another run has just taken the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path
+    for number in itertools.count(2):
+        try:
+            name.mkdir()
+        except FileExistsError:
+            name = path.with_name(f"{path.name}-{number}")
+        else:
+            break
+    return name
 
 
 def start_over(path: Path) -> None:
@@ -69,21 +77,25 @@ def start_over(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
 
 
-def choose_checkpoint(config: Config, folder: Path, warn: Callable[[str], None]) -> Path | None:
+def choose_checkpoint(config: Config, warn: Callable[[str], None]) -> Path | None:
     """The checkpoint that run.resume means, or None to start from nothing.
 
     Raises:
         UserError: run.resume names something else than a checkpoint or a run with one.
     """
-    if config.run.resume == "never":
+    if config.run.resume not in ("auto", "never"):
+        return find_checkpoint(Path(config.run.resume).expanduser(), "run.resume", warn)
+    if config.run.resume == "never" or not config.run.dir:
         return None
-    if config.run.resume == "auto":
-        return newest_checkpoint(folder / CHECKPOINTS, warn)
-    return find_checkpoint(Path(config.run.resume).expanduser(), "run.resume", warn)
+    return newest_checkpoint(Path(config.run.dir).expanduser() / CHECKPOINTS, warn)
 
 
 def find_checkpoint(path: Path, key: str, warn: Callable[[str], None]) -> Path:
-    """The checkpoint at a path: itself, or the newest of a run's folder."""
+    """The checkpoint at a path: itself, or the newest of a run's folder.
+
+    Raises:
+        UserError: neither is there; the message names the path as the value of `key`.
+    """
     if (path / "manifest.json").is_file():
         return path
     newest = newest_checkpoint(path / CHECKPOINTS, warn)

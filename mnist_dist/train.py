@@ -9,7 +9,8 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mnist_dist.config import Config
 from mnist_dist.config_loader import Loaded, load, print_config
@@ -17,6 +18,9 @@ from mnist_dist.ending import leave_after, run_to_exit_code
 from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
 from mnist_dist.topology import Topology, read_topology
 from mnist_dist.tracking import check_tracking, describe_tracking
+
+if TYPE_CHECKING:
+    from mnist_dist.loop import Loop
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +42,7 @@ def start(arguments: Sequence[str]) -> int:
 
 
 def train(loaded: Loaded, topology: Topology) -> int:
-    """One run, from its data to its summary."""
+    """Build one run, in this order: data, processes, checkpoint, model, folder; then train it to its summary."""
     import torch
 
     from mnist_dist.checkpoint import load_checkpoint
@@ -47,19 +51,8 @@ def train(loaded: Loaded, topology: Topology) -> int:
     from mnist_dist.data.splits import read_splits
     from mnist_dist.loop import Loop
     from mnist_dist.models import create_model
-    from mnist_dist.run_folder import (
-        CHECKPOINTS,
-        METRICS,
-        check_same_run,
-        choose_checkpoint,
-        open_run_folder,
-        read_summary,
-        write_config,
-        write_summary,
-    )
+    from mnist_dist.run_folder import check_same_run, choose_checkpoint, open_run_folder, read_summary
     from mnist_dist.runtime import start_runtime
-    from mnist_dist.summary import summarize
-    from mnist_dist.tracking import MetricsFile, open_tracker
 
     config = loaded.config
     console = open_console(topology.is_main, config.run.quiet)
@@ -71,11 +64,11 @@ def train(loaded: Loaded, topology: Topology) -> int:
 
     with start_runtime(config, topology) as runtime:
         runtime.agree("the configuration", flat(config))
-        splits = read_splits(ensure(root, "local", console.say), config.data, config.run.seed).to(runtime.device)
+        files = ensure(root, "local", console.say)
+        splits = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
 
-        # The folder, and the checkpoint to go on from: the main process decides for all.
-        folder = runtime.on_main(lambda: open_run_folder(config, loaded.recipes))
-        checkpoint = runtime.on_main(lambda: choose_checkpoint(config, folder, console.warn))
+        # The checkpoint to go on from: the main process decides for all.
+        checkpoint = runtime.on_main(lambda: choose_checkpoint(config, console.warn))
         saved = load_checkpoint(checkpoint) if checkpoint else None
         if saved and checkpoint:
             check_same_run(config, saved.state["config"], checkpoint)
@@ -86,49 +79,63 @@ def train(loaded: Loaded, topology: Topology) -> int:
         torch.manual_seed(config.run.seed)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
         model = runtime.place(create_model(config.model.name))
-        loop = Loop(config, runtime, model, splits, console, folder / CHECKPOINTS, run_id)
+        loop = Loop(config, runtime, model, splits, console, run_id)
         if saved and checkpoint:
             loop.restore(saved, str(checkpoint))
-        summary = read_summary(folder) if same_run and loop.at.step >= loop.last_step else None
-        if summary:
+
+        # The folder: nothing is written before everything above is known to be good.
+        folder = runtime.on_main(lambda: open_run_folder(config, loaded.recipes))
+        if same_run and loop.at.step >= loop.last_step and read_summary(folder):
             console.say(f"{folder} holds this run, finished; --run.resume=never starts it over")
             return EXIT_DONE
+        return train_to_summary(loop, folder, checkpoint, same_run)
 
-        # The records, from the step we go on from; then the run itself.
-        facts = {"data": splits.describe(), "tracking": describe_tracking(config), "run": str(folder)}
-        console.header(runtime.describe() | loop.describe() | facts)
-        if checkpoint:
-            console.say(f"going on from {checkpoint}")
-        if runtime.is_main:
-            write_config(folder, config)
-        rows = (
-            MetricsFile(folder / METRICS, loop.at.step if same_run else -1, console.warn) if runtime.is_main else None
-        )
-        tracker = open_tracker(config, folder, run_id, same_run, console.warn, runtime.is_main)
 
-        def record(row: dict[str, Any]) -> None:
-            if rows is not None:
-                rows.write(row)
-            tracker.log(row)
+def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run: bool) -> int:
+    """Open the records, train, test, and write the summary.
 
-        code, summary = EXIT_FAILED, {}
-        try:
-            loop.train(record)
-            test = loop.evaluate("test")
-            loop.write_row(test.row("test"))
-            summary = summarize(loop, test, checkpoint)
-            code = EXIT_DONE
-        except Stopped:
-            code = EXIT_STOPPED
-            raise
-        finally:
-            console.close()
-            tracker.finish(summary, code)
-        if runtime.is_main:
-            write_summary(folder, summary)
-        if tracker.look:
-            console.say(tracker.look)
-        console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
+    Args:
+        loop: at the step to go on from.
+        checkpoint: where that came from, if from anywhere.
+        same_run: it is this run's own, so that the records go on too.
+    """
+    from mnist_dist.run_folder import CHECKPOINTS, METRICS, write_config, write_summary
+    from mnist_dist.summary import summarize
+    from mnist_dist.tracking import MetricsFile, open_tracker
+
+    config, runtime, console = loop.config, loop.runtime, loop.console
+    facts = {"data": loop.data.describe(), "tracking": describe_tracking(config), "run": str(folder)}
+    console.header(runtime.describe() | loop.describe() | facts)
+    if checkpoint:
+        console.say(f"going on from {checkpoint}")
+    rows: MetricsFile | None = None
+    if runtime.is_main:
+        write_config(folder, config)
+        rows = MetricsFile(folder / METRICS, loop.at.step if same_run else -1, console.warn)
+    tracker = open_tracker(config, folder, loop.run_id, same_run, console.warn, runtime.is_main)
+
+    def record(row: dict[str, Any]) -> None:
+        if rows is not None:
+            rows.write(row)
+        tracker.log(row)
+
+    code, summary = EXIT_FAILED, {}
+    try:
+        loop.train(folder / CHECKPOINTS, record)
+        test = loop.evaluate("test")
+        summary = summarize(loop, test, checkpoint)
+        code = EXIT_DONE
+    except Stopped:
+        code = EXIT_STOPPED
+        raise
+    finally:
+        console.close()
+        tracker.finish(summary, code)
+    if runtime.is_main:
+        write_summary(folder, summary)
+    if tracker.look:
+        console.say(tracker.look)
+    console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
     return EXIT_DONE
 
 

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     if topology.is_local_main:
         ensure(root, config.data.source, console.say)
     with start_runtime(config, topology) as runtime:
-        splits = read_splits(ensure(root, "local", console.say), config.data, config.run.seed)
+        splits = read_splits(ensure(root, "local", console.say), config.data, config.run.seed, config.train_limit)
         data = getattr(splits, options.split)
         if not len(data):
             raise UserError(f"--split {options.split}: this run held nothing out (data.val_size=0); use test or train")

@@ -51,8 +51,8 @@ class Splits:
         return f"{len(self.train)} train, {len(self.val)} val, {len(self.test)} test"
 
 
-def split(train: ImageSet, test: ImageSet, config: DataConfig, seed: int) -> Splits:
-    """Hold out `val_size` training images drawn by the seed, then apply the limits.
+def split(train: ImageSet, test: ImageSet, config: DataConfig, seed: int, limit: int = 0) -> Splits:
+    """Hold out `val_size` training images drawn by the seed, then keep `limit` of the others; 0 keeps all.
 
     Raises:
         UserError: nothing would be left to train on.
@@ -65,14 +65,17 @@ def split(train: ImageSet, test: ImageSet, config: DataConfig, seed: int) -> Spl
     generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
     order = torch.randperm(len(train), generator=generator)
     held_out, kept = order[: config.val_size], order[config.val_size :]
-    if config.limit:
-        kept = kept[: config.limit]
+    if limit:
+        kept = kept[:limit]
     tested = torch.arange(min(config.test_limit or len(test), len(test)))
     return Splits(train.take(kept.sort().values), train.take(held_out.sort().values), test.take(tested))
 
 
-def read_splits(files: Mapping[str, Path], config: DataConfig, seed: int) -> Splits:
+def read_splits(files: Mapping[str, Path], config: DataConfig, seed: int, limit: int = 0) -> Splits:
     """Read the four IDX files, as `sources.ensure` names them, and split them. On the CPU.
+
+    Args:
+        limit: training images to keep; 0 keeps all.
 
     Raises:
         UserError: a file is not what it should be, or the splits are impossible.
@@ -80,7 +83,7 @@ def read_splits(files: Mapping[str, Path], config: DataConfig, seed: int) -> Spl
     train, test = (
         read_set(files[f"{name}-images-idx3-ubyte"], files[f"{name}-labels-idx1-ubyte"]) for name in ("train", "t10k")
     )
-    return split(train, test, config, seed)
+    return split(train, test, config, seed, limit)
 
 
 def read_set(images: Path, labels: Path) -> ImageSet:
