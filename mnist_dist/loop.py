@@ -191,11 +191,11 @@ class Loop:
         set_lr(self.optimizer, self.lr)
         torch.manual_seed(derive_seed(self.config.run.seed, "dropout", at.step, runtime.rank))
         for index, (images, labels) in enumerate(batch.parts):
-            logits = self.model(images)
-            losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=optim.label_smoothing)
-            # Gradients are averaged over processes; so their average is the mean over the global batch, ragged or not.
-            loss = losses.sum() * (runtime.world_size / batch.size)
-            runtime.backward(self.model, loss, last=index == len(batch.parts) - 1)
+            with runtime.part(self.model, last=index == len(batch.parts) - 1):
+                logits = self.model(images)
+                losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=optim.label_smoothing)
+                # Gradients are averaged over processes, so this makes their average the mean over the global batch.
+                runtime.backward(losses.sum() * (runtime.world_size / batch.size))
             self.window.add(logits.detach(), labels, losses.detach())
         if optim.clip:
             runtime.clip(self.model, optim.clip)

@@ -90,10 +90,13 @@ class Runtime:
         """The precision of the forward pass, for a model that was not prepared."""
         return self.accelerator.autocast()
 
-    def backward(self, model: nn.Module, loss: Tensor, *, last: bool) -> None:
-        """Add the loss's gradients; the last part of a step also averages them over the processes."""
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-            self.accelerator.backward(loss)
+    def part(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Put forward and backward of one part of a step in here: only the last one averages over the processes."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients, scaled in fp16."""
+        self.accelerator.backward(loss)
 
     def clip(self, model: nn.Module, limit: float) -> Tensor:
         """Scale the whole gradient down to L2 norm `limit` if it is larger; gives the norm before, on the device."""
