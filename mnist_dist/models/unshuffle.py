@@ -3,17 +3,30 @@ arXiv:1609.05158, run backwards), so that the convolutions work on a quarter of 
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from mnist_dist.models.classifier import ImageClassifier
 from mnist_dist.models.registry import register_model
+
+
+class PixelUnshuffle(nn.Module):
+    """Images (B, 1, H, W) to (B, 4, H/2, W/2): as torch's, which however leaves the shape of an empty batch as it is.
+
+    Empty batches are real: a process may have no image of an epoch's last batch.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The four pixels of each patch as channels, row by row."""
+        count, _, height, width = images.shape
+        patches = images.reshape(count, height // 2, 2, width // 2, 2)
+        return patches.permute(0, 2, 4, 1, 3).reshape(count, 4, height // 2, width // 2)
 
 
 @register_model
 def unshuffle() -> ImageClassifier:
     """Pixels of 2x2 patches as channels, 32 and 64 filters of 3x3, 128 hidden units: the default."""
     body = nn.Sequential(
-        nn.PixelUnshuffle(2),
+        PixelUnshuffle(),
         nn.Conv2d(4, 32, 3, padding=1),
         nn.MaxPool2d(2),  # before the ReLU: the same values, a quarter of the work
         nn.ReLU(),

@@ -1,0 +1,188 @@
+"""The networks: registered under the names that the configuration knows, of the shapes that their tutorials walk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mnist_dist.config import ModelConfig
+from mnist_dist.models import ImageClassifier, create_model, describe_model, list_models, register_model, registry
+from mnist_dist.models.summary import count_parameters, summarize
+
+ALL = list_models()
+
+WALKS = {
+    "cnn": [(16, 28, 28), (16, 14, 14), (32, 14, 14), (32, 7, 7), (1568,), (10,)],
+    "convnet": [(8, 28, 28), (8, 14, 14), (16, 14, 14), (16, 7, 7), (784,), (10,)],
+    "basic": [(10, 24, 24), (10, 12, 12), (20, 8, 8), (20, 4, 4), (320,), (10,)],
+    "deep_head": [(10, 24, 24), (10, 12, 12), (20, 10, 10), (2000,), (500,), (10,)],
+    "deep_head_fixed": [(10, 24, 24), (10, 12, 12), (20, 10, 10), (2000,), (500,), (10,)],
+    "unshuffle": [(4, 14, 14), (32, 14, 14), (32, 7, 7), (64, 7, 7), (64, 3, 3), (576,), (128,), (10,)],
+}
+"""Every shape that a layer gives and its input had not."""
+
+LAYERS = {
+    "cnn": "conv 16@5x5 pad 2, relu, max-pool 2, conv 32@5x5 pad 2, relu, max-pool 2, flatten, linear 10",
+    "convnet": "conv 8@3x3 pad 1, relu, max-pool 2, conv 16@3x3 pad 1, relu, max-pool 2, flatten, linear 10",
+    "basic": "conv 10@5x5 pad 0, relu, max-pool 2, conv 20@5x5 pad 0, relu, max-pool 2, flatten, linear 10",
+    "deep_head": "conv 10@5x5 pad 0, relu, max-pool 2, conv 20@3x3 pad 0, relu, flatten, linear 500, relu, linear 10, "
+    "relu, softmax",
+    "deep_head_fixed": "conv 10@5x5 pad 0, relu, max-pool 2, conv 20@3x3 pad 0, relu, flatten, linear 500, relu, "
+    "linear 10",
+}
+"""The five tutorials' layers; deep_head as published and mended."""
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+# Names
+
+
+def test_the_configuration_knows_exactly_the_registered_names() -> None:
+    names = get_args(get_type_hints(ModelConfig)["name"])
+    assert sorted(names) == ALL == sorted(WALKS)
+    assert len({describe_model(name) for name in ALL}) == len(ALL)
+
+
+def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
+
+    def mine() -> ImageClassifier:
+        """What it is.
+
+        More of it.
+        """
+        return ImageClassifier(nn.Sequential(nn.Flatten()), nn.Linear(784, 10))
+
+    assert register_model(mine) is mine
+    assert "mine" in list_models()
+    assert describe_model("mine") == "What it is."
+    assert create_model("mine")(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(ValueError, match="named mine is registered already"):
+        register_model(mine)
+    with pytest.raises(KeyError):
+        create_model("yours")
+
+
+# Layers
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_walk_of_shapes(name: str) -> None:
+    layers = summarize(create_model(name)).layers
+    shapes = [layer.shape for layer in layers]
+    assert [shape for before, shape in zip([(1, 28, 28), *shapes], shapes, strict=False) if shape != before] == (
+        WALKS[name]
+    )
+    if name in LAYERS:
+        assert ", ".join(layer.kind for layer in layers) == LAYERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("cnn", 16 * 25 + 16 + 32 * 16 * 25 + 32 + 1568 * 10 + 10),
+        ("convnet", 8 * 9 + 8 + 16 * 8 * 9 + 16 + 784 * 10 + 10),
+        ("basic", 10 * 25 + 10 + 20 * 10 * 25 + 20 + 320 * 10 + 10),
+        ("deep_head", 10 * 25 + 10 + 20 * 10 * 9 + 20 + 2000 * 500 + 500 + 500 * 10 + 10),
+    ],
+)
+def test_parameters_are_counted(name: str, parameters: int) -> None:
+    model = create_model(name)
+    summary = summarize(model)
+    assert count_parameters(model) == summary.parameters == parameters
+    assert sum(layer.parameters for layer in summary.layers) == parameters
+
+
+def test_operations_are_counted() -> None:
+    """A multiply-add is two: filters x positions, then the linear layer."""
+    expected = 2 * (8 * 9 * 28 * 28 + 16 * 8 * 9 * 14 * 14 + 784 * 10)
+    assert summarize(create_model("convnet")).flops == expected
+
+
+# What a model gives
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_features_logits_and_probabilities(name: str) -> None:
+    model = create_model(name).eval()
+    images = torch.randn(5, 1, 28, 28)
+    logits, features = model.forward_features(images)
+    assert logits.equal(model(images))
+    assert logits.shape == (5, 10)
+    assert features.shape == (5, WALKS[name][-3 if name in ("unshuffle", "deep_head", "deep_head_fixed") else -2][0])
+    assert model.head(features).equal(logits)
+    probabilities = model.probabilities(logits.bfloat16())
+    assert probabilities.dtype == torch.float32
+    assert probabilities.min() >= 0
+    assert torch.allclose(probabilities.sum(1), torch.ones(5), atol=0.02)  # bfloat16 has 8 bits
+    assert torch.allclose(model.probabilities(logits).sum(1), torch.ones(5), atol=1e-5)
+    assert model.probabilities(logits).argmax(1).equal(logits.argmax(1))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_every_parameter_gets_a_gradient_from_any_batch(name: str, count: int) -> None:
+    """An empty part of a ragged batch must work too: DistributedDataParallel waits for every gradient."""
+    model = create_model(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    labels = torch.arange(count)
+    F.cross_entropy(model(torch.randn(count, 1, 28, 28)), labels, reduction="none").sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        if name != "deep_head":  # its last ReLU may be shut for all images
+            assert bool(parameter.grad.any()) == bool(count), key
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_same_seed_draws_the_same_weights(name: str) -> None:
+    def draw(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        return list(create_model(name).parameters())
+
+    assert all(one.equal(other) for one, other in zip(draw(1), draw(1), strict=True))
+    assert not any(one.equal(other) for one, other in zip(draw(1), draw(2), strict=True) if one.any())
+
+
+# The tutorials' peculiarities
+
+
+def test_convnet_draws_small_weights_and_no_biases() -> None:
+    for key, parameter in create_model("convnet").named_parameters():
+        if key.endswith("bias"):
+            assert not parameter.any(), key
+        else:
+            # The mean and the deviation of n draws: within five of their own standard errors.
+            n = parameter.numel()
+            assert abs(parameter.mean().item()) < 5 * 0.01 / n**0.5, key
+            assert abs(parameter.std().item() - 0.01) < 5 * 0.01 / (2 * n) ** 0.5, key
+
+
+def test_deep_head_gives_probabilities_and_its_mended_twin_the_logits_below() -> None:
+    published, mended = create_model("deep_head"), create_model("deep_head_fixed")
+    mended.load_state_dict(published.state_dict())
+    images = torch.randn(4, 1, 28, 28)
+    output = published(images)
+    assert torch.allclose(output.sum(1), torch.ones(4), atol=1e-5)
+    assert torch.allclose(output, mended(images).relu().softmax(1))
+    assert published.probabilities(output).equal(output)
+    assert torch.allclose(mended.probabilities(mended(images)), mended(images).softmax(1))
+
+
+def test_unshuffle_moves_pixels_as_torch_does() -> None:
+    images = torch.randn(3, 1, 28, 28)
+    first = create_model("unshuffle").body[0]
+    assert first(images).equal(nn.PixelUnshuffle(2)(images))
+    assert first(images[:0]).shape == (0, 4, 14, 14)
