@@ -63,12 +63,16 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: dict
         UserError: a tensor belongs to no parameter of this model.
     """
     parameters = dict(model.named_parameters())
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     for key, value in tensors.items():
         name, _, what = key.rpartition("/")
         if name not in parameters:
             raise UserError(f"the checkpoint's optimizer state holds {key}, which this model does not have")
         parameter = parameters[name]
-        fused = any(group.get("fused") for group in optimizer.param_groups)
-        # torch keeps Adam's step count on the CPU unless the update is fused
-        device = parameter.device if value.ndim or fused else torch.device("cpu")
-        optimizer.state[parameter][what] = value.to(device, copy=True)
+        if value.shape == parameter.shape:
+            # Laid out as the parameter is: a fused update walks through the memory of both alike.
+            loaded = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        else:
+            # torch keeps Adam's step count on the CPU unless the update is fused
+            loaded = value.to(parameter.device if value.ndim or fused else "cpu", copy=True)
+        optimizer.state[parameter][what] = loaded

@@ -10,16 +10,14 @@ from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
 
-def as_matrix(tensor: Tensor) -> Tensor:
-    """A filter bank (out, in, h, w) as a matrix (out, in*h*w) that shares its memory where the layout allows.
+def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
+    """A filter bank (out, in, h, w) as a matrix (out, in*h*w), its columns in the order of the memory of `like`.
 
-    Columns are ordered as they lie in memory: Muon's result does not depend on the order of the columns.
+    Given itself, a tensor shares its memory with its matrix: Muon's result does not depend on the order of the columns.
     """
     if tensor.ndim == 2:
         return tensor
-    if tensor.is_contiguous():
-        return tensor.view(tensor.shape[0], -1)
-    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1)
+    return (tensor if like.is_contiguous() else tensor.permute(0, 2, 3, 1)).reshape(tensor.shape[0], -1)
 
 
 class MuonAdamW(Optimizer):
@@ -45,9 +43,9 @@ class MuonAdamW(Optimizer):
         betas: tuple[float, float],
         fused: bool,
     ) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "use_muon": False})
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "use_muon": False, "fused": fused})
         filters = [p for group in self.param_groups if group["use_muon"] for p in group["params"]]
-        self.views = [(p, as_matrix(p.detach())) for p in filters]
+        self.views = [(p, as_matrix(p.detach(), like=p)) for p in filters]
         # match_rms_adamw lets both halves share one learning rate (Liu et al. 2025, arXiv:2502.16982).
         options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
         self.muon = Muon([matrix for _, matrix in self.views], **options)
@@ -62,7 +60,7 @@ class MuonAdamW(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter once, with each group's present learning rate. Closures are not supported."""
         for parameter, matrix in self.views:
-            matrix.grad = None if parameter.grad is None else as_matrix(parameter.grad)
+            matrix.grad = None if parameter.grad is None else as_matrix(parameter.grad, like=parameter)
         adamw_groups = iter(self.adamw.param_groups)
         for group in self.param_groups:
             target = self.muon.param_groups[0] if group["use_muon"] else next(adamw_groups)
