@@ -26,7 +26,8 @@ from torch.distributed import TCPStore
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["pytest", "torch", "accelerate", "mnist_dist.loop", "mnist_dist.train", "mnist_dist.run_folder"]
+    # pytest, since multiprocessing imports the main module anew; _dynamo and fsdp, since a training run imports them.
+    ["pytest", "torch", "torch._dynamo", "torch.distributed.fsdp", "accelerate", "mnist_dist.loop", "mnist_dist.train"]
 )
 
 GRACE = 10.0  # seconds between a rank's own deadline, at which it says where it hangs, and its end by force

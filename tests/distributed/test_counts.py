@@ -1,0 +1,50 @@
+"""Metrics are the same 103 integers at any number of processes: no image is counted twice, none is left out."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from harness import run_ranks
+from rehearsal import BASICS, image_set
+
+from mnist_dist.config_loader import load
+from mnist_dist.evaluation import evaluate
+from mnist_dist.metrics import Metrics
+from mnist_dist.models import create_model
+from mnist_dist.runtime import start_runtime
+from mnist_dist.topology import read_topology
+
+IMAGES = 10007  # a prime: no number of processes divides it
+
+
+def count(images: int, eval_batch_size: int) -> Metrics:
+    """The metrics of a fixed, untrained net, as this rank sees them after the exchange."""
+    topology = read_topology()
+    config = load([*BASICS, "--train.batch_size=6"], topology.world_size).config
+    with start_runtime(config, topology) as runtime:
+        torch.manual_seed(0)
+        model = runtime.place(create_model("basic"))
+        return evaluate(model, image_set(images, seed=3), config.data, runtime, eval_batch_size)
+
+
+@cache
+def single(images: int) -> Metrics:
+    """The truth: one process, all images at once."""
+    (metrics,) = run_ranks(1, count, images, images)
+    return metrics
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_counts_of_a_set_that_no_process_count_divides_are_those_of_one_process(world_size: int) -> None:
+    one = single(IMAGES)
+    assert one.count == IMAGES
+    assert 0 < one.correct < one.top2_correct < IMAGES
+    assert run_ranks(world_size, count, IMAGES, 1000) == [one] * world_size
+
+
+@pytest.mark.parametrize(("world_size", "images"), [(2, 1), (3, 1), (3, 2), (3, 7)])
+def test_ranks_without_a_row_count_nothing(world_size: int, images: int) -> None:
+    assert single(images).count == images
+    assert run_ranks(world_size, count, images, 2) == [single(images)] * world_size

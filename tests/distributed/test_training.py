@@ -1,0 +1,129 @@
+"""The number of processes is not a hyperparameter: 1, 2 and 3 train the same network on the same batches."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from harness import run_ranks
+from rehearsal import Run, train
+from torch import Tensor
+
+from mnist_dist.data.order import GlobalBatchSampler
+
+BATCH = 24
+SIZES = {"whole": (BATCH * 6, 30), "tail of 17": (BATCH * 5 + 17, 31), "tail of 1": (BATCH * 5 + 1, 32)}
+SETTINGS = {
+    "plain": [],
+    "accumulated": ["--train.accumulate=2"],
+    "augmented": ["--data.shift=2", "--data.rotate=10", "--data.scale=0.1", "--data.shear=5"],
+    "averaged": ["--optim.ema=0.9", "--optim.clip=0.5", "--optim.label_smoothing=0.1"],
+    "adamw": ["--optim.name=adamw", "--optim.lr=0.002"],
+    "everything": ["--train.accumulate=2", "--data.shift=2", "--optim.ema=0.9", "--optim.clip=1"],
+}
+SGD = ["--optim.name=sgd", "--optim.lr=0.05", "--optim.schedule=linear"]
+STEPS = ["--train.epochs=4", f"--train.batch_size={BATCH}"]
+
+
+@cache
+def trained(world_size: int, settings: tuple[str, ...], sizes: tuple[int, int]) -> list[Run]:
+    """Every rank's view of 24 steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_ranks(world_size, train, [*SGD, *STEPS, *settings], Path(folder), sizes)
+
+
+def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """The largest difference between two state dicts."""
+    assert first.keys() == second.keys()
+    return max(float((first[name] - tensor).abs().max()) for name, tensor in second.items())
+
+
+def values(rows: list[dict[str, float]], key: str) -> list[float]:
+    """What the rows that have this key say of it."""
+    return [row[key] for row in rows if key in row]
+
+
+def assert_same(run: Run, single: Run) -> None:
+    """The same losses and weights, but for the order in which double precision added them up."""
+    for key in ("train.loss", "epoch.train.loss"):
+        assert values(run.rows, key) == pytest.approx(values(single.rows, key), rel=1e-7), key
+    for key in ("lr", "train.accuracy", "epoch.train.correct", "epoch.train.count"):
+        assert values(run.rows, key) == values(single.rows, key), key
+    assert len(values(run.rows, "train.loss")) == 24
+    assert distance(run.weights, single.weights) < 1e-12
+    assert distance(run.network, single.network) < 1e-12
+
+
+CASES = [(setting, "tail of 1") for setting in SETTINGS] + [("plain", "whole"), ("everything", "tail of 17")]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(("setting", "size"), CASES)
+def test_any_number_of_processes_trains_the_same(world_size: int, setting: str, size: str) -> None:
+    arguments, sizes = tuple(SETTINGS[setting]), SIZES[size]
+    single, several = trained(1, arguments, sizes)[0], trained(world_size, arguments, sizes)
+    assert len({run.sha256 for run in several}) == 1, "ranks hold different weights"
+    assert_same(several[0], single)
+    assert values(several[0].rows, "test.count") == [sizes[1]] * 4
+    assert values(several[0].rows, "test.correct") == values(single.rows, "test.correct")
+
+
+@pytest.mark.parametrize("model", ["unshuffle", "cnn", "convnet", "deep_head", "deep_head_fixed"])
+def test_every_model_takes_a_tail_smaller_than_the_number_of_processes(model: str) -> None:
+    arguments, sizes = (f"--model.name={model}", "--optim.lr=0.01"), SIZES["tail of 1"]
+    assert_same(trained(3, arguments, sizes)[0], trained(1, arguments, sizes)[0])
+
+
+def test_muon_trains_the_same_within_its_own_rounding() -> None:
+    arguments, sizes = ("--optim.name=muon", "--optim.lr=0.002"), SIZES["tail of 1"]
+    several, single = trained(2, arguments, sizes)[0], trained(1, arguments, sizes)[0]
+    # torch's Muon orthogonalises in bfloat16, which makes a last bit of the gradient a thousandth of the update.
+    assert values(several.rows, "train.loss") == pytest.approx(values(single.rows, "train.loss"), rel=2e-3)
+    assert distance(several.weights, single.weights) < 1e-2
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_images_of_every_step_are_those_of_the_order(world_size: int, accumulate: int) -> None:
+    sizes = SIZES["tail of 1"]
+    runs = trained(world_size, (f"--train.accumulate={accumulate}",), sizes)
+    assert global_batches(runs) == expected_batches(sizes[0])
+
+
+@pytest.mark.parametrize("stages", [(1, 2, 3), (3, 2, 1)])
+def test_a_run_goes_on_with_other_numbers_of_processes_as_if_nothing_had_happened(
+    stages: tuple[int, ...], tmp_path: Path
+) -> None:
+    sizes = SIZES["tail of 17"]
+    settings = ("--optim.ema=0.9", "--train.accumulate=2")
+    batches, rows = [], []
+    for world_size, last_step in zip(stages, (7, 15, 24), strict=True):  # in the middle of an epoch, both times
+        arguments = [*SGD, *STEPS, *settings, f"--train.max_steps={last_step}"]
+        runs = run_ranks(world_size, train, arguments, tmp_path, sizes)
+        batches += global_batches(runs)
+        rows += runs[0].rows
+        assert len(batches) == last_step
+    assert batches == expected_batches(sizes[0])
+    assert values(rows, "epoch.train.count") == [sizes[0]] * 4
+    whole = Run(rows, batches, runs[0].weights, runs[0].network, runs[0].sha256)
+    assert_same(whole, trained(1, settings, sizes)[0])
+
+
+def global_batches(runs: list[Run]) -> list[list[int]]:
+    """The image indices of each step, over all ranks in order."""
+    return [[index for share in shares for index in share] for shares in zip(*(run.seen for run in runs), strict=True)]
+
+
+def expected_batches(images: int) -> list[list[int]]:
+    """Four epochs of the order, cut into batches."""
+    sampler = GlobalBatchSampler(images, BATCH)
+    batches: list[list[int]] = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        order: Tensor = sampler.permutation()
+        assert not torch.equal(order, torch.arange(images))
+        batches += [part.tolist() for part in order.split(BATCH)]
+    return batches
