@@ -42,7 +42,8 @@ class Counts:
         losses = losses.float()
         finite = torch.isfinite(losses)
         units = losses.nan_to_num(0, 0, 0).clamp(max=LOSS_LIMIT).mul(LOSS_UNIT).round().to(torch.int64)
-        rank_of_truth = (logits > logits.gather(1, labels[:, None])).sum(1)
+        # Not `logits > truth`, or a net that gives nothing but nan would seem to be right.
+        rank_of_truth = (~(logits <= logits.gather(1, labels[:, None]))).sum(1)
         cells = labels * CLASSES + logits.argmax(1)
         self.tensor[LOSS] += units.sum()
         self.tensor[NONFINITE] += (~finite).sum()
