@@ -1,0 +1,53 @@
+"""What the README says is so: its commands exist, its recipes and files too, and they start."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mnist_dist.__main__ import COMMANDS
+from mnist_dist.commands.evaluate import build_parser as evaluate_parser
+from mnist_dist.commands.predict import build_parser as predict_parser
+from mnist_dist.config_files import list_recipes
+from mnist_dist.config_loader import load
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+LINES = [line.partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+
+
+def test_the_first_two_blocks_are_the_two_commands() -> None:
+    assert BLOCKS[0] == "pip install -e . && accelerate launch -m mnist_dist.train\n"
+    assert BLOCKS[1] == "pip install -e '.[test]' && pytest\n"
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m mnist_dist.train")])
+def test_training_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my.yaml").write_text("optim: {lr: 0.1}\n")
+    monkeypatch.chdir(tmp_path)
+    load(shlex.split(line)[3:])
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("mnist-dist")])
+def test_other_commands_parse(line: str) -> None:
+    _, command, *arguments = shlex.split(line)
+    assert command in COMMANDS
+    if command in ("evaluate", "predict"):
+        parser = {"evaluate": evaluate_parser, "predict": predict_parser}[command]()
+        parser.parse_intermixed_args(arguments)
+
+
+def test_files_and_recipes_exist() -> None:
+    for path in re.findall(r"(?:tests|docs|launch|benchmarks)/[\w/.]*\w", README):
+        assert (ROOT / path).exists(), path
+    for recipe in re.findall(r"`(seeds/\w+)`", README):
+        assert recipe in list_recipes()
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    for path in [ROOT / "README.md", *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "docs").rglob("*.md")]:
+        assert not re.search(r"PENDING|DEFAULT_RESULT|RESULTS_TABLE|TODO", path.read_text()), path
