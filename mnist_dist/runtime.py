@@ -157,11 +157,11 @@ class Runtime:
         Raises:
             UserError: names the keys that differ and the ranks.
         """
-        everyone = self.gather(values)
-        for rank, theirs in enumerate(everyone):
-            keys = sorted(key for key in values.keys() | theirs.keys() if theirs.get(key) != everyone[0].get(key))
+        first, *others = self.gather(values)
+        for rank, theirs in enumerate(others, start=1):
+            keys = sorted(key for key in first.keys() | theirs.keys() if theirs.get(key) != first.get(key))
             if keys:
-                shown = ", ".join(f"{k}={theirs.get(k)!r} against {everyone[0].get(k)!r}" for k in keys[:3])
+                shown = ", ".join(f"{k}={theirs.get(k)!r} against {first.get(k)!r}" for k in keys[:3])
                 raise UserError(f"{what} of rank {rank} differs from rank 0's: {shown}; start all with the same")
 
     # Stopping together

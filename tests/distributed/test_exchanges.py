@@ -1,0 +1,97 @@
+"""What all processes agree on, and what one of them finds out for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from harness import run_ranks, try_ranks
+from rehearsal import BASICS
+
+from mnist_dist.config_loader import load
+from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.runtime import Runtime, start_runtime
+from mnist_dist.topology import read_topology
+
+
+def joined() -> Any:
+    """The runtime of this rank, as a context manager."""
+    return start_runtime(load(BASICS).config, read_topology())
+
+
+def exchange() -> tuple[Any, ...]:
+    with joined() as runtime:
+        total = runtime.sum(torch.tensor([runtime.rank, 1]))
+        return total.tolist(), runtime.broadcast(f"from {runtime.rank}"), runtime.gather(runtime.rank * 10)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_sum_broadcast_gather(world_size: int) -> None:
+    ranks = range(world_size)
+    expected = ([sum(ranks), world_size], "from 0", [rank * 10 for rank in ranks])
+    assert run_ranks(world_size, exchange) == [expected] * world_size
+
+
+def describe() -> tuple[bool, int, dict[str, str]]:
+    with joined() as runtime:
+        return runtime.is_main, runtime.topology.machines, runtime.describe()
+
+
+def test_the_resolved_topology_is_described() -> None:
+    answers = run_ranks(4, describe, machines=2)
+    assert [answer[0] for answer in answers] == [True, False, False, False]
+    expected = {"processes": "4 on 2 machines, gloo", "device": "cpu, 1 CPU thread each", "precision": "fp32"}
+    assert {answer[1] for answer in answers} == {2}
+    assert all(answer[2] == expected for answer in answers)
+
+
+def do_on_main(kind: type[Exception] | None) -> Any:
+    with joined() as runtime:
+        return runtime.on_main(lambda: act(runtime, kind))
+
+
+def act(runtime: Runtime, kind: type[Exception] | None) -> int:
+    """Something that only rank 0 may do."""
+    assert runtime.rank == 0
+    if kind is not None:
+        raise kind("the disk is full")
+    return 42
+
+
+def test_the_main_process_gives_all_its_result() -> None:
+    assert run_ranks(3, do_on_main, None) == [42, 42, 42]
+
+
+@pytest.mark.parametrize("kind", [UserError, TrainingError])
+def test_the_main_process_gives_all_its_error(kind: type[Exception]) -> None:
+    outcomes = try_ranks(3, do_on_main, kind)
+    assert [type(outcome.error) for outcome in outcomes] == [kind] * 3
+    assert {str(outcome.error) for outcome in outcomes} == {"the disk is full"}
+    assert kind is UserError or all(getattr(outcome.error, "everywhere", False) for outcome in outcomes)
+
+
+def agree(odd_rank: int, odd: dict[str, Any]) -> str:
+    with joined() as runtime:
+        common = {"optim.lr": 0.1, "train.epochs": 3}
+        runtime.agree("the configuration", odd if runtime.rank == odd_rank else common)
+        return "agreed"
+
+
+def test_equal_settings_are_agreed_on() -> None:
+    assert run_ranks(3, agree, 2, {"train.epochs": 3, "optim.lr": 0.1}) == ["agreed"] * 3
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"optim.lr": 0.2, "train.epochs": 3}, "optim.lr=0.2 against 0.1"),
+        ({"optim.lr": 0.1}, "train.epochs=None against 3"),
+        ({"optim.lr": 0.1, "train.epochs": 3, "optim.new": 1}, "optim.new=1 against None"),
+    ],
+)
+def test_a_setting_that_differs_is_named_on_every_rank(odd: dict[str, Any], said: str) -> None:
+    expected = f"the configuration of rank 1 differs from rank 0's: {said}; start all with the same"
+    for outcome in try_ranks(3, agree, 1, odd):
+        assert isinstance(outcome.error, UserError)
+        assert str(outcome.error) == expected

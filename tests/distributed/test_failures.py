@@ -1,0 +1,122 @@
+"""Processes that never arrive, stop answering, or die: the others end in time, with one line that says why."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from harness import try_ranks
+from rehearsal import BASICS, open_loop
+
+from mnist_dist.config_loader import load
+from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.runtime import start_runtime
+from mnist_dist.topology import read_topology
+
+TIMEOUT = 2
+
+
+def join() -> None:
+    with start_runtime(load([*BASICS, f"--run.timeout={TIMEOUT}"]).config, read_topology()):
+        raise AssertionError("joined without the others")
+
+
+@pytest.mark.parametrize(("world_size", "absent"), [(2, 1), (3, 0), (3, 1)])
+def test_a_rank_that_never_arrives_is_named_within_the_timeout(world_size: int, absent: int) -> None:
+    start = time.monotonic()
+    outcomes = try_ranks(world_size, join, absent=[absent])
+    assert TIMEOUT <= time.monotonic() - start < TIMEOUT + 5
+    named = False
+    for rank, outcome in enumerate(outcomes):
+        if rank != absent:
+            assert isinstance(outcome.error, TrainingError)
+            assert f"rank {rank} of {world_size} could not meet " in str(outcome.error)
+            assert "127.0.0.1:" in str(outcome.error)
+            assert f"within run.timeout={TIMEOUT} s" in str(outcome.error)
+            assert "\n" not in str(outcome.error)
+            named |= f"could not meet rank {absent} at" in str(outcome.error)
+    assert named
+
+
+def train_until(folder: Path, event: str, odd_rank: int, timeout: float) -> None:
+    """Train; something happens to one rank at step 3."""
+    topology = read_topology()
+    config = load([*BASICS, "--train.batch_size=24", f"--run.timeout={timeout}"], topology.world_size).config
+
+    def at_step(step: int) -> None:
+        if step == 3 and topology.rank == odd_rank:
+            if event == "dies":
+                os._exit(9)
+            if event == "hangs":
+                threading.Event().wait(TIMEOUT + 5)
+            raise UserError("something is wrong here")
+
+    with start_runtime(config, topology) as runtime:
+        open_loop(runtime, config, folder, (24 * 9, 30), at_step).train(folder, lambda row: None)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("event", ["dies", "raises"])
+def test_when_a_rank_ends_the_others_end_at_once(event: str, world_size: int, tmp_path: Path) -> None:
+    start = time.monotonic()
+    outcomes = try_ranks(world_size, train_until, tmp_path, event, 1, 600)
+    assert time.monotonic() - start < 15
+    assert outcomes[1].exit_code == 9 if event == "dies" else isinstance(outcomes[1].error, UserError)
+    for outcome in outcomes[:1] + outcomes[2:]:
+        assert isinstance(outcome.error, TrainingError), outcome
+        assert "another process ended early" in str(outcome.error)
+        assert "\n" not in str(outcome.error)
+
+
+def test_a_rank_that_stops_answering_ends_the_others_within_the_timeout(tmp_path: Path) -> None:
+    start = time.monotonic()
+    outcomes = try_ranks(3, train_until, tmp_path, "hangs", 2, TIMEOUT)
+    assert time.monotonic() - start < TIMEOUT + 12
+    for outcome in outcomes[:2]:
+        assert isinstance(outcome.error, TrainingError), outcome
+        assert f"did not answer within run.timeout={TIMEOUT} s" in str(outcome.error)
+
+
+def ask_alone(timeout: float) -> None:
+    """Rank 1 takes no part in what is asked on the control group."""
+    with start_runtime(load([*BASICS, f"--run.timeout={timeout}"]).config, read_topology()) as runtime:
+        if runtime.rank == 0:
+            runtime.gather("here")
+        threading.Event().wait(TIMEOUT + 2)
+
+
+def test_control_messages_keep_to_the_timeout_too() -> None:
+    start = time.monotonic()
+    first, _ = try_ranks(2, ask_alone, TIMEOUT)
+    assert time.monotonic() - start < TIMEOUT + 8
+    assert isinstance(first.error, TrainingError)
+
+
+def lonely() -> None:
+    """The launcher says two processes, but accelerate is made to see one."""
+    os.environ["WORLD_SIZE"] = "1"
+    with start_runtime(load(BASICS).config, read_topology({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here"})):
+        raise AssertionError("would have trained alone")
+
+
+def test_processes_that_would_train_apart_are_refused() -> None:
+    (outcome,) = try_ranks(1, lonely)
+    assert isinstance(outcome.error, UserError)
+    assert "the launcher started 2 processes, but accelerate sees 1" in str(outcome.error)
+
+
+def again() -> list[str]:
+    """One process may train twice, at another precision, as a notebook does."""
+    seen = []
+    for precision in ("no", "bf16"):
+        with start_runtime(load([*BASICS, f"--train.precision={precision}"]).config, read_topology()) as runtime:
+            seen.append(runtime.precision)
+    return seen
+
+
+def test_a_process_may_train_twice() -> None:
+    for outcome in (*try_ranks(1, again), *try_ranks(2, again)):
+        assert outcome.value == ["fp32", "bf16"], outcome.trace
