@@ -53,10 +53,11 @@ def save_checkpoint(root: Path, step: int, saved: Saved) -> Path:
         TrainingError: the disk is full or the folder cannot be written; nothing half-written is left.
     """
     final = root / f"step-{step:08d}"
-    aside = root / f".writing-{final.name}"
+    aside, replaced = root / f".writing-{final.name}", root / f".replaced-{final.name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        for left in (aside, replaced):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         aside.mkdir()
         files = {"model": saved.model, "optimizer": saved.optimizer} | ({"ema": saved.ema} if saved.ema else {})
         for name, tensors in files.items():
@@ -68,10 +69,10 @@ def save_checkpoint(root: Path, step: int, saved: Saved) -> Path:
             sync(path)
         sync(aside)
         if final.exists():  # the same step again, after a resume: the new one replaces it
-            final.rename(root / f".replaced-{final.name}")
+            final.rename(replaced)
         aside.rename(final)
         sync(root)
-        shutil.rmtree(root / f".replaced-{final.name}", ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise TrainingError(
@@ -120,7 +121,7 @@ def damage(folder: Path) -> str | None:
         if {STATE, "model.safetensors", "optimizer.safetensors"} - files.keys():
             return f"{MANIFEST}: names too few files"
         for name, expected in files.items():
-            if Path(name).name != name:
+            if Path(name).name != name or name in ("", ".."):
                 return f"{MANIFEST}: {name!r} is not a file's name"
             if (folder / name).stat().st_size != expected["bytes"]:
                 return f"{name}: {(folder / name).stat().st_size} bytes instead of {expected['bytes']}"
@@ -142,11 +143,11 @@ def load_checkpoint(folder: Path) -> Saved:
     reason = damage(folder)
     if reason is not None:
         raise UserError(f"checkpoint {folder}: {reason}; choose another one")
-    names = ("model", "optimizer", "ema")
     try:
+        described = read_json(folder / MANIFEST)["files"]  # a file that it does not name was not checked
         tensors = {
-            name: load_file(folder / f"{name}.safetensors") if (folder / f"{name}.safetensors").exists() else {}
-            for name in names
+            name: load_file(folder / f"{name}.safetensors") if f"{name}.safetensors" in described else {}
+            for name in ("model", "optimizer", "ema")
         }
         return Saved(**tensors, state=read_json(folder / STATE))
     except (OSError, ValueError, SafetensorError) as error:

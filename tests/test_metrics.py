@@ -173,13 +173,6 @@ def test_nothing_counted_is_nan_everywhere() -> None:
     assert all(map(math.isnan, (metrics.loss, metrics.accuracy, metrics.top2, *metrics.recall())))
 
 
-def test_counting_keeps_no_graph() -> None:
-    logits = torch.zeros(2, 10, requires_grad=True)
-    labels = torch.tensor([1, 2])
-    counts = counted((logits, labels, F.cross_entropy(logits, labels, reduction="none")))
-    assert not counts.tensor.requires_grad
-
-
 def test_the_row_of_metrics_jsonl() -> None:
     metrics = metrics_of(batch(50))
     assert metrics.row("val") == {
