@@ -1,0 +1,194 @@
+"""A run's folder: made or taken, started over, and which checkpoint it goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mnist_dist.checkpoint import Saved, save_checkpoint
+from mnist_dist.config import FIELDS, Config, DataConfig, OptimConfig, RunConfig, TrackingConfig, TrainConfig
+from mnist_dist.config_loader import load
+from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.run_folder import (
+    FREE,
+    check_same_run,
+    choose_checkpoint,
+    find_checkpoint,
+    open_run_folder,
+    read_summary,
+    write_config,
+    write_summary,
+)
+
+
+def config(**run: Any) -> Config:
+    return Config(run=RunConfig(**run))
+
+
+def add_checkpoint(run: Path, step: int) -> Path:
+    return save_checkpoint(run / "checkpoints", step, Saved({"a": torch.zeros(1)}, {}, {}, {"step": step}))
+
+
+# The folder
+
+
+def test_without_a_name_each_run_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [open_run_folder(config(), recipes) for recipes in ([], ["debug", "fast"], ["debug", "fast"], [])]
+    assert len(set(folders)) == 4
+    assert sorted(Path("runs").iterdir()) == sorted(folders)
+    assert re.fullmatch(r"runs/default-\d{8}-\d{6}", str(folders[0]))
+    assert re.fullmatch(r"runs/debug-fast-\d{8}-\d{6}", str(folders[1]))
+    assert all((folder / "checkpoints").is_dir() for folder in folders)
+
+
+def test_a_named_folder_is_made_or_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a" / "b"
+    assert open_run_folder(config(dir=str(path)), ["debug"]) == path
+    (path / "metrics.jsonl").write_text("{}\n")
+    kept = add_checkpoint(path, 3)
+    assert open_run_folder(config(dir=str(path)), ["debug"]) == path
+    assert (path / "metrics.jsonl").exists()
+    assert kept.exists()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_run_folder(config(dir="~/c"), []) == tmp_path / "c"
+
+
+def test_starting_over_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
+    old = add_checkpoint(tmp_path, 3)
+    for name in ("metrics.jsonl", "summary.json", "config.yaml", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    open_run_folder(config(dir=str(tmp_path), resume="never"), [])
+    assert not old.exists()
+    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "config.yaml", "notes.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError) as error:
+            open_run_folder(config(dir=str(path)), [])
+        assert re.fullmatch(rf"run\.dir={path}: cannot be written \(.+\); choose another --run\.dir", str(error.value))
+
+
+# The checkpoint to go on from
+
+
+def test_auto_goes_on_from_the_newest_of_its_own_folder(tmp_path: Path) -> None:
+    auto = config(dir=str(tmp_path))
+    assert choose_checkpoint(auto, pytest.fail) is None
+    first, second = add_checkpoint(tmp_path, 3), add_checkpoint(tmp_path, 5)
+    assert choose_checkpoint(auto, pytest.fail) == second
+    (second / "state.json").unlink()
+    warnings: list[str] = []
+    assert choose_checkpoint(auto, warnings.append) == first
+    assert len(warnings) == 1
+
+
+def test_a_new_folder_or_never_starts_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    add_checkpoint(tmp_path, 3)  # run.dir="" means a new folder, not this one
+    assert choose_checkpoint(config(), pytest.fail) is None
+    assert choose_checkpoint(config(dir=str(tmp_path), resume="never"), pytest.fail) is None
+
+
+def test_a_path_names_a_checkpoint_or_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older, newer = add_checkpoint(tmp_path / "run", 3), add_checkpoint(tmp_path / "run", 5)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path, expected in ((older, older), (tmp_path / "run", newer), (Path("~/run"), newer)):
+        chosen = choose_checkpoint(config(dir=str(tmp_path / "other"), resume=str(path)), pytest.fail)
+        assert chosen == expected
+
+
+@pytest.mark.parametrize("name", ["absent", "empty", "file"])
+def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as error:
+        find_checkpoint(tmp_path / name, "run.resume", pytest.fail)
+    assert str(error.value) == (
+        f"run.resume={tmp_path / name}: is neither a checkpoint's folder nor a run's folder with a whole checkpoint"
+    )
+
+
+# The same run
+
+
+def test_settings_that_change_what_is_computed_may_not_change(tmp_path: Path) -> None:
+    saved = Config().to_dict()
+    check_same_run(Config(), json.loads(json.dumps(saved)), tmp_path)
+    other = Config(optim=OptimConfig(lr=0.5), train=TrainConfig(epochs=9), run=RunConfig(seed=3))
+    with pytest.raises(UserError) as error:
+        check_same_run(other, saved, tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: was written with other settings: run.seed=3 (was 0), optim.lr=0.5 (was 0.003), "
+        f"train.epochs=9 (was {Config().train.epochs}); give the same, or start anew in another --run.dir"
+    )
+
+
+def test_of_many_differences_the_first_are_named(tmp_path: Path) -> None:
+    other = Config(data=DataConfig(val_size=1, limit=1, test_limit=1, mean=1.0, std=1.0))
+    with pytest.raises(UserError, match=r"data\.mean=1\.0 \(was 0\.1307\) \.\.\.; give") as error:
+        check_same_run(other, Config().to_dict(), tmp_path)
+    assert "data.std" not in str(error.value)
+
+
+def test_settings_that_a_checkpoint_does_not_have_differ(tmp_path: Path) -> None:
+    """A checkpoint of another version; and no traceback for one that says nothing."""
+    saved = Config().to_dict()
+    del saved["optim"]["clip"]
+    with pytest.raises(UserError, match=r"optim\.clip=0\.0 \(was None\)"):
+        check_same_run(Config(), saved, tmp_path)
+    with pytest.raises(UserError, match=r"run\.seed=0 \(was None\)"):
+        check_same_run(Config(), {}, tmp_path)
+
+
+def test_settings_that_change_nothing_may_change(tmp_path: Path) -> None:
+    assert set(FIELDS) >= FREE
+    other = replace(
+        Config(),
+        run=RunConfig(dir="x", resume="y", device="cpu", threads=3, timeout=5.0, quiet=True),
+        data=DataConfig(root="x", source="npm", classes=tuple("abcdefghij")),
+        train=TrainConfig(max_steps=3, eval_batch_size=7, checkpoint_steps=2, keep=9),
+        tracking=TrackingConfig(mode="disabled", project="p", log_steps=3),
+    )
+    check_same_run(other, Config().to_dict(), tmp_path)
+
+
+# What is written
+
+
+def test_config_yaml_starts_the_same_run(tmp_path: Path) -> None:
+    mine = Config(optim=OptimConfig(lr=1e-5), data=DataConfig(classes=("a: b", *"1234567", "ü", "#")))
+    write_config(tmp_path, mine)
+    assert load(["--config", str(tmp_path / "config.yaml")]).config == mine
+    assert os.listdir(tmp_path) == ["config.yaml"]
+
+
+def test_the_summary_is_strict_json(tmp_path: Path) -> None:
+    assert read_summary(tmp_path) is None
+    write_summary(tmp_path, {"test.loss": math.nan, "a": math.inf, "test.accuracy": 0.5, "resumed_from": None})
+    assert read_summary(tmp_path) == {"test.loss": None, "a": None, "test.accuracy": 0.5, "resumed_from": None}
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
+def test_a_summary_that_is_none_is_no_summary(tmp_path: Path, content: str) -> None:
+    (tmp_path / "summary.json").write_bytes(content.encode("latin-1"))
+    assert read_summary(tmp_path) is None
+
+
+def test_a_folder_that_is_gone_is_one_line_for_all_processes(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as error:
+        write_summary(tmp_path / "gone", {})
+    assert str(error.value) == f"{tmp_path / 'gone' / 'summary.json'}: cannot be written (No such file or directory)"
+    assert error.value.everywhere
