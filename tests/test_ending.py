@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,8 +119,10 @@ atexit.register(print, "hook")
 
 
 def run(body: str) -> subprocess.Popen[str]:
+    """A process whose output is buffered, as it is where nobody asked for anything else."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(body=body)],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
