@@ -30,11 +30,11 @@ def cnn() -> ImageClassifier:
 
 @register_model
 def convnet() -> ImageClassifier:
-    """8 and 16 filters of 3x3, padded, 784 features; weights drawn from N(0, 0.01), biases 0."""
+    """8 and 16 filters of 3x3, padded, 784 features; weights drawn with variance 0.01, biases 0."""
     model = ImageClassifier(plain_body((8, 16), kernel=3, padding=1), nn.Linear(16 * 7 * 7, 10))
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.01)
+            nn.init.normal_(parameter, std=0.1)  # the tutorial's N(0, 0.01), read as a variance
         else:
             nn.init.zeros_(parameter)
     return model
