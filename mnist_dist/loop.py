@@ -173,7 +173,7 @@ class Loop:
             at.images += batch.size
             self.window_images += batch.size
             self.console.progress(at.step, at.epoch)
-            if at.step % self.config.tracking.log_steps == 0 or self.is_epoch_done():
+            if at.step % self.config.tracking.log_steps == 0 or self.is_epoch_done() or at.step == self.last_step:
                 self.log_window()
             if self.is_evaluation_due():
                 self.evaluate_between_epochs()
@@ -350,7 +350,8 @@ class Loop:
             self.ema.n_averaged.fill_(saved.state["ema_updates"])
         load_optimizer_tensors(self.optimizer, self.raw, saved.optimizer)
         self.at = Position(**saved.state["position"])
-        self.saved_step = self.at.step
+        self.saved_step, self.window_start = self.at.step, self.at.seconds
+        self.lr = lr_at(max(self.at.step - self.at.skipped - 1, 0), self.total_steps, self.config.optim)
         self.runtime.load_scaler_state(saved.state["scaler"])
         if self.runtime.is_main:  # the counts are sums over all processes: one of them goes on with them
             self.window = Counts(self.runtime.device, torch.tensor(saved.state["window"]))
