@@ -16,7 +16,7 @@ from mnist_dist.config import Config
 from mnist_dist.config_loader import Loaded, load, print_config
 from mnist_dist.ending import leave_after, run_to_exit_code
 from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
-from mnist_dist.topology import Topology, read_topology
+from mnist_dist.topology import Topology, read_topology, yield_while_waiting
 from mnist_dist.tracking import check_tracking, describe_tracking
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def start(arguments: Sequence[str]) -> int:
         return EXIT_DONE
     if topology.is_main:
         check_tracking(loaded.config)
+    yield_while_waiting()
     return train(loaded, topology)
 
 

@@ -10,7 +10,7 @@ import json
 
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.errors import EXIT_DONE, UserError
-from mnist_dist.topology import read_topology
+from mnist_dist.topology import read_topology, yield_while_waiting
 
 
 def main(arguments: list[str]) -> int:
@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     """
     options = build_parser().parse_args(arguments)
     topology = read_topology()
+    yield_while_waiting()
 
     from mnist_dist.commands.restore import restore
     from mnist_dist.console import open_console
