@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from mnist_dist.checkpoint import (
-    Saved,
-    load_weights,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from mnist_dist.checkpoint import Saved, load_weights, prune_checkpoints, save_checkpoint
 from mnist_dist.config import Config
 from mnist_dist.console import Console
 from mnist_dist.data.batches import Batch, Batches
@@ -31,30 +26,9 @@ from mnist_dist.models.summary import count_parameters
 from mnist_dist.optim.builder import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.optim.schedules import lr_at
+from mnist_dist.position import Position
 from mnist_dist.runtime import Runtime
 from mnist_dist.seeding import derive_seed
-
-
-@dataclass
-class Position:
-    """Where a run is. With the weights and the optimizer's state, all there is to a checkpoint."""
-
-    step: int = 0
-    """Global batches learned from: the clock of the data."""
-    skipped: int = 0
-    """Of these, updates that fp16 skipped: `step - skipped` is the clock of the schedule."""
-    epoch: int = 0
-    """The epoch in progress, counted from 0."""
-    step_in_epoch: int = 0
-    """Batches of it that are done."""
-    evaluated: int = -1
-    """Step of the last evaluation on the held-out set."""
-    images: int = 0
-    """Training images learned from."""
-    seconds: float = 0.0
-    """Time spent in training steps, without evaluations and checkpoints."""
-    best: dict[str, float] = field(default_factory=dict)
-    """step, accuracy and loss of the best checkpoint on the validation split; empty without one."""
 
 
 class Loop:
@@ -219,7 +193,7 @@ class Loop:
         at.step_in_epoch = 0
         self.epoch_counts.clear()
         if len(self.data.val):
-            self.note_best(watched)
+            at.note_best(watched)
         self.save()
 
     # Parts of the loop
@@ -305,12 +279,6 @@ class Loop:
         return running
 
     # Saving and restoring
-
-    def note_best(self, metrics: Metrics) -> None:
-        """Remember this step if it is the best on the validation split so far."""
-        best = self.at.best
-        if not best or (metrics.accuracy, -metrics.loss) > (best["accuracy"], -best["loss"]):
-            self.at.best = {"step": self.at.step, "accuracy": metrics.accuracy, "loss": metrics.loss}
 
     def save(self) -> None:
         """Write a checkpoint of the present position, then delete those not to be kept."""
