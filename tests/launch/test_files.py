@@ -1,0 +1,45 @@
+"""accelerate's own reader takes every file in launch/, and each says its command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from programs import LAUNCH
+
+EXPECTED = {  # machines, processes over all of them, on the CPU
+    "cpu_1.yaml": (1, 1, True),
+    "cpu_2.yaml": (1, 2, True),
+    "single_gpu.yaml": (1, 1, False),
+    "multi_gpu.yaml": (1, 2, False),
+    "multi_node.yaml": (2, 2, False),
+    "multi_node_cpu.yaml": (2, 2, True),
+}
+
+
+def test_these_files_are_there() -> None:
+    assert {path.name for path in LAUNCH.glob("*.yaml")} == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_accelerate_reads_the_file_and_knows_all_its_keys(name: str) -> None:
+    config = load_config_from_file(str(LAUNCH / name))
+    assert (config.num_machines, config.num_processes, config.use_cpu) == EXPECTED[name]
+    # What starts processes at all; MULTI_CPU starts one.
+    assert config.distributed_type.value == ("NO" if config.num_processes == 1 else "MULTI_GPU")
+    assert config.mixed_precision is None  # the command line's and train.precision's business
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_header_shows_the_command(name: str) -> None:
+    header = (LAUNCH / name).read_text().split("distributed_type")[0]
+    assert f"accelerate launch --config_file launch/{name}" in header
+    assert "-m mnist_dist.train" in header
+
+
+def test_an_unknown_key_would_be_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text((LAUNCH / "cpu_2.yaml").read_text() + "rdzv_port: 1\n")
+    with pytest.raises(ValueError, match="unknown keys"):
+        load_config_from_file(str(path))

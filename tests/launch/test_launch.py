@@ -1,0 +1,210 @@
+"""Real launchers start the real program: 1, 2 and 3 processes on one machine, and two machines of one process."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from programs import (
+    ACCELERATE,
+    LAUNCH,
+    PYTHON,
+    SECONDS,
+    TORCHRUN,
+    Ended,
+    free_port,
+    read_rows,
+    run,
+    started,
+    write_digits,
+)
+
+from mnist_dist.checkpoint import damage, list_checkpoints
+from mnist_dist.data.sources import default_root, find
+from mnist_dist.errors import EXIT_DONE, EXIT_STOPPED
+
+pytestmark = pytest.mark.launcher
+
+STEPS, BATCH, TAIL, TESTED = 101, 96, 25, 1009  # 1009 is a prime: no number of processes divides it
+IMAGES = (STEPS - 1) * BATCH + TAIL
+TRAIN = [
+    "-m",
+    "mnist_dist.train",
+    "--data.source=local",
+    "--data.val_size=100",
+    f"--data.limit={IMAGES}",
+    f"--data.test_limit={TESTED}",
+    f"--train.batch_size={BATCH}",
+    "--train.precision=no",
+    "--tracking.log_steps=1",
+    "--tracking.mode=disabled",
+    "--run.threads=1",  # two threads of one process wait for each other at every operation if a third wants a core
+]
+ONE_EPOCH = ["--train.epochs=1"]
+LONG_ENOUGH_TO_STOP = ["--train.epochs=4"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The option that names the data: MNIST where it has been fetched already, else digits made up here."""
+    root = default_root()
+    if not find(root):
+        root = tmp_path_factory.mktemp("digits")
+        write_digits(root, train=IMAGES + 100, test=TESTED)
+    return f"--data.root={root}"
+
+
+@pytest.fixture(scope="module")
+def single(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on one process, without a launcher."""
+    work = tmp_path_factory.mktemp("single")
+    (ended,) = run([*PYTHON, *TRAIN, *ONE_EPOCH, data, "--run.dir=run"], work=work)
+    assert ended.code == EXIT_DONE, ended.err
+    return work / "run"
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of each step, which must be there once."""
+    rows = [row for row in read_rows(folder) if "train.loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["train.loss"] for row in rows]
+
+
+def assert_complete(folder: Path, ended: Ended, world_size: int, machines: int = 1, epochs: int = 1) -> None:
+    """The run's folder is whole, and says what was started."""
+    assert ended.code == EXIT_DONE, ended.err
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["world_size"], summary["machines"]) == (world_size, machines)
+    assert summary["test.count"] == TESTED
+    assert (summary["train.steps"], summary["train.images"]) == (STEPS * epochs, IMAGES * epochs)
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
+    newest = list_checkpoints(folder / "checkpoints")[-1]
+    assert newest.name == f"step-{STEPS * epochs:08d}"
+    assert damage(newest) is None
+    assert len(losses(folder)) == STEPS * epochs
+    several = f"{world_size} on {machines} machine{'s' * (machines > 1)}{', gloo' * (world_size > 1)}"
+    assert ended.out.count(f"processes: {several}\n") == 1
+
+
+def assert_stopped(folder: Path, err: str) -> None:
+    """A stop was said once, and a whole checkpoint in the middle of the run is there."""
+    newest = list_checkpoints(folder / "checkpoints")[-1]
+    step = int(newest.name.removeprefix("step-"))
+    assert 0 < step < STEPS * 4
+    assert damage(newest) is None
+    assert err.count(f"mnist_dist: stopped: at step {step}, with a checkpoint") == 1
+    assert not (folder / "summary.json").exists()
+
+
+def assert_same_curve(folder: Path, single: Path) -> None:
+    """The losses of a run are those of one process."""
+    assert losses(folder)[:100] == pytest.approx(losses(single)[:100], rel=1e-4)
+
+
+# The acceptance criterion of the first release, word for word
+
+
+def test_acceptance_cpu_2_has_world_size_2_and_in_fp32_the_loss_curve_of_one_process_within_1e_4_for_100_steps(
+    data: str, single: Path, tmp_path: Path
+) -> None:
+    command = [*ACCELERATE, "--config_file", str(LAUNCH / "cpu_2.yaml"), *TRAIN, *ONE_EPOCH, data, "--run.dir=run"]
+    (ended,) = run(command, work=tmp_path)
+    assert_complete(tmp_path / "run", ended, world_size=2)
+    assert losses(tmp_path / "run")[99] < losses(single)[0] / 2  # there was something to learn
+    assert_same_curve(tmp_path / "run", single)
+
+
+# Other launchers
+
+
+def test_one_process_without_a_launcher(single: Path) -> None:
+    summary = json.loads((single / "summary.json").read_text())
+    assert (summary["world_size"], summary["machines"], summary["resumed_from"]) == (1, 1, None)
+    assert len(losses(single)) == STEPS
+
+
+def test_two_machines_by_accelerate(data: str, single: Path, tmp_path: Path) -> None:
+    port = str(free_port())
+
+    def machine(rank: int) -> list[str]:
+        place = ["--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        launcher = [*ACCELERATE, "--config_file", str(LAUNCH / "multi_node_cpu.yaml"), *place]
+        return [*launcher, *TRAIN, *ONE_EPOCH, data, "--run.dir=run"]
+
+    first, second = run(machine(0), machine(1), work=tmp_path)
+    assert second.code == EXIT_DONE, second.err
+    assert "processes:" not in second.out
+    assert_complete(tmp_path / "run", first, world_size=2, machines=2)
+    assert_same_curve(tmp_path / "run", single)
+
+
+def test_two_machines_by_torchrun(data: str, single: Path, tmp_path: Path) -> None:
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test"]
+    command = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *meeting, *TRAIN, *ONE_EPOCH, data, "--run.dir=run"]
+    ended = run(command, command, work=tmp_path)
+    assert [each.code for each in ended] == [EXIT_DONE, EXIT_DONE], ended
+    (first,) = [each for each in ended if "processes:" in each.out]  # c10d decides who is rank 0
+    assert_complete(tmp_path / "run", first, world_size=2, machines=2)
+    assert_same_curve(tmp_path / "run", single)
+
+
+# Stopping, and going on by the same command
+
+
+def test_sigint_and_sigterm_stop_one_process_with_exit_code_3_and_it_goes_on(data: str, tmp_path: Path) -> None:
+    command = [*PYTHON, *TRAIN, *LONG_ENOUGH_TO_STOP, data, "--run.dir=run"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with started(command, work=tmp_path) as (program,):
+            program.wait_for_line("step ")
+            program.signal(number)
+            ended = program.end()
+            assert ended.code == EXIT_STOPPED, ended.err
+            assert_stopped(tmp_path / "run", ended.err)
+    (ended,) = run(command, work=tmp_path)
+    assert_complete(tmp_path / "run", ended, world_size=1, epochs=4)
+    assert "/checkpoints/step-" in json.loads((tmp_path / "run" / "summary.json").read_text())["resumed_from"]
+
+
+def test_sigterm_to_torchrun_stops_three_processes_and_they_go_on(data: str, tmp_path: Path) -> None:
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node=3", *TRAIN, *LONG_ENOUGH_TO_STOP, data, "--run.dir=run"]
+    with started(command, work=tmp_path) as (program,):
+        program.wait_for_line("step ")
+        program.signal(signal.SIGTERM)
+        ended = program.end()
+        assert ended.code != EXIT_DONE
+        assert program.family() == []
+        assert_stopped(tmp_path / "run", ended.err)
+    (ended,) = run(command, work=tmp_path)
+    assert_complete(tmp_path / "run", ended, world_size=3, epochs=4)
+    assert "/checkpoints/step-" in json.loads((tmp_path / "run" / "summary.json").read_text())["resumed_from"]
+
+
+def test_when_accelerate_is_killed_its_process_stops_with_a_checkpoint_and_goes_on(data: str, tmp_path: Path) -> None:
+    launcher = [*ACCELERATE, "--config_file", str(LAUNCH / "cpu_1.yaml")]
+    command = [*launcher, *TRAIN, *LONG_ENOUGH_TO_STOP, data, "--run.dir=run"]
+    with started(command, work=tmp_path) as (program,):
+        program.wait_for_line("step ")
+        (child,) = [process for process in program.family() if process.pid != program.process.pid]
+        program.signal(signal.SIGKILL)  # it cannot tell its child
+        psutil.wait_procs([child], timeout=SECONDS)
+        assert program.family() == []
+        assert_stopped(tmp_path / "run", program.end().err)
+    (ended,) = run(command, work=tmp_path)
+    assert_complete(tmp_path / "run", ended, world_size=1, epochs=4)
+    assert "/checkpoints/step-" in json.loads((tmp_path / "run" / "summary.json").read_text())["resumed_from"]
+
+
+# Mistakes
+
+
+def test_a_batch_that_three_processes_do_not_divide_is_one_line(data: str, tmp_path: Path) -> None:
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node=3", *TRAIN, data, "--run.dir=run", "--train.batch_size=100"]
+    (ended,) = run(command, work=tmp_path)
+    assert ended.code != EXIT_DONE
+    said = [line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")]
+    expected = "train.batch_size=100 (command line): cannot be divided by 3 processes x train.accumulate=1 (default)"
+    assert said == [f"mnist_dist: error: {expected}; 99 or 102 would work"]
+    assert not (tmp_path / "run").exists()
