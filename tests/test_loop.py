@@ -155,7 +155,7 @@ def weights(model: nn.Module) -> list[Tensor]:
 
 
 def train_by_hand(config: Config, epochs: int, smoothing: float = 0.0) -> tuple[nn.Module, list[float]]:
-    """Plain SGD on the mean loss of each global batch; the model and the batches' losses."""
+    """Plain SGD on the mean loss of each global batch, at its rate; the model and the batches' losses."""
     torch.manual_seed(config.run.seed)
     model: nn.Module = create_model(config.model.name)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.optim.lr)
@@ -168,6 +168,7 @@ def train_by_hand(config: Config, epochs: int, smoothing: float = 0.0) -> tuple[
             loss = F.cross_entropy(model(inputs), DATA.train.labels[rows], label_smoothing=smoothing)
             optimizer.zero_grad()
             loss.backward()
+            optimizer.param_groups[0]["lr"] = lr_at(len(losses), 2 * STEPS, config.optim)
             optimizer.step()
             losses.append(loss.item())
     return model, losses
@@ -177,7 +178,8 @@ def train_by_hand(config: Config, epochs: int, smoothing: float = 0.0) -> tuple[
 @pytest.mark.parametrize("model", ["basic", "unshuffle"])
 def test_learns_from_the_mean_over_each_global_batch(tmp_path: Path, model: str, accumulate: int) -> None:
     """The last batch has two images: in four parts, two of them are empty."""
-    settings = config(model=model, accumulate=accumulate, log_steps=1, optim={"lr": 0.05})
+    optim = {"lr": 0.05, "schedule": "cosine", "warmup": 0.25}
+    settings = config(optim, model=model, accumulate=accumulate, log_steps=1)
     run = start(settings, tmp_path)
     expected, losses = train_by_hand(settings, epochs=2)
     for found, wanted in zip(run.loop.raw.parameters(), expected.parameters(), strict=True):
@@ -387,6 +389,17 @@ def test_max_steps_may_be_raised_later(tmp_path: Path) -> None:
     assert rest.rows[-1]["step"] == 2 * STEPS
 
 
+def test_going_on_from_the_end_changes_nothing(tmp_path: Path) -> None:
+    settings = config(max_steps=3)
+    first = start(settings, tmp_path)
+    (checkpoint,) = list_checkpoints(tmp_path)
+    written = checkpoint.stat().st_ino
+    again = start(settings, tmp_path, resume=checkpoint)
+    assert (again.rows, again.sha256) == ([], first.sha256)
+    assert again.loop.watched == first.loop.watched is not None
+    assert checkpoint.stat().st_ino == written
+
+
 def test_rates_and_seconds_go_on_from_where_they_were(tmp_path: Path) -> None:
     """A run that was stopped for long, or trained for long before, shows the speed of now."""
     settings = config({"schedule": "linear"})
@@ -453,7 +466,7 @@ def test_evaluations_and_checkpoints_come_when_asked_for(tmp_path: Path, every: 
 
 
 def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_as_the_run_did(tmp_path: Path) -> None:
-    settings = config({"name": "adamw"}, checkpoint_steps=3, keep=9)
+    settings = config({"name": "adamw"}, checkpoint_steps=3, eval_steps=3, keep=9)
     whole = start(settings, tmp_path / "whole")
     for step in (3, 6):
         rest = start(settings, tmp_path / str(step), resume=tmp_path / "whole" / f"step-{step:08d}")
@@ -545,7 +558,9 @@ def test_evaluations_count_every_image_once_whatever_the_batch(tmp_path: Path) -
         settings = config(eval_batch_size=size)
         with start_runtime(settings, Topology()) as runtime:
             loop = build(settings, runtime)
-            return [loop.evaluate(name).row(name) for name in ("train", "val", "test")]
+            rows = [loop.evaluate(name).row(name) for name in ("train", "val", "test")]
+            assert loop.raw.training  # again
+            return rows
 
     rows = evaluate(4)
     assert [rows[0]["train.count"], rows[1]["val.count"], rows[2]["test.count"]] == [IMAGES, 11, 7]
