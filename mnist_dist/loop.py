@@ -187,7 +187,7 @@ class Loop:
         watched = self.watch()
         row = {"epoch": at.epoch + 1, "split": self.held_out, "lr": self.lr, "seconds": at.seconds}
         row |= epoch.row("epoch.train") | watched.row(self.held_out)
-        self.write_row(epoch.row("epoch.train") | {"epoch.seconds": at.seconds})
+        self.write_row(epoch.row("epoch.train") | epoch.details("epoch.train") | {"epoch.seconds": at.seconds})
         self.console.epoch(row)
         at.epoch += 1
         at.step_in_epoch = 0
@@ -216,7 +216,7 @@ class Loop:
         """Evaluate on the held-out set and record it."""
         metrics = self.watched = self.evaluate(self.held_out)
         self.at.evaluated = self.at.step
-        self.write_row(metrics.row(self.held_out))
+        self.write_row(metrics.row(self.held_out) | metrics.details(self.held_out))
         return metrics
 
     def evaluate(self, name: str) -> Metrics:

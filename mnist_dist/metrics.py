@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,6 +115,14 @@ class Metrics:
         return {f"{prefix}.{name}": value for name, value in values.items()} | {
             f"{prefix}.correct": self.correct,
             f"{prefix}.count": self.count,
+        }
+
+    def details(self, prefix: str) -> dict[str, list[Any]]:
+        """What is known of each class, as it appears beside `row`: precision, recall, and the rows of the matrix."""
+        return {
+            f"{prefix}.precision": self.precision(),
+            f"{prefix}.recall": self.recall(),
+            f"{prefix}.confusion": [list(row) for row in self.confusion],
         }
 
 

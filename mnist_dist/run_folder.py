@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -15,6 +14,7 @@ from mnist_dist.checkpoint import list_checkpoints, newest_checkpoint, read_json
 from mnist_dist.config import Config
 from mnist_dist.config_loader import dump
 from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.strict_json import dump_strict
 
 CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
 
@@ -146,8 +146,8 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: the disk is full or the folder is gone.
     """
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
-    write_text(folder / SUMMARY, json.dumps(plain, indent=1) + "\n")
+    lines = (f"  {json.dumps(key)}: {dump_strict(value)}" for key, value in summary.items())
+    write_text(folder / SUMMARY, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def write_text(path: Path, text: str) -> None:

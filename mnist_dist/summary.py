@@ -42,6 +42,7 @@ def summarize(loop: Loop, test: Metrics, resumed_from: Path | None) -> dict[str,
             "run_id": loop.run_id,
         }
         | versions()
+        | test.details("test")
     )
 
 

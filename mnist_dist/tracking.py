@@ -8,7 +8,6 @@ from __future__ import annotations
 import configparser
 import contextlib
 import json
-import math
 import netrc
 import os
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from mnist_dist.config import Config, TrackingConfig
 from mnist_dist.errors import UserError
+from mnist_dist.strict_json import dump_strict
 from mnist_dist.wandb_tracker import WandbTracker
 
 Warn = Callable[[str], None]
@@ -51,7 +51,7 @@ class MetricsFile:
         NaN and infinities become null.
         """
         try:
-            append(self._path, json.dumps(strict(row), allow_nan=False).encode() + b"\n")
+            append(self._path, dump_strict(row).encode() + b"\n")
         except (OSError, TypeError, ValueError) as error:
             self._complain(error)
 
@@ -96,15 +96,6 @@ def append(path: Path, data: bytes) -> None:
         if written != len(data):
             file.truncate(size)
             raise OSError(None, "the disk is full")
-
-
-def strict(value: Any) -> Any:
-    """The value with what JSON has no number for replaced by None."""
-    if isinstance(value, Mapping):
-        return {key: strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # Where wandb is to record, decided without importing it

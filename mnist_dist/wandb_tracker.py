@@ -150,10 +150,11 @@ class WandbTracker:
         for key, best in BEST.items():
             run.define_metric(key, step_metric="global_step", summary=best)
         while (row := self._rows.get()) is not None:
-            metrics = {wandb_key(key): value for key, value in row.items() if key not in ("step", "time")}
+            metrics = {wandb_key(k): v for k, v in row.items() if k not in ("step", "time") and not isinstance(v, list)}
             run.log({"global_step": row["step"], "_timestamp": row["time"], **metrics})
         summary, exit_code = self._end
-        run.summary.update({wandb_key(key): value for key, value in summary.items() if wandb_key(key) not in BEST})
+        values = {wandb_key(key): value for key, value in summary.items() if not isinstance(value, list)}
+        run.summary.update({key: value for key, value in values.items() if key not in BEST})
         run.finish(exit_code=exit_code)
 
 

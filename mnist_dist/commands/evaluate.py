@@ -6,7 +6,6 @@ On several: `accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist eva
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.errors import EXIT_DONE, UserError
@@ -30,6 +29,7 @@ def main(arguments: list[str]) -> int:
     from mnist_dist.data.splits import read_splits
     from mnist_dist.evaluation import evaluate
     from mnist_dist.runtime import start_runtime
+    from mnist_dist.strict_json import dump_strict
 
     restored = restore(options.run, options.checkpoint)
     config = restored.config
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         metrics = evaluate(model, data.to(runtime.device), config.data, runtime, size)
         result = metrics.row(options.split) | {"step": restored.step, "world_size": runtime.world_size}
         if topology.is_main and options.json:
-            print(json.dumps(result | {"confusion": metrics.confusion}))
+            print(dump_strict(result | metrics.details(options.split)))
         facts = {"checkpoint step": str(restored.step), "split": f"{options.split}, {len(data)} images"}
         console.header(runtime.describe() | facts)
         console.summary(

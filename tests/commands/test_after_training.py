@@ -109,9 +109,9 @@ def test_evaluate_gives_the_summary_again(home: Path) -> None:
     summary = json.loads((home / "run/summary.json").read_text())
     done = command("mnist_dist", "evaluate", "run", "--json", cwd=home)
     result = json.loads(done.stdout)
-    for key in ("test.count", "test.correct", "test.loss", "test.top2"):
+    for key in ("test.count", "test.correct", "test.loss", "test.top2", "test.recall", "test.confusion"):
         assert result[key] == summary[key]
-    assert sum(map(sum, result["confusion"])) == TEST
+    assert sum(map(sum, result["test.confusion"])) == TEST
     shown = command("mnist_dist", "evaluate", "run", "--split=val", cwd=home)
     assert f"{summary['val.correct']} of 100" in shown.stdout
 
