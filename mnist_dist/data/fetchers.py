@@ -170,22 +170,27 @@ def run_npm(npm: str, folder: Path) -> None:
     command += ["--fetch-retry-maxtimeout=5000", "--fetch-timeout=30000"]
     log = folder / "npm.log"
     with open(log, "wb") as errors:
+        # Ctrl-C waits until it cannot come between npm's start and our being ready to end it.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             # A session of its own: no terminal to prompt on, and one group to end. Its folder, so that no project's
             # settings matter.
             process = subprocess.Popen(
                 command, cwd=folder, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
             )
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+                code = process.wait(NPM_SECONDS)
+            finally:
+                if process.poll() is None:  # too late, or Ctrl-C
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
         except OSError as error:
             raise Unavailable(f"{npm} cannot be started ({one_line(error)})") from None
-        try:
-            code = process.wait(NPM_SECONDS)
         except subprocess.TimeoutExpired:
             raise Unavailable(f"npm was not done after {NPM_SECONDS:g} s") from None
         finally:
-            if process.poll() is None:  # too late, or Ctrl-C
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     if code:
         raise Unavailable(f"npm failed with exit code {code} ({npm_errors(log)})")
     log.unlink()

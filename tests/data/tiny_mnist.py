@@ -106,6 +106,7 @@ import json, os, signal, sys
 from pathlib import Path
 from mnist_dist.data import fetchers, sources
 from mnist_dist.errors import UserError
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
 sources.FILES.update(json.loads(os.environ["DIGESTS"]))
 {before}
 try:
