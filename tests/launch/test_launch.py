@@ -151,7 +151,7 @@ def test_two_machines_by_torchrun(data: str, single: Path, tmp_path: Path) -> No
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test"]
     command = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *meeting, *ONE_EPOCH, data]
     ended = run(command, command, work=tmp_path)
-    assert [each.code for each in ended] == [EXIT_DONE, EXIT_DONE], ended
+    assert [each.code for each in ended] == [EXIT_DONE, EXIT_DONE], "\n".join(each.err for each in ended)
     (first,) = [each for each in ended if "processes:" in each.out]  # c10d decides who is rank 0
     assert_complete(tmp_path / "run", first, world_size=2, machines=2)
     assert_same_curve(tmp_path / "run", single, steps=40)
