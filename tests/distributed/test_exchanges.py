@@ -46,6 +46,18 @@ def test_the_resolved_topology_is_described() -> None:
     assert all(answer[2] == expected for answer in answers)
 
 
+def count_threads() -> int:
+    with start_runtime(load(["--run.device=cpu"]).config, read_topology()):
+        return torch.get_num_threads()
+
+
+def test_processes_share_the_cores_of_their_machine() -> None:
+    (alone,) = run_ranks(1, count_threads)
+    assert alone >= 1
+    assert run_ranks(2, count_threads) == [max(alone // 2, 1)] * 2
+    assert run_ranks(2, count_threads, machines=2) == [alone, alone]
+
+
 def do_on_main(kind: type[Exception] | None) -> Any:
     with joined() as runtime:
         return runtime.on_main(lambda: act(runtime, kind))

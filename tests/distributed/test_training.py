@@ -77,6 +77,12 @@ def test_every_model_takes_a_tail_smaller_than_the_number_of_processes(model: st
     assert_same(trained(3, arguments, sizes)[0], trained(1, arguments, sizes)[0])
 
 
+def test_two_processes_are_bit_for_bit_one_that_adds_up_two_parts() -> None:
+    halves = ("--optim.name=adamw", "--optim.lr=0.002", "--optim.ema=0.9")
+    single = trained(1, (*halves, "--train.accumulate=2"), SIZES["tail of 1"])[0]
+    assert trained(2, halves, SIZES["tail of 1"])[1].sha256 == single.sha256
+
+
 def test_muon_trains_the_same_within_its_own_rounding() -> None:
     arguments, sizes = ("--optim.name=muon", "--optim.lr=0.002"), SIZES["tail of 1"]
     several, single = trained(2, arguments, sizes)[0], trained(1, arguments, sizes)[0]
