@@ -43,3 +43,9 @@ def test_an_unknown_key_would_be_noticed(tmp_path: Path) -> None:
     path.write_text((LAUNCH / "cpu_2.yaml").read_text() + "rdzv_port: 1\n")
     with pytest.raises(ValueError, match="unknown keys"):
         load_config_from_file(str(path))
+
+
+def test_the_readme_has_a_command_for_each_file() -> None:
+    text = (LAUNCH / "README.md").read_text()
+    for name in EXPECTED:
+        assert f"accelerate launch --config_file launch/{name} " in text
