@@ -8,14 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from types import FrameType
 from typing import Any, TypeVar
 
-import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -25,13 +22,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mnist_dist.config import Config
-from mnist_dist.ending import skip_exit_hooks
+from mnist_dist.ending import skip_exit_hooks, stop_on_signals
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.topology import Topology
 
 T = TypeVar("T")
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 
 class Runtime:
@@ -166,7 +161,7 @@ class Runtime:
 
     # Stopping together
 
-    def request_stop(self, *_: Any) -> None:
+    def request_stop(self) -> None:
         """Ask all processes to stop at the next step boundary. Safe in a signal handler: it only sets a flag."""
         self.stop_flag.fill_(1)
 
@@ -203,7 +198,7 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
         TrainingError: another process did not arrive in time, ended early, or stopped answering.
     """
     cpu = decide_cpu(config, topology)
-    threads = config.run.threads or default_threads(topology)
+    threads = config.run.threads or topology.default_threads()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate decides, and warns
     torch.set_num_threads(threads)
     if config.run.deterministic:
@@ -217,7 +212,7 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
                 f"{accelerator.num_processes}: they would train apart and overwrite each other; use a file from launch/"
             )
         runtime = Runtime(accelerator, topology, threads, timedelta(seconds=config.run.timeout))
-        with stop_on_signals(runtime):
+        with stop_on_signals(runtime.request_stop):
             yield runtime
             runtime.answer()  # a group that is destroyed with work in flight can abort the process
     except RuntimeError as error:
@@ -252,16 +247,6 @@ def decide_cpu(config: Config, topology: Topology) -> bool:
     return topology.world_size > 1  # other accelerators of a desktop machine: one process only
 
 
-def default_threads(topology: Topology) -> int:
-    """Physical cores that this machine lets us use, over its processes.
-
-    Launchers set OMP_NUM_THREADS=1 where nothing is said, which halves the speed of a small machine.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
-    return max(cores // topology.local_world_size, 1)
-
-
 def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerator:
     """Build the Accelerator, which joins the process group."""
     wanted = config.train.precision
@@ -289,28 +274,6 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
             f"within run.timeout={config.run.timeout:g} s ({first_line(error)}); check that every machine was started "
             "with its own rank and this address"
         ) from error
-
-
-@contextlib.contextmanager
-def stop_on_signals(runtime: Runtime) -> Iterator[None]:
-    """Let SIGTERM, SIGUSR1 and Ctrl-C ask for a stop; a second Ctrl-C ends at once."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and bool(runtime.stop_flag):
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            raise KeyboardInterrupt
-        runtime.request_stop()
-
-    try:
-        before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-    except ValueError:  # not the main thread: whoever embeds us handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 LOST_PEER = ("closed by peer", "reset by peer", "timed out", "timeout", "connection refused", "broken pipe", "nccl")
