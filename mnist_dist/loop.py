@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -21,6 +20,7 @@ from mnist_dist.data.order import GlobalBatchSampler
 from mnist_dist.data.splits import Splits
 from mnist_dist.errors import Stopped, TrainingError, UserError
 from mnist_dist.evaluation import evaluate
+from mnist_dist.gradients import build_gradients
 from mnist_dist.metrics import Counts, Metrics
 from mnist_dist.models.summary import count_parameters
 from mnist_dist.optim.builder import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
@@ -28,7 +28,6 @@ from mnist_dist.optim.ema import build_ema
 from mnist_dist.optim.schedules import lr_at
 from mnist_dist.position import Position
 from mnist_dist.runtime import Runtime
-from mnist_dist.seeding import derive_seed
 
 
 class Loop:
@@ -57,12 +56,14 @@ class Loop:
         self.raw = model
         self.ema: AveragedModel | None = build_ema(model, config.optim.ema)
         self.optimizer = build_optimizer(model, config.optim, fused=can_fuse(runtime))
-        self.model, self.stepper = runtime.prepare(model, self.optimizer)
+        self.gradients = build_gradients(model, config, runtime)
+        self.stepper = runtime.stepper(self.optimizer)
         self.sampler = GlobalBatchSampler(
             len(data.train),
             config.train.batch_size,
             rank=runtime.rank,
             world_size=runtime.world_size,
+            shards=runtime.shards,
             accumulate=config.train.accumulate,
             seed=config.run.seed,
             shuffle=not config.train.overfit_batches,
@@ -101,6 +102,7 @@ class Loop:
         steps = f"{self.last_step} ({config.train.epochs} epochs x {len(self.sampler)})"
         return {
             "model": f"{config.model.name}, {count_parameters(self.raw):,} parameters",
+            "gradients": self.gradients.describe(),
             "optimizer": f"{config.optim.name}, lr {config.optim.lr:g} {config.optim.schedule}",
             "steps": f"{steps} of {config.train.batch_size} images" + (f", {at.step} done" if at.step else ""),
         }
@@ -163,18 +165,11 @@ class Loop:
         at, optim, runtime = self.at, self.config.optim, self.runtime
         self.lr = lr_at(at.step - at.skipped, self.total_steps, optim)
         set_lr(self.optimizer, self.lr)
-        torch.manual_seed(derive_seed(self.config.run.seed, "dropout", at.step, runtime.rank))
-        for index, (images, labels) in enumerate(batch.parts):
-            with runtime.part(self.model, last=index == len(batch.parts) - 1):
-                logits = self.model(images)
-                losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=optim.label_smoothing)
-                # Gradients are averaged over processes, so this makes their average the mean over the global batch.
-                runtime.backward(losses.sum() * (runtime.world_size / batch.size))
-            self.window.add(logits.detach(), labels, losses.detach())
+        for seen in self.gradients.compute(batch, at.step):
+            self.window.add(*seen)
         if optim.clip:
-            runtime.clip(self.model, optim.clip)
+            runtime.clip(self.raw, optim.clip)
         self.stepper.step()
-        self.stepper.zero_grad()
         if self.stepper.step_was_skipped:
             at.skipped += 1
         elif self.ema is not None:
