@@ -135,6 +135,8 @@ class TrainConfig:
     """Also write a checkpoint every this many steps. 0: at the end of each epoch only."""
     keep: int = bounded(2, low=1)
     """Newest checkpoints kept, beside the best one."""
+    nonfinite: Literal["raise", "skip", "rollback"] = "raise"
+    """Updates with nan or infinity are left out; then the run ends, goes on, or returns to its last checkpoint."""
     overfit_batches: int = bounded(0, low=0)
     """Train on the first this many batches only, again and again, to see that the loss goes to 0. 0: off."""
     detect_anomaly: bool = False
