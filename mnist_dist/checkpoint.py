@@ -28,12 +28,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint_files import (
-    FORMAT,
     LIMITS,
     MANIFEST,
     STATE,
     TENSOR_FILES,
     Damaged,
+    dump_manifest,
     parse_tensors,
     read_files,
 )
@@ -111,8 +111,7 @@ def serialize(step: int, saved: Saved) -> dict[str, bytes]:
         if len(data) > LIMITS[name]:
             raise ValueError(f"{name} would have {len(data)} bytes, and no more than {LIMITS[name]} are read")
     described = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
-    files[MANIFEST] = json.dumps({"format": FORMAT, "step": step, "files": described}, indent=1).encode()
-    return files
+    return files | {MANIFEST: dump_manifest(step, described)}
 
 
 def recover(root: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ def read_files(folder: Path, step: int) -> dict[str, bytes]:
     """
     name = MANIFEST
     try:
-        described = check_manifest(parse_strict(read_bounded(folder / MANIFEST, MAX_JSON_BYTES)), step)
+        data = read_bounded(folder / MANIFEST, MAX_JSON_BYTES)
+        described = check_manifest(manifest := parse_strict(data), step)
+        if data != dump_manifest(manifest["step"], described):
+            raise ValueError("is not spaced as it was written")
         files = {}
         for name, expected in described.items():
             files[name] = read_bounded(folder / name, LIMITS[name], expected["bytes"])
@@ -59,6 +63,11 @@ def read_files(folder: Path, step: int) -> dict[str, bytes]:
     except ValueError as error:
         raise Damaged(f"{name}: {error}") from None
     return files
+
+
+def dump_manifest(step: int, described: dict[str, dict[str, Any]]) -> bytes:
+    """The manifest of a checkpoint of this step, from each file's `sha256` and `bytes`."""
+    return json.dumps({"format": FORMAT, "step": step, "files": described}, indent=1).encode()
 
 
 def check_manifest(manifest: dict[str, Any], step: int) -> dict[str, dict[str, Any]]:

@@ -62,4 +62,4 @@ def replace_file(folder: Path, name: str, content: bytes) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     (folder / name).write_bytes(content)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))

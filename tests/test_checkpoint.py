@@ -231,7 +231,7 @@ def edit(**changes: Any) -> Callable[[Path], None]:
 
     def change(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+        (folder / "manifest.json").write_text(json.dumps(manifest | changes, indent=1))
 
     return change
 
@@ -242,7 +242,7 @@ def describe_as(name: str, **description: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["files"][name] = description
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
     return change
 
@@ -292,6 +292,10 @@ def turn_into_pipe(name: str) -> Callable[[Path], None]:
         os.mkfifo(folder / name)
 
     return change
+
+
+def add_a_space(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b" ")
 
 
 ANYTHING = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": 0}
@@ -346,6 +350,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "step nan": (edit(step=math.nan), r"manifest\.json: holds NaN, which is no number"),
     "step infinite": (write("manifest.json", b'{"step": 1e999}'), r"manifest\.json: holds a number that is too large"),
     "another key": (edit(code="x"), r"manifest\.json: names other things than"),
+    "one more space": (
+        lambda folder: add_a_space(folder / "manifest.json"),
+        r"manifest\.json: is not spaced as it was",
+    ),
     "a key twice": (write("manifest.json", b'{"step": 1, "step": 7}'), r"manifest\.json: names a key twice"),
     "size true": (describe_as("state.json", sha256="", bytes=True), r"manifest\.json: does not describe state\.json"),
     "size huge": (describe_as("state.json", sha256="", bytes=2**62), r"state\.json: \d+ bytes instead of"),
