@@ -14,78 +14,131 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from mnist_dist.checkpoint_files import (
+    LIMITS,
+    MANIFEST,
+    STATE,
+    TENSOR_FILES,
+    Damaged,
+    dump_manifest,
+    parse_tensors,
+    read_files,
+)
+from mnist_dist.checkpoint_state import check_state
 from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.strict_json import parse_strict
+from mnist_dist.whole_files import sync
 
-MANIFEST, STATE = "manifest.json", "state.json"
-FORMAT = 1
-MAX_JSON_BYTES = 1 << 20
-NAME = re.compile(r"step-(\d{8,})")
+NAME = re.compile(r"step-([0-9]{8,200})")
+WRITING, REPLACED, DELETING = ".writing-", ".replaced-", ".deleting-"
+"""Before a checkpoint's name: it is not complete, another takes its place, it is on its way out."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds: named CPU tensors of the model, the optimizer and (or empty) the EMA, and the state."""
+    """What a checkpoint holds: named tensors of the model, the optimizer and (or empty) the EMA, and the state."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     ema: dict[str, Tensor]
     state: dict[str, Any]
 
+    def to_host(self) -> Saved:
+        """The same with copies of the tensors in host memory, which nothing that trains on will change."""
+        copies = {part: contiguous(getattr(self, part)) for part in TENSOR_FILES}
+        return replace(self, **copies)
+
 
 def save_checkpoint(root: Path, step: int, saved: Saved) -> Path:
     """Write `root/step-NNNNNNNN`, durable and complete before it has that name.
+
+    A process that is killed at any moment leaves every earlier checkpoint, of this step too; `recover` tidies up.
+
+    Args:
+        root: created if it is absent, but not what it lies in: where that was mounted, nothing else belongs.
 
     Raises:
         TrainingError: the disk is full or the folder cannot be written; nothing half-written is left.
     """
     final = root / f"step-{step:08d}"
-    aside, replaced = root / f".writing-{final.name}", root / f".replaced-{final.name}"
+    aside, replaced = root / f"{WRITING}{final.name}", root / f"{REPLACED}{final.name}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        for left in (aside, replaced):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        root.mkdir(exist_ok=True)
+        recover(root)
         aside.mkdir()
-        files = {"model": saved.model, "optimizer": saved.optimizer} | ({"ema": saved.ema} if saved.ema else {})
-        for name, tensors in files.items():
-            save_file(contiguous(tensors), aside / f"{name}.safetensors")
-        (aside / STATE).write_text(json.dumps(saved.state, indent=1))
-        described = {path.name: {"sha256": digest(path), "bytes": path.stat().st_size} for path in aside.iterdir()}
-        (aside / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "files": described}, indent=1))
-        for path in aside.iterdir():
-            sync(path)
+        for name, data in serialize(step, saved).items():
+            with (aside / name).open("xb") as file:
+                file.write(data)
+            sync(aside / name)
         sync(aside)
         if final.exists():  # the same step again, after a resume: the new one replaces it
             final.rename(replaced)
         aside.rename(final)
         sync(root)
         shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        with suppress(OSError):
+            recover(root)
         raise TrainingError(
-            f"checkpoint {final}: cannot be written ({error}); free space or check the folder, then start again to "
-            "go on from the checkpoint before"
+            f"checkpoint {final}: cannot be written ({error}); earlier ones are untouched: free space or check the disk"
         ) from error
     return final
+
+
+def serialize(step: int, saved: Saved) -> dict[str, bytes]:
+    """The content of each of a checkpoint's files, the manifest last.
+
+    Raises:
+        ValueError: a file would be larger than what is read again, or the state holds a number that is not finite.
+    """
+    parts = {name: getattr(saved, part) for part, name in TENSOR_FILES.items() if part != "ema" or saved.ema}
+    files = {name: save(contiguous(tensors)) for name, tensors in parts.items()}
+    files[STATE] = json.dumps(saved.state, indent=1, allow_nan=False).encode()
+    for name, data in files.items():
+        if len(data) > LIMITS[name]:
+            raise ValueError(f"{name} would have {len(data)} bytes, and no more than {LIMITS[name]} are read")
+    described = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
+    return files | {MANIFEST: dump_manifest(step, described)}
+
+
+def recover(root: Path) -> None:
+    """Settle what a killed process left. Only for the one process that writes here.
+
+    A checkpoint that was moved aside for one that never came gets its name back, everything else half-done goes.
+
+    Raises:
+        OSError: the folder cannot be read or changed.
+    """
+    half_done = (WRITING, REPLACED, DELETING)
+    left = [path for path in root.iterdir() if path.name.startswith(half_done)] if root.is_dir() else []
+    for path in left:
+        final = root / path.name.removeprefix(REPLACED)
+        if path.name.startswith(REPLACED) and not final.exists():
+            path.rename(final)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    if left:
+        sync(root)
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CPU tensors as safetensors stores them: contiguous, none sharing memory with another."""
     return {
-        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
     }
 
 
@@ -101,57 +154,90 @@ def step_of(folder: Path) -> int:
     return int(match.group(1)) if match else -1
 
 
-def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
+@dataclass(frozen=True)
+class Verified:
+    """A whole checkpoint: the bytes that were checked, which are also the ones that are parsed, here or elsewhere."""
+
+    folder: Path
+    files: dict[str, bytes]
+
+    def parse(self) -> Saved:
+        """The tensors and the state.
+
+        Raises:
+            Damaged: a file does not hold what it should, although it is what was written.
+        """
+        tensors = {}
+        for part, name in TENSOR_FILES.items():
+            try:
+                tensors[part] = parse_tensors(self.files[name]) if name in self.files else {}
+            except ValueError as error:
+                raise Damaged(f"{name}: {error}") from None
+        try:
+            state = parse_strict(self.files[STATE])
+            check_state(state, step_of(self.folder))
+        except ValueError as error:
+            raise Damaged(f"{STATE}: {error}") from None
+        return Saved(**tensors, state=state)
+
+
+def verify(folder: Path) -> Verified:
+    """Read a checkpoint's files, each once, and check everything that can be checked without a model.
+
+    Raises:
+        Damaged: says which file, and why.
+    """
+    if step_of(folder) < 0:
+        raise Damaged("its folder is not named step- and eight digits, as it was written")
+    verified = Verified(folder, read_files(folder, step_of(folder)))
+    verified.parse()
+    return verified
+
+
+def newest_verified(root: Path, warn: Callable[[str], None]) -> Verified | None:
     """The newest checkpoint that is whole; a damaged one is named in a warning and passed over."""
     for folder in reversed(list_checkpoints(root)):
-        reason = damage(folder)
-        if reason is None:
-            return folder
-        warn(f"checkpoint {folder} is damaged ({reason}) and passed over")
+        try:
+            return verify(folder)
+        except Damaged as reason:
+            warn(f"checkpoint {folder} is damaged ({reason}) and passed over")
     return None
 
 
+def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
+    """The folder of `newest_verified`."""
+    newest = newest_verified(root, warn)
+    return newest.folder if newest else None
+
+
 def damage(folder: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, or None if every file is as its manifest says."""
+    """Why a checkpoint cannot be trusted, or None if it is whole."""
     try:
-        manifest = read_json(folder / MANIFEST)
-        if manifest.get("format") != FORMAT:
-            return f"{MANIFEST}: format {manifest.get('format')!r}, this version reads {FORMAT}"
-        files = manifest["files"]
-        if {STATE, "model.safetensors", "optimizer.safetensors"} - files.keys():
-            return f"{MANIFEST}: names too few files"
-        for name, expected in files.items():
-            if Path(name).name != name or name in ("", ".."):
-                return f"{MANIFEST}: {name!r} is not a file's name"
-            if (folder / name).stat().st_size != expected["bytes"]:
-                return f"{name}: {(folder / name).stat().st_size} bytes instead of {expected['bytes']}"
-            if digest(folder / name) != expected["sha256"]:
-                return f"{name}: its content is not what was written"
-    except OSError as error:
-        return f"{Path(str(error.filename or folder)).name}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST}: {error or type(error).__name__}"
+        verify(folder)
+    except Damaged as reason:
+        return str(reason)
     return None
 
 
 def load_checkpoint(folder: Path) -> Saved:
-    """Read a checkpoint after checking it against its manifest.
+    """Read a checkpoint after checking it.
 
     Raises:
         UserError: it is damaged or absent.
     """
-    reason = damage(folder)
-    if reason is not None:
-        raise UserError(f"checkpoint {folder}: {reason}; choose another one")
+    return load_verified(folder).parse()
+
+
+def load_verified(folder: Path) -> Verified:
+    """As `verify`, for a checkpoint that a user named.
+
+    Raises:
+        UserError: it is damaged or absent.
+    """
     try:
-        described = read_json(folder / MANIFEST)["files"]  # a file that it does not name was not checked
-        tensors = {
-            name: load_file(folder / f"{name}.safetensors") if f"{name}.safetensors" in described else {}
-            for name in ("model", "optimizer", "ema")
-        }
-        return Saved(**tensors, state=read_json(folder / STATE))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"checkpoint {folder}: cannot be read ({error})") from error
+        return verify(folder)
+    except Damaged as reason:
+        raise UserError(f"checkpoint {folder}: {reason}; choose another one") from None
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -174,11 +260,20 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     model.load_state_dict(dict(tensors))
 
 
-def prune_checkpoints(root: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one. Call it after a new one is complete."""
-    for folder in list_checkpoints(root)[:-keep]:
+def prune_checkpoints(root: Path, keep: int, best_step: int | None, newest_step: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one. Call it after a new one is complete.
+
+    Args:
+        newest_step: the one just written. Later ones are of a future that the run left behind: damaged ones that were
+            passed over, which must not count as kept.
+    """
+    folders = list_checkpoints(root)
+    late = [folder for folder in folders if newest_step is not None and step_of(folder) > newest_step]
+    early = folders[: len(folders) - len(late)]
+    for folder in [*early[:-keep], *late]:
         if step_of(folder) != best_step:
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # it goes at once: nobody meets half of it
+                shutil.rmtree(folder.rename(root / f"{DELETING}{folder.name}"), ignore_errors=True)
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -192,51 +287,3 @@ def weights_sha256(model: nn.Module) -> str:
         raw = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
         result.update(raw.numpy().tobytes())
     return result.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size.
-
-    Raises:
-        ValueError: too large, not JSON, or not an object. OSError: unreadable.
-    """
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path.name} is larger than {MAX_JSON_BYTES} bytes")
-    try:
-        value = json.loads(path.read_text())
-    except RecursionError:
-        raise ValueError(f"{path.name} is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} does not hold an object")
-    return value
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a path to write to; what is written there then takes the place of `path` at once, durably."""
-    aside = path.with_name(f".writing-{path.name}")
-    try:
-        yield aside
-        sync(aside)
-        aside.rename(path)
-        sync(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def digest(path: Path) -> str:
-    """A file's SHA-256."""
-    result = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            result.update(block)
-    return result.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have a file's or a folder's content reach the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

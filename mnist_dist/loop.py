@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from mnist_dist.checkpoint import Saved, prune_checkpoints, save_checkpoint
+from mnist_dist.checkpoint import Saved
+from mnist_dist.checkpoint_writer import CheckpointWriter
 from mnist_dist.config import Config
 from mnist_dist.console import Console
 from mnist_dist.data.batches import Batch, Batches
@@ -123,11 +124,19 @@ class Loop:
 
         Raises:
             Stopped: a stop was asked for, and a checkpoint is written.
-            TrainingError: the loss is not finite, or a checkpoint cannot be written.
+            TrainingError: an update was not finite, as train.nonfinite says, or the last checkpoint cannot be written.
         """
-        self.checkpoints, self.record, self.rewind = checkpoints, record, rewind
+        self.record, self.rewind = record, rewind
+        self.writer = CheckpointWriter(checkpoints, self.config.train.keep, self.console.warn)
+        try:
+            self.train_epochs()
+        finally:
+            self.writer.wait()
+
+    def train_epochs(self) -> None:
+        """From the present position to the last step."""
         if self.config.train.nonfinite == "rollback":
-            self.snapshot = self.take_snapshot()
+            self.snapshot = self.take_snapshot().to_host()
         self.console.begin(self.last_step, self.at.step, self.config.train.epochs)
         if self.is_evaluation_due():  # a stop during the evaluation left it to us
             self.evaluate_between_epochs()
@@ -141,6 +150,7 @@ class Loop:
             self.watched = self.evaluate(self.held_out)
         if self.saved_step != self.at.step:
             self.save()
+        self.runtime.on_main(self.writer.finish)
 
     def train_epoch(self) -> None:
         """The rest of the epoch in progress, up to the last step."""
@@ -313,6 +323,7 @@ class Loop:
         """Save and raise Stopped."""
         self.stop_clock()
         self.save()
+        self.runtime.on_main(self.writer.finish)
         raise Stopped(f"at step {self.at.step}, with a checkpoint")
 
     def start_clock(self) -> None:
@@ -332,24 +343,23 @@ class Loop:
     # Saving and restoring
 
     def take_snapshot(self) -> Saved:
-        """The present state in host memory."""
+        """The present state. Every process must call it."""
         return self.state.snapshot({"run_id": self.run_id, "config": self.config.to_dict()})
 
     def save(self) -> None:
-        """Write a checkpoint of the present position, then delete those not to be kept."""
+        """Have a checkpoint of the present position written while training goes on."""
         running = self.stop_clock()
         saved = self.take_snapshot()
+        if self.runtime.is_main or self.snapshot is not None:
+            saved = saved.to_host()
         if self.snapshot is not None:
             self.snapshot = saved
-        self.runtime.on_main(lambda: self.write(saved))
+        if self.runtime.is_main:
+            best = self.at.best.get("step")
+            self.writer.submit(self.at.step, saved, None if best is None else int(best))
         self.saved_step = self.at.step
         if running:
             self.start_clock()
-
-    def write(self, saved: Saved) -> None:
-        """The main process's part of `save`."""
-        save_checkpoint(self.checkpoints, self.at.step, saved)
-        prune_checkpoints(self.checkpoints, self.config.train.keep, int(self.at.best.get("step", -1)))
 
     def restore(self, saved: Saved, source: str) -> None:
         """Continue where a checkpoint was written, with any number of processes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from mnist_dist.metrics import Metrics
@@ -35,6 +36,8 @@ class Position:
     """step, accuracy and loss of the best checkpoint on the validation split; empty without one."""
 
     def note_best(self, metrics: Metrics) -> None:
-        """Remember this step if it is the best on the validation split so far."""
+        """Remember this step if it is the best on the validation split so far; one whose loss is nan never is."""
+        if not math.isfinite(metrics.loss):
+            return
         if not self.best or (metrics.accuracy, -metrics.loss) > (self.best["accuracy"], -self.best["loss"]):
             self.best = {"step": self.step, "accuracy": metrics.accuracy, "loss": metrics.loss}

@@ -6,16 +6,20 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.checkpoint import list_checkpoints, newest_checkpoint, read_json, written_whole
+from mnist_dist.checkpoint import Saved, Verified, list_checkpoints, load_verified, newest_verified, recover
 from mnist_dist.config import Config
 from mnist_dist.config_loader import dump
 from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.lock import RunLock
 from mnist_dist.strict_json import dump_strict
+from mnist_dist.whole_files import read_json, written_whole
 
+RUNS = Path("runs")
 CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
 
 # Settings that may change when a run goes on: none of them changes what it computes.
@@ -36,33 +40,86 @@ FREE = {
 }
 
 
-def open_run_folder(config: Config, recipes: Sequence[str]) -> Path:
-    """Create the run's folder, or take the one that is there. On the main process only.
+@dataclass(frozen=True)
+class Claim:
+    """A run's folder that is ours alone, and what was found there. Plain values, for every process."""
+
+    folder: Path
+    checkpoint: Verified | None
+    """What the run goes on from."""
+    same_run: bool
+    """Whether that is the run's own checkpoint, so that its records go on too."""
+
+    def load(self) -> Saved | None:
+        """The checkpoint's content, parsed from the bytes that the main process checked."""
+        return self.checkpoint.parse() if self.checkpoint else None
+
+
+def claim_run_folder(config: Config, recipes: Sequence[str], lock: RunLock, warn: Callable[[str], None]) -> Claim:
+    """Lock the run's folder, creating it if it is absent, and read the checkpoint to go on from. Main process only.
+
+    Processes that their launcher starts again find the folder of their own run and go on with it, whatever run.resume
+    says: that is for the first start.
 
     Raises:
-        UserError: it cannot be created or written.
+        UserError: it cannot be created or written, another run is in it, or run.resume names no whole checkpoint.
     """
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    path = Path(config.run.dir or f"runs/{'-'.join(recipes) or 'default'}-{stamp}").expanduser()
+    given = config.run.dir or lock.find_ours(RUNS)
+    path = Path(given or RUNS / f"{'-'.join(recipes) or 'default'}-{stamp}").expanduser()
     try:
-        if not config.run.dir:
-            path = create_new(path)
-        (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        if config.run.resume == "never":
-            start_over(path)
+        lock.made = [each for each in path.parents if not each.exists()]
+        if not (given and path.exists()):
+            path = create(path, anew=not given)
+            lock.made = [path, *lock.made]
+        lock.take(path, warn)
+        if config.run.resume != "never" or lock.is_ours:
+            recover(path / CHECKPOINTS)
+        if config.run.resume == "auto" or lock.is_ours:
+            own = newest_verified(path / CHECKPOINTS, warn)
+            if own:
+                return Claim(path, own, same_run=True)
     except OSError as error:
-        raise UserError(f"run.dir={path}: cannot be written ({error.strerror}); choose another --run.dir") from error
-    return path
+        raise cannot_be_written(path, error) from error
+    if config.run.resume in ("auto", "never"):
+        return Claim(path, None, same_run=False)
+    return Claim(path, find_checkpoint(Path(config.run.resume).expanduser(), "run.resume", warn), same_run=False)
 
 
-def create_new(path: Path) -> Path:
-    """Create this folder, or one with a number behind its name where another run has just taken the name."""
+def begin_run(claim: Claim, config: Config, lock: RunLock) -> bool:
+    """Make the folder ready to be trained into. Main process only, and only once nothing is left to be refused.
+
+    Returns:
+        Whether the run in it has finished before.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        (claim.folder / CHECKPOINTS).mkdir(exist_ok=True)
+        if config.run.resume == "never" and not claim.same_run:
+            start_over(claim.folder)
+        lock.begin()
+    except OSError as error:
+        raise cannot_be_written(claim.folder, error) from error
+    return claim.same_run and read_summary(claim.folder) is not None
+
+
+def cannot_be_written(path: Path, error: OSError) -> UserError:
+    """What to raise for a run's folder that the system refuses."""
+    return UserError(f"run.dir={path}: cannot be written ({error.strerror}); choose another --run.dir")
+
+
+def create(path: Path, anew: bool) -> Path:
+    """Create this folder; if `anew`, one with a number behind its name where another run has just taken the name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path
     for number in itertools.count(2):
         try:
-            name.mkdir()
+            name.mkdir(exist_ok=not anew)
         except FileExistsError:
+            if not anew:
+                raise
             name = path.with_name(f"{path.name}-{number}")
         else:
             break
@@ -70,35 +127,23 @@ def create_new(path: Path) -> Path:
 
 
 def start_over(path: Path) -> None:
-    """Delete what an earlier run left in this folder."""
+    """Delete what an earlier run left in this folder, half-done checkpoints too."""
+    recover(path / CHECKPOINTS)
     for folder in list_checkpoints(path / CHECKPOINTS):
         shutil.rmtree(folder)
     for name in (METRICS, SUMMARY):
         (path / name).unlink(missing_ok=True)
 
 
-def choose_checkpoint(config: Config, warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint that run.resume means, or None to start from nothing.
-
-    Raises:
-        UserError: run.resume names something else than a checkpoint or a run with one.
-    """
-    if config.run.resume not in ("auto", "never"):
-        return find_checkpoint(Path(config.run.resume).expanduser(), "run.resume", warn)
-    if config.run.resume == "never" or not config.run.dir:
-        return None
-    return newest_checkpoint(Path(config.run.dir).expanduser() / CHECKPOINTS, warn)
-
-
-def find_checkpoint(path: Path, key: str, warn: Callable[[str], None]) -> Path:
+def find_checkpoint(path: Path, key: str, warn: Callable[[str], None]) -> Verified:
     """The checkpoint at a path: itself, or the newest of a run's folder.
 
     Raises:
-        UserError: neither is there; the message names the path as the value of `key`.
+        UserError: neither is there, or it is damaged; the message names the path as the value of `key`.
     """
     if (path / "manifest.json").is_file():
-        return path
-    newest = newest_checkpoint(path / CHECKPOINTS, warn)
+        return load_verified(path)
+    newest = newest_verified(path / CHECKPOINTS, warn)
     if newest is None:
         raise UserError(f"{key}={path}: is neither a checkpoint's folder nor a run's folder with a whole checkpoint")
     return newest
@@ -111,7 +156,7 @@ def check_same_run(config: Config, saved: Mapping[str, Mapping[str, Any]], check
         UserError: names the settings that differ.
     """
     differing = [
-        f"{section}.{key}={value!r} (was {saved.get(section, {}).get(key)!r})"
+        f"{section}.{key}={value!r} (was {repr(saved.get(section, {}).get(key))[:60]})"
         for section, values in config.to_dict().items()
         for key, value in values.items()
         if section != "tracking" and f"{section}.{key}" not in FREE and saved.get(section, {}).get(key) != value

@@ -46,13 +46,13 @@ def train(loaded: Loaded, topology: Topology) -> int:
     """Build one run, in this order: data, processes, checkpoint, model, folder; then train it to its summary."""
     import torch
 
-    from mnist_dist.checkpoint import load_checkpoint
     from mnist_dist.console import open_console
     from mnist_dist.data.sources import ensure, resolve_root
     from mnist_dist.data.splits import read_splits
+    from mnist_dist.lock import RunLock
     from mnist_dist.loop import Loop
     from mnist_dist.models import create_model
-    from mnist_dist.run_folder import check_same_run, choose_checkpoint, open_run_folder, read_summary
+    from mnist_dist.run_folder import begin_run, check_same_run, claim_run_folder
     from mnist_dist.runtime import start_runtime
 
     config = loaded.config
@@ -63,36 +63,38 @@ def train(loaded: Loaded, topology: Topology) -> int:
     if topology.is_local_main:
         ensure(root, config.data.source, console.say)
 
-    with start_runtime(config, topology) as runtime:
+    with RunLock(topology.launcher) as lock, start_runtime(config, topology) as runtime:
         runtime.agree("the configuration", flat(config))
         files = ensure(root, "local", console.say)
         splits = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
 
-        # The checkpoint to go on from: the main process decides for all.
-        checkpoint = runtime.on_main(lambda: choose_checkpoint(config, console.warn))
-        saved = load_checkpoint(checkpoint) if checkpoint else None
-        if saved and checkpoint:
-            check_same_run(config, saved.state["config"], checkpoint)
-        same_run = saved is not None and config.run.resume == "auto"
-        run_id = saved.state["run_id"] if saved and same_run else runtime.broadcast(secrets.token_hex(4))
+        # The folder, from here on this run's alone, and the checkpoint to go on from. The main process decides and
+        # reads for all: the others may have no such folder on their machine.
+        claim = runtime.on_main(lambda: claim_run_folder(config, loaded.recipes, lock, console.warn))
+        saved, source = claim.load(), claim.checkpoint.folder if claim.checkpoint else None
+        if saved and source:
+            check_same_run(config, saved.state["config"], source)
+        run_id = saved.state["run_id"] if saved and claim.same_run else runtime.broadcast(secrets.token_hex(4))
 
         # The model, the same on every process because each draws it from the same seed; then what trains it.
         torch.manual_seed(config.run.seed)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
         model = runtime.place(create_model(config.model.name))
         loop = Loop(config, runtime, model, splits, console, run_id)
-        if saved and checkpoint:
-            loop.restore(saved, str(checkpoint))
+        if saved and source:
+            loop.restore(saved, str(source))
 
-        # The folder: nothing is written before everything above is known to be good.
-        folder = runtime.on_main(lambda: open_run_folder(config, loaded.recipes))
-        if same_run and loop.at.step >= loop.last_step and read_summary(folder):
-            console.say(f"{folder} holds this run, finished; --run.resume=never starts it over")
-            return EXIT_DONE
-        return train_to_summary(loop, folder, checkpoint, same_run)
+        # Nothing but the lock is written before everything above is known to be good.
+        finished = runtime.on_main(lambda: begin_run(claim, config, lock))
+        if finished and loop.at.step >= loop.last_step:
+            console.say(f"{claim.folder} holds this run, finished; --run.resume=never starts it over")
+        else:
+            train_to_summary(loop, claim.folder, source, claim.same_run)
+        lock.finished = True
+    return EXIT_DONE
 
 
-def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run: bool) -> int:
+def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run: bool) -> None:
     """Open the records, train, test, and write the summary.
 
     Args:
@@ -141,7 +143,6 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     if tracker.look:
         console.say(tracker.look)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
-    return EXIT_DONE
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class TrainingState:
         return self.model if self.ema is None else self.ema.module
 
     def snapshot(self, facts: dict[str, Any]) -> Saved:
-        """A copy of everything in host memory, for a checkpoint. Every process must call it.
+        """Everything, for a checkpoint; the tensors are those in use, not copies. Every process must call it.
 
         Args:
             facts: what else the checkpoint's state is to say.

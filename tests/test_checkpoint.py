@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -16,13 +17,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from small_checkpoint import FILES, is_same, replace_file, saved, state_of
 from torch import Tensor, nn
 
 from mnist_dist import checkpoint
 from mnist_dist.checkpoint import (
-    MAX_JSON_BYTES,
     Saved,
     damage,
     list_checkpoints,
@@ -30,40 +29,17 @@ from mnist_dist.checkpoint import (
     load_weights,
     newest_checkpoint,
     prune_checkpoints,
-    read_json,
+    recover,
     save_checkpoint,
     weights_sha256,
-    written_whole,
 )
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.models import create_model
-
-FILES = ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json")
-
-
-def saved(seed: int = 0, **state: Any) -> Saved:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    return Saved(
-        model={"body.weight": draw(4, 3, 5, 5).to(memory_format=torch.channels_last), "body.bias": draw(4)},
-        optimizer={"body.weight/exp_avg": draw(4, 3, 5, 5), "body.weight/step": torch.tensor(7.0)},
-        ema={"body.weight": draw(4, 3, 5, 5), "count": torch.tensor(3)},
-        state={"run_id": "ab12", "position": {"step": 7, "best": {}}, "numbers": [1, 2**60]} | state,
-    )
+from mnist_dist.whole_files import MAX_JSON_BYTES, read_json, written_whole
 
 
 def assert_same(found: Saved, expected: Saved) -> None:
-    for kind in ("model", "optimizer", "ema"):
-        ours, theirs = getattr(found, kind), getattr(expected, kind)
-        assert ours.keys() == theirs.keys()
-        for name, tensor in theirs.items():
-            assert ours[name].dtype == tensor.dtype
-            assert ours[name].shape == tensor.shape
-            assert ours[name].equal(tensor), name
-    assert found.state == expected.state
+    assert is_same(found, expected)
 
 
 @pytest.fixture
@@ -76,8 +52,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path / "a" / "checkpoints", 7, saved())
-    assert path == tmp_path / "a" / "checkpoints" / "step-00000007"
+    path = save_checkpoint(tmp_path / "checkpoints", 7, saved())
+    assert path == tmp_path / "checkpoints" / "step-00000007"
     assert damage(path) is None
     assert_same(load_checkpoint(path), saved())
     assert os.listdir(path.parent) == [path.name]
@@ -86,7 +62,7 @@ def test_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_empty_parts_are_empty_again(tmp_path: Path) -> None:
     """SGD without momentum has no state, and most runs no moving average."""
-    plain = replace(saved(), optimizer={}, ema={})
+    plain = replace(saved(step=0), optimizer={}, ema={})
     path = save_checkpoint(tmp_path, 0, plain)
     assert not (path / "ema.safetensors").exists()
     assert_same(load_checkpoint(path), plain)
@@ -106,7 +82,7 @@ def test_the_manifest_describes_every_file(folder: Path) -> None:
 
 def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
     shared = torch.arange(6.0).reshape(2, 3)
-    tied = Saved({"a": shared, "b": shared, "c": shared.T}, {}, {}, {})
+    tied = Saved({"a": shared, "b": shared, "c": shared.T}, {}, {}, state_of(1))
     assert_same(load_checkpoint(save_checkpoint(tmp_path, 1, tied)), tied)
 
 
@@ -123,12 +99,12 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path, monkeypatc
 
     first = save_checkpoint(tmp_path, 7, saved(1))
     with monkeypatch.context() as patched:  # while it writes, and while it deletes the one it replaced
-        patched.setattr(checkpoint, "save_file", killed)
+        patched.setattr(checkpoint, "sync", killed)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(tmp_path, 7, saved(2))
-    old = tmp_path / f".replaced-{first.name}"
-    old.mkdir()
-    (old / "model.safetensors").write_text("half deleted")
+    for name in (f".replaced-{first.name}", ".deleting-step-00000003"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half deleted")
     assert (tmp_path / f".writing-{first.name}").exists()
     assert list_checkpoints(tmp_path) == [first]
     assert newest_checkpoint(tmp_path, pytest.fail) == first
@@ -138,13 +114,42 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path, monkeypatc
     assert os.listdir(tmp_path) == [first.name]
 
 
+@pytest.mark.parametrize("settle", [recover, lambda root: save_checkpoint(root, 9, saved(step=9))])
+def test_a_checkpoint_whose_successor_never_came_gets_its_name_back(
+    tmp_path: Path, settle: Callable[[Path], Any]
+) -> None:
+    """A kill between the two renames of a step that is written again."""
+    path = save_checkpoint(tmp_path, 7, saved())
+    path.rename(tmp_path / f".replaced-{path.name}")
+    settle(tmp_path)
+    assert_same(load_checkpoint(path), saved())
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_nothing_to_recover_is_no_error(tmp_path: Path) -> None:
+    recover(tmp_path / "absent")
+    path = save_checkpoint(tmp_path, 7, saved())
+    recover(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_copies_on_the_host_are_private(tmp_path: Path) -> None:
+    original = saved()
+    copies = original.to_host()
+    for tensors in (original.model, original.optimizer, original.ema):
+        for tensor in tensors.values():
+            tensor.zero_()
+    assert_same(copies, saved())
+    assert all(tensor.is_contiguous() for tensor in copies.model.values())
+
+
 def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     sync, rename = checkpoint.sync, Path.rename
     monkeypatch.setattr(checkpoint, "sync", lambda path: (events.append(path.name), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda path, to: (events.append("rename"), rename(path, to))[1])
     save_checkpoint(tmp_path, 7, saved())
-    assert sorted(events[:5]) == sorted([*FILES, "manifest.json"])
+    assert events[:5] == [*FILES, "manifest.json"]
     assert events[5:] == [".writing-step-00000007", "rename", tmp_path.name]
 
 
@@ -198,6 +203,20 @@ def test_a_failed_last_rename_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert os.listdir(tmp_path) == []
 
 
+def test_a_run_folder_that_vanished_is_not_made_again(tmp_path: Path) -> None:
+    """Where it was mounted, the disk beneath must not be filled."""
+    with pytest.raises(TrainingError, match="No such file or directory"):
+        save_checkpoint(tmp_path / "run" / "checkpoints", 7, saved())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for state, said in ({"loss": math.nan}, "not JSON compliant"), ({"text": "x" * MAX_JSON_BYTES}, "no more than"):
+        with pytest.raises(TrainingError, match=f"cannot be written .*{said}"):
+            save_checkpoint(tmp_path, 7, replace(saved(), state=state))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="step-00000007: cannot be written"):
@@ -212,7 +231,7 @@ def edit(**changes: Any) -> Callable[[Path], None]:
 
     def change(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+        (folder / "manifest.json").write_text(json.dumps(manifest | changes, indent=1))
 
     return change
 
@@ -223,7 +242,7 @@ def describe_as(name: str, **description: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["files"][name] = description
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
     return change
 
@@ -255,6 +274,30 @@ def turn_into_folder(name: str) -> Callable[[Path], None]:
     return change
 
 
+def turn_into_link(name: str) -> Callable[[Path], None]:
+    """A link to the very same content, elsewhere."""
+
+    def change(folder: Path) -> None:
+        (folder / name).rename(folder.parent / name)
+        (folder / name).symlink_to(folder.parent / name)
+
+    return change
+
+
+def turn_into_pipe(name: str) -> Callable[[Path], None]:
+    """A named pipe that nobody writes into: to open it as a file is to wait for ever."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def add_a_space(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b" ")
+
+
 ANYTHING = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": 0}
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     **{
@@ -271,9 +314,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "manifest empty": (truncate("manifest.json", 0), r"manifest\.json: Expecting value"),
     "manifest truncated": (truncate("manifest.json", 100), r"manifest\.json: "),
     "manifest not text": (write("manifest.json", b"\xff\xfe{}"), r"manifest\.json: .*decode"),
-    "manifest no object": (write("manifest.json", b"[1]"), r"manifest\.json does not hold an object"),
-    "manifest huge": (write("manifest.json", b" " * MAX_JSON_BYTES + b"{}"), r"manifest\.json is larger than"),
-    "manifest deep": (write("manifest.json", b"[" * 500_000), r"manifest\.json is nested too deeply"),
+    "manifest no object": (write("manifest.json", b"[1]"), r"manifest\.json: does not hold an object"),
+    "manifest huge": (write("manifest.json", b" " * MAX_JSON_BYTES + b"{}"), r"manifest\.json: is larger than"),
+    "manifest deep": (write("manifest.json", b"[" * 500_000), r"manifest\.json: is nested too deeply"),
     "manifest huge number": (write("manifest.json", b'{"format": ' + b"1" * 9000 + b"}"), r"manifest\.json: "),
     "other format": (edit(format=2), r"manifest\.json: format 2, this version reads 1"),
     "files a list": (edit(files=["state.json"]), r"manifest\.json: "),
@@ -281,14 +324,44 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no description": (describe_as("state.json"), r"manifest\.json: "),
     "description no object": (lambda folder: edit(files=dict.fromkeys(FILES, 3))(folder), r"manifest\.json: "),
     "wrong digest": (describe_as("state.json", sha256="0" * 64, bytes=89), r"state\.json: "),
-    "size a text": (describe_as("state.json", sha256="", bytes="89"), r"state\.json: "),
-    "name above": (describe_as("../elsewhere", **ANYTHING), r"manifest\.json: '\.\./elsewhere' is not a file's name"),
-    "name absolute": (describe_as("/etc/passwd", **ANYTHING), r"manifest\.json: '/etc/passwd' is not a file's name"),
-    "name below": (describe_as("a/b", **ANYTHING), r"manifest\.json: 'a/b' is not a file's name"),
-    "name of the folder": (describe_as(".", **ANYTHING), r"manifest\.json: '\.' is not a file's name"),
-    "name of the folder above": (describe_as("..", **ANYTHING), r"manifest\.json: '\.\.' is not a file's name"),
-    "name empty": (describe_as("", **ANYTHING), r"manifest\.json: '' is not a file's name"),
-    "name with a null": (describe_as("a\0b", **ANYTHING), r"manifest\.json: "),
+    "size a text": (describe_as("state.json", sha256="", bytes="89"), r"manifest\.json: does not describe state\.json"),
+    "name above": (
+        describe_as("../elsewhere", **ANYTHING),
+        r"manifest\.json: '\.\./elsewhere' is not a file of a checkpoint",
+    ),
+    "name absolute": (
+        describe_as("/etc/passwd", **ANYTHING),
+        r"manifest\.json: '/etc/passwd' is not a file of a checkpoint",
+    ),
+    "name below": (describe_as("a/b", **ANYTHING), r"manifest\.json: 'a/b' is not a file of a checkpoint"),
+    "name of the folder": (describe_as(".", **ANYTHING), r"manifest\.json: '\.' is not a file of a checkpoint"),
+    "name of the folder above": (
+        describe_as("..", **ANYTHING),
+        r"manifest\.json: '\.\.' is not a file of a checkpoint",
+    ),
+    "name empty": (describe_as("", **ANYTHING), r"manifest\.json: '' is not a file of a checkpoint"),
+    "name with a null": (describe_as("a\0b", **ANYTHING), r"manifest\.json: 'a\\x00b' is not"),
+    "name unknown": (describe_as("run.py", **ANYTHING), r"manifest\.json: 'run.py' is not a file of a checkpoint"),
+    "format true": (edit(format=True), r"manifest\.json: format True"),
+    "step of another": (edit(step=8), r"manifest\.json: is of step 8, which is not the folder's name"),
+    "step true": (edit(step=True), r"manifest\.json: is of step True"),
+    "step negative": (edit(step=-7), r"manifest\.json: is of step -7"),
+    "step a fraction": (edit(step=7.0), r"manifest\.json: is of step 7.0"),
+    "step nan": (edit(step=math.nan), r"manifest\.json: holds NaN, which is no number"),
+    "step infinite": (write("manifest.json", b'{"step": 1e999}'), r"manifest\.json: holds a number that is too large"),
+    "another key": (edit(code="x"), r"manifest\.json: names other things than"),
+    "one more space": (
+        lambda folder: add_a_space(folder / "manifest.json"),
+        r"manifest\.json: is not spaced as it was",
+    ),
+    "a key twice": (write("manifest.json", b'{"step": 1, "step": 7}'), r"manifest\.json: names a key twice"),
+    "size true": (describe_as("state.json", sha256="", bytes=True), r"manifest\.json: does not describe state\.json"),
+    "size huge": (describe_as("state.json", sha256="", bytes=2**62), r"state\.json: \d+ bytes instead of"),
+    "one more word": (describe_as("state.json", sha256="", bytes=1, mode="x"), r"manifest\.json: does not describe"),
+    "a link": (turn_into_link("model.safetensors"), r"model\.safetensors: is a link, not a file"),
+    "manifest a link": (turn_into_link("manifest.json"), r"manifest\.json: is a link, not a file"),
+    "a pipe": (turn_into_pipe("model.safetensors"), r"model\.safetensors: is not a regular file"),
+    "manifest a pipe": (turn_into_pipe("manifest.json"), r"manifest\.json: is not a regular file"),
 }
 
 
@@ -305,20 +378,8 @@ def test_damage_is_noticed_and_named(folder: Path, case: str) -> None:
     assert len(str(error.value)) < 1000
 
 
-@settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_any_flipped_bit_is_noticed(
-    tmp_path_factory: pytest.TempPathFactory, name: str, place: float, bit: int
-) -> None:
-    folder = save_checkpoint(tmp_path_factory.mktemp("flip"), 7, saved())
-    content = bytearray((folder / name).read_bytes())
-    content[int(place * len(content))] ^= 1 << bit
-    (folder / name).write_bytes(content)
-    assert damage(folder) == f"{name}: its content is not what was written"
-
-
 def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
-    folders = [save_checkpoint(tmp_path, step, saved(step)) for step in (5, 20_000_000, 100_000_000)]
+    folders = [save_checkpoint(tmp_path, step, saved(step=step)) for step in (5, 20_000_000, 100_000_000)]
     assert list_checkpoints(tmp_path) == folders
     (tmp_path / "step-5").mkdir()
     (tmp_path / "notes").mkdir()
@@ -345,15 +406,20 @@ def test_a_file_that_the_manifest_does_not_name_is_not_read(tmp_path: Path) -> N
     assert load_checkpoint(path).ema == {}
 
 
+def test_a_renamed_checkpoint_is_refused(folder: Path) -> None:
+    other = folder.rename(folder.with_name("step-00000008"))
+    assert damage(other) == "manifest.json: is of step 7, which is not the folder's name"
+    assert damage(other.rename(folder.with_name("good"))) == (
+        "its folder is not named step- and eight digits, as it was written"
+    )
+
+
 def test_nothing_that_is_read_can_execute(folder: Path, tmp_path: Path) -> None:
     """A pickle with a right digest in the manifest is refused, not run."""
-    model = folder / "model.safetensors"
-    torch.save({"a": torch.zeros(1)}, model)
-    content = model.read_bytes()
-    describe_as(model.name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))(folder)
-    assert damage(folder) is None
-    with pytest.raises(UserError, match="cannot be read"):
-        load_checkpoint(folder)
+    pickle = tmp_path / "pickle"
+    torch.save({"a": torch.zeros(1)}, pickle)
+    replace_file(folder, "model.safetensors", pickle.read_bytes())
+    assert damage(folder) == "model.safetensors: its header is larger than the file or than any we write"
 
 
 # Deleting
@@ -378,6 +444,14 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int |
     prune_checkpoints(tmp_path, keep, best)
     assert [checkpoint.step_of(path) for path in list_checkpoints(tmp_path)] == left
     assert (tmp_path / "notes").exists()
+
+
+def test_a_damaged_checkpoint_of_a_later_step_is_not_kept_instead_of_a_whole_one(tmp_path: Path) -> None:
+    """The run went on from step 1, since step 9 was damaged, and has come to step 5."""
+    for step in (1, 5, 9):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    prune_checkpoints(tmp_path, keep=1, best_step=None, newest_step=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
 
 
 # Weights

@@ -6,23 +6,26 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from small_checkpoint import is_same, saved
 
-from mnist_dist.checkpoint import Saved, save_checkpoint
+from mnist_dist.checkpoint import save_checkpoint
 from mnist_dist.config import FIELDS, Config, DataConfig, OptimConfig, RunConfig, TrackingConfig, TrainConfig
 from mnist_dist.config_loader import load
 from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.lock import RunLock
 from mnist_dist.run_folder import (
     FREE,
+    Claim,
+    begin_run,
     check_same_run,
-    choose_checkpoint,
+    claim_run_folder,
     find_checkpoint,
-    open_run_folder,
     read_summary,
     write_config,
     write_summary,
@@ -34,7 +37,25 @@ def config(**run: Any) -> Config:
 
 
 def add_checkpoint(run: Path, step: int) -> Path:
-    return save_checkpoint(run / "checkpoints", step, Saved({"a": torch.zeros(1)}, {}, {}, {"step": step}))
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    return save_checkpoint(run / "checkpoints", step, saved(step=step))
+
+
+def claim(
+    config: Config, recipes: Sequence[str] = (), warn: Callable[[str], None] = pytest.fail, launcher: int = 0
+) -> Claim:
+    """A run that claims its folder, begins, and ends before it finishes."""
+    with RunLock(launcher) as lock:
+        claimed = claim_run_folder(config, recipes, lock, warn)
+        begin_run(claimed, config, lock)
+    return claimed
+
+
+def chosen(config: Config, warn: Callable[[str], None] = pytest.fail) -> Path | None:
+    """The checkpoint that a run would go on from."""
+    with RunLock(0) as lock:
+        found = claim_run_folder(config, [], lock, warn).checkpoint
+    return found.folder if found else None
 
 
 # The folder
@@ -42,7 +63,7 @@ def add_checkpoint(run: Path, step: int) -> Path:
 
 def test_without_a_name_each_run_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = [open_run_folder(config(), recipes) for recipes in ([], ["debug", "fast"], ["debug", "fast"], [])]
+    folders = [claim(config(), recipes).folder for recipes in ([], ["debug", "fast"], ["debug", "fast"], [])]
     assert len(set(folders)) == 4
     assert sorted(Path("runs").iterdir()) == sorted(folders)
     assert re.fullmatch(r"runs/default-\d{8}-\d{6}", str(folders[0]))
@@ -52,31 +73,36 @@ def test_without_a_name_each_run_gets_a_folder_of_its_own(tmp_path: Path, monkey
 
 def test_a_named_folder_is_made_or_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a" / "b"
-    assert open_run_folder(config(dir=str(path)), ["debug"]) == path
+    assert claim(config(dir=str(path)), ["debug"]) == Claim(path, None, same_run=False)
     (path / "metrics.jsonl").write_text("{}\n")
     kept = add_checkpoint(path, 3)
-    assert open_run_folder(config(dir=str(path)), ["debug"]) == path
+    again = claim(config(dir=str(path)), ["debug"])
+    assert (again.folder, again.same_run) == (path, True)
     assert (path / "metrics.jsonl").exists()
     assert kept.exists()
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_run_folder(config(dir="~/c"), []) == tmp_path / "c"
+    assert claim(config(dir="~/c")).folder == tmp_path / "c"
 
 
 def test_starting_over_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
     old = add_checkpoint(tmp_path, 3)
+    for left in (".writing-step-00000004", ".replaced-step-00000002", ".replaced-step-00000003", ".deleting-step-1"):
+        (tmp_path / "checkpoints" / left).mkdir()
     for name in ("metrics.jsonl", "summary.json", "config.yaml", "notes.txt"):
         (tmp_path / name).write_text("{}")
-    open_run_folder(config(dir=str(tmp_path), resume="never"), [])
+    assert claim(config(dir=str(tmp_path), resume="never")).checkpoint is None
     assert not old.exists()
-    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "config.yaml", "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoints", "config.yaml", "notes.txt"]
+    assert os.listdir(tmp_path / "checkpoints") == []
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+    for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "above" / ("x" * 300)):
         with pytest.raises(UserError) as error:
-            open_run_folder(config(dir=str(path)), [])
+            claim(config(dir=str(path)))
         assert re.fullmatch(rf"run\.dir={path}: cannot be written \(.+\); choose another --run\.dir", str(error.value))
+    assert os.listdir(tmp_path) == ["file"]
 
 
 # The checkpoint to go on from
@@ -84,28 +110,90 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 def test_auto_goes_on_from_the_newest_of_its_own_folder(tmp_path: Path) -> None:
     auto = config(dir=str(tmp_path))
-    assert choose_checkpoint(auto, pytest.fail) is None
+    assert chosen(auto) is None
     first, second = add_checkpoint(tmp_path, 3), add_checkpoint(tmp_path, 5)
-    assert choose_checkpoint(auto, pytest.fail) == second
+    assert chosen(auto) == second
     (second / "state.json").unlink()
     warnings: list[str] = []
-    assert choose_checkpoint(auto, warnings.append) == first
+    assert chosen(auto, warnings.append) == first
     assert len(warnings) == 1
+
+
+def test_what_was_checked_is_what_is_loaded(tmp_path: Path) -> None:
+    """However the files change after they were read."""
+    path = add_checkpoint(tmp_path, 3)
+    claimed = claim(config(dir=str(tmp_path)))
+    for file in path.iterdir():
+        file.write_bytes(b"changed")
+    found = claimed.load()
+    assert found is not None
+    assert is_same(found, saved(step=3))
+
+
+def test_a_checkpoint_moved_aside_for_one_that_never_came_is_gone_on_from(tmp_path: Path) -> None:
+    add_checkpoint(tmp_path, 3)
+    path = add_checkpoint(tmp_path, 5)
+    path.rename(path.with_name(f".replaced-{path.name}"))
+    assert chosen(config(dir=str(tmp_path))) == path
 
 
 def test_a_new_folder_or_never_starts_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     add_checkpoint(tmp_path, 3)  # run.dir="" means a new folder, not this one
-    assert choose_checkpoint(config(), pytest.fail) is None
-    assert choose_checkpoint(config(dir=str(tmp_path), resume="never"), pytest.fail) is None
+    assert chosen(config()) is None
+    assert chosen(config(dir=str(tmp_path), resume="never")) is None
 
 
 def test_a_path_names_a_checkpoint_or_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older, newer = add_checkpoint(tmp_path / "run", 3), add_checkpoint(tmp_path / "run", 5)
     monkeypatch.setenv("HOME", str(tmp_path))
     for path, expected in ((older, older), (tmp_path / "run", newer), (Path("~/run"), newer)):
-        chosen = choose_checkpoint(config(dir=str(tmp_path / "other"), resume=str(path)), pytest.fail)
-        assert chosen == expected
+        assert chosen(config(dir=str(tmp_path / "other"), resume=str(path))) == expected
+    (older / "state.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=rf"^checkpoint {older}: state\.json: 2 bytes instead of \d+; choose another one$"
+    ):
+        chosen(config(dir=str(tmp_path / "other"), resume=str(older)))
+    assert not (tmp_path / "other").exists()
+
+
+# Processes that their launcher starts again
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("named", [True, False])
+def test_processes_started_again_go_on_with_their_own_run(
+    named: bool, resume: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = config(dir="mine" if named else "", resume=resume)
+    claim(config(), ["other"], launcher=1)  # somebody else's, under another launcher
+    first = claim(settings, launcher=os.getppid())
+    assert claim(settings, launcher=os.getppid()) == Claim(first.folder, None, same_run=False)
+    path = add_checkpoint(first.folder, 3)
+    (first.folder / "metrics.jsonl").write_text("{}\n")
+    again = claim(settings, launcher=os.getppid())
+    assert again.checkpoint is not None
+    assert (again.folder, again.checkpoint.folder, again.same_run) == (first.folder, path, True)
+    assert (first.folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("launcher", [0, 1])
+def test_never_is_for_every_first_start(launcher: int, tmp_path: Path) -> None:
+    """Whatever an earlier run left there, without a launcher or under another one."""
+    claim(config(dir=str(tmp_path)), launcher=os.getppid())
+    path = add_checkpoint(tmp_path, 3)
+    assert claim(config(dir=str(tmp_path), resume="never"), launcher=launcher).checkpoint is None
+    assert not path.exists()
+
+
+def test_a_start_that_was_refused_is_not_the_first_one(tmp_path: Path) -> None:
+    """It had not deleted what was there before, and the next one must."""
+    add_checkpoint(tmp_path, 3)
+    settings = config(dir=str(tmp_path), resume="never")
+    with RunLock(os.getppid()) as lock:
+        claim_run_folder(settings, [], lock, pytest.fail)  # and it does not begin
+    assert claim(settings, launcher=os.getppid()).checkpoint is None
 
 
 @pytest.mark.parametrize("name", ["absent", "empty", "file"])

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.checkpoint import load_checkpoint, load_weights, newest_checkpoint, step_of
-from mnist_dist.config import SECTIONS, Config
+from mnist_dist.checkpoint import Verified, load_verified, load_weights, newest_verified, step_of
+from mnist_dist.config import FIELDS, SECTIONS, Config, check_range
 from mnist_dist.errors import UserError
 from mnist_dist.models import ImageClassifier, create_model
 from mnist_dist.run_folder import CHECKPOINTS
+from mnist_dist.strict_json import misfit
 
 
 @dataclass(frozen=True)
@@ -38,38 +39,48 @@ def restore(run: str, checkpoint: str = "latest") -> Restored:
     if not folder.is_dir():
         raise UserError(f"{run}: no such folder; give a run's folder, as the run printed it at its end")
     chosen = choose(folder, checkpoint)
-    saved = load_checkpoint(chosen)
-    config = read_config(saved.state, chosen)
+    saved = chosen.parse()
+    config = read_config(saved.state["config"], chosen.folder)
     model = create_model(config.model.name)
-    load_weights(model, saved.ema or saved.model, str(chosen))
-    return Restored(config, model.eval(), step_of(chosen), folder)
+    load_weights(model, saved.ema or saved.model, str(chosen.folder))
+    return Restored(config, model.eval(), step_of(chosen.folder), folder)
 
 
-def choose(folder: Path, checkpoint: str) -> Path:
-    """The checkpoint's folder that is meant."""
+def choose(folder: Path, checkpoint: str) -> Verified:
+    """The checkpoint that is meant."""
     root = folder / CHECKPOINTS
-    newest = newest_checkpoint(root, lambda text: print(f"mnist_dist: warning: {text}", file=sys.stderr))
-    if checkpoint == "latest":
-        if newest is None:
-            raise UserError(f"{folder}: holds no whole checkpoint; give the folder of a run that wrote one")
-        return newest
+    if checkpoint.isdecimal():
+        return load_verified(root / f"step-{int(checkpoint):08d}")
+    if checkpoint not in ("latest", "best"):
+        return load_verified(Path(checkpoint).expanduser())
+    newest = newest_verified(root, lambda text: print(f"mnist_dist: warning: {text}", file=sys.stderr))
     if checkpoint == "best":
-        best = load_checkpoint(newest).state["position"]["best"] if newest else {}
+        best = newest.parse().state["position"]["best"] if newest else {}
         if not best:
             raise UserError(f"{folder}: has no best checkpoint; that needs data.val_size above 0 and a whole epoch")
-        return root / f"step-{best['step']:08d}"
-    if checkpoint.isdigit():
-        return root / f"step-{int(checkpoint):08d}"
-    return Path(checkpoint).expanduser()
+        return load_verified(root / f"step-{best['step']:08d}")
+    if newest is None:
+        raise UserError(f"{folder}: holds no whole checkpoint; give the folder of a run that wrote one")
+    return newest
 
 
-def read_config(state: dict[str, Any], source: Path) -> Config:
-    """The configuration that a checkpoint's state holds."""
-    try:
-        sections = {
-            section: kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["config"][section].items()})
-            for section, kind in SECTIONS.items()
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint {source}: was written by another version of mnist_dist ({error})") from None
-    return Config(**sections)
+def read_config(saved: dict[str, dict[str, Any]], source: Path) -> Config:
+    """The configuration that a checkpoint's state holds.
+
+    Raises:
+        UserError: it is not one of this version.
+    """
+    wrong = misfit(saved, Config, "its configuration")
+    if not wrong:
+        values = {s: {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()} for s, keys in saved.items()}
+        config = Config(**{section: kind(**values[section]) for section, kind in SECTIONS.items()})
+        wrong = next((f"{key} {reason}" for key in FIELDS if (reason := check_range(key, value_of(config, key)))), None)
+    if wrong:
+        raise UserError(f"checkpoint {source}: was written by another version of mnist_dist ({wrong})")
+    return config
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of `section.name`."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)

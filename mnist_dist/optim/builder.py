@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from mnist_dist.config import OptimConfig
 from mnist_dist.errors import UserError
-from mnist_dist.optim.muon import MuonAdamW
+from mnist_dist.optim.muon import MuonAdamW, as_matrix
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Optimizer:
@@ -65,16 +66,15 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: dict
     """Give the optimizer the state that `optimizer_tensors` saved.
 
     Raises:
-        UserError: a tensor belongs to no parameter of this model.
+        UserError: a tensor is not part of this optimizer's state for this model, is absent, or does not fit.
     """
+    check_optimizer_tensors(optimizer, model, tensors)
     parameters = dict(model.named_parameters())
     for state in optimizer.state.values():
         state.clear()  # what was saved before the first update has no moments
     fused = any(group.get("fused") for group in optimizer.param_groups)
     for key, value in tensors.items():
         name, _, what = key.rpartition("/")
-        if name not in parameters:
-            raise UserError(f"the checkpoint's optimizer state holds {key}, which this model does not have")
         parameter = parameters[name]
         if value.shape == parameter.shape:
             # Laid out as the parameter is: a fused update walks through the memory of both alike.
@@ -83,3 +83,35 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: dict
             # torch keeps Adam's step count on the CPU unless the update is fused
             loaded = value.to(parameter.device if value.ndim or fused else "cpu", copy=True)
         optimizer.state[parameter][what] = loaded
+
+
+def check_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError unless each parameter has all of the state that the optimizer keeps of it, or none yet."""
+    where = "the checkpoint's optimizer state"
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    kept = {name: state_like(p.detach(), groups[id(p)]) for name, p in model.named_parameters()}
+    given: dict[str, set[str]] = {}
+    for key, value in tensors.items():
+        name, _, what = key.rpartition("/")
+        if what not in kept.get(name, {}):
+            who = "this optimizer does not keep" if name in kept else "this model does not have"
+            raise UserError(f"{where} holds {key}, which {who}")
+        like = kept[name][what]
+        if (value.shape, value.dtype) != (like.shape, like.dtype):
+            raise UserError(
+                f"{where} {key} is {value.dtype} {tuple(value.shape)}, this optimizer's {like.dtype} "
+                f"{tuple(like.shape)}"
+            )
+        given.setdefault(name, set()).add(what)
+    absent = sorted(f"{name}/{what}" for name, whats in given.items() for what in kept[name].keys() - whats)
+    if absent:
+        raise UserError(f"{where} lacks {absent[0]}")
+
+
+def state_like(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What an optimizer of `build_optimizer` keeps of a parameter in this group: tensors of those shapes and types."""
+    if group.get("use_muon"):
+        return {"momentum_buffer": as_matrix(parameter, like=parameter)}
+    if "momentum" in group:  # sgd
+        return {"momentum_buffer": parameter} if group["momentum"] else {}
+    return {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.zeros(())}
