@@ -6,17 +6,15 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from mnist_dist.config import DataConfig
 from mnist_dist.data.batches import normalize
-from mnist_dist.data.order import share_of
 from mnist_dist.data.splits import ImageSet
 from mnist_dist.metrics import Counts, Metrics
 from mnist_dist.runtime import Runtime
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     data: ImageSet,
@@ -27,21 +25,26 @@ def evaluate(
 ) -> Metrics:
     """Metrics of the unwrapped model on a whole set; the same on every process.
 
+    The set is cut into batches that do not depend on the number of processes, so that nor does any rounding.
+
     Args:
         model: not the data-parallel wrapper, whose exchanges an uneven share would block. Set to eval mode here.
         data: the whole set, on this process's device.
-        batch_size: images each process evaluates at a time.
-        between: called after each batch, equally often on every process; what it raises ends the evaluation.
+        batch_size: images of one batch.
+        between: called now and then, equally often on every process; what it raises ends the evaluation.
     """
     model.eval()
     counts = Counts(runtime.device)
-    stride = batch_size * runtime.world_size
-    for start in range(0, len(data), stride):
-        share = share_of(start, min(start + stride, len(data)), runtime.rank, runtime.world_size)
-        if len(share):
-            labels = data.labels[share.start : share.stop]
-            with runtime.autocast():
-                logits = model(normalize(data.images[share.start : share.stop], config)).float()
-            counts.add(logits, labels, F.cross_entropy(logits, labels, reduction="none"))
+
+    def predict(start: int) -> tuple[Tensor, Tensor, Tensor]:
+        rows = slice(start, start + batch_size)
+        with torch.no_grad(), runtime.autocast():  # both are a thread's own
+            logits = model(normalize(data.images[rows], config)).float()
+        return logits, data.labels[rows], F.cross_entropy(logits, data.labels[rows], reduction="none")
+
+    mine, stride = runtime.local_shards * batch_size, runtime.world_size * runtime.local_shards * batch_size
+    for first in range(runtime.rank * mine, len(data) + runtime.rank * mine, stride):
+        for predictions in runtime.each(predict, range(first, min(first + mine, len(data)), batch_size)):
+            counts.add(*predictions)
         between()
     return Metrics.from_counts(runtime.sum(counts.tensor).tolist())

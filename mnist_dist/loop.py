@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from mnist_dist.checkpoint import Saved, load_weights, prune_checkpoints, save_checkpoint
+from mnist_dist.checkpoint import Saved
+from mnist_dist.checkpoint_writer import CheckpointWriter
 from mnist_dist.config import Config
 from mnist_dist.console import Console
 from mnist_dist.data.batches import Batch, Batches
@@ -21,14 +18,17 @@ from mnist_dist.data.order import GlobalBatchSampler
 from mnist_dist.data.splits import Splits
 from mnist_dist.errors import Stopped, TrainingError, UserError
 from mnist_dist.evaluation import evaluate
-from mnist_dist.metrics import Counts, Metrics
+from mnist_dist.gradients import build_gradients
+from mnist_dist.metrics import NONFINITE, Metrics
 from mnist_dist.models.summary import count_parameters
-from mnist_dist.optim.builder import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
-from mnist_dist.optim.ema import build_ema
+from mnist_dist.nonfinite import FiniteGuard
+from mnist_dist.optim.builder import set_lr
 from mnist_dist.optim.schedules import lr_at
-from mnist_dist.position import Position
 from mnist_dist.runtime import Runtime
-from mnist_dist.seeding import derive_seed
+from mnist_dist.training_state import TrainingState
+
+MAX_STREAK = 50  # updates left out one after the other, after which skipping more would be no training
+MAX_ROLLBACKS = 5
 
 
 class Loop:
@@ -54,15 +54,18 @@ class Loop:
     ) -> None:
         self.config, self.runtime, self.data, self.console = config, runtime, data, console
         self.run_id = run_id
-        self.raw = model
-        self.ema: AveragedModel | None = build_ema(model, config.optim.ema)
-        self.optimizer = build_optimizer(model, config.optim, fused=can_fuse(runtime))
-        self.model, self.stepper = runtime.prepare(model, self.optimizer)
+        self.state = TrainingState(model, config, runtime)
+        self.raw, self.ema, self.optimizer, self.at = model, self.state.ema, self.state.optimizer, self.state.at
+        self.window, self.epoch_counts = self.state.window, self.state.epoch_counts
+        self.gradients = build_gradients(model, config, runtime)
+        self.stepper = runtime.stepper(self.optimizer)
+        self.guard = FiniteGuard(model, self.optimizer, active=runtime.precision != "fp16")
         self.sampler = GlobalBatchSampler(
             len(data.train),
             config.train.batch_size,
             rank=runtime.rank,
             world_size=runtime.world_size,
+            shards=runtime.shards,
             accumulate=config.train.accumulate,
             seed=config.run.seed,
             shuffle=not config.train.overfit_batches,
@@ -75,12 +78,10 @@ class Loop:
             )
         self.total_steps = config.train.epochs * len(self.sampler)
         self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
-        self.at = Position()
         self.lr = 0.0  # of the last update
         self.saved_step = -1
+        self.snapshot: Saved | None = None  # the last one, where a rollback may need it
         self.watched: Metrics | None = None  # the last evaluation on the held-out set
-        self.window = Counts(runtime.device)  # since the last row of metrics, this process only
-        self.epoch_counts = Counts(runtime.device)  # since the epoch began, without the window
         self.window_images = 0
         self.window_start = 0.0  # in seconds of training
         self.clock_start = 0.0  # when the clock of training was started; 0 while it stands
@@ -88,7 +89,7 @@ class Loop:
     @property
     def network(self) -> nn.Module:
         """What is evaluated and exported: the moving average of the weights where there is one."""
-        return self.raw if self.ema is None else self.ema.module
+        return self.state.network
 
     @property
     def held_out(self) -> str:
@@ -101,24 +102,41 @@ class Loop:
         steps = f"{self.last_step} ({config.train.epochs} epochs x {len(self.sampler)})"
         return {
             "model": f"{config.model.name}, {count_parameters(self.raw):,} parameters",
+            "gradients": self.gradients.describe(),
             "optimizer": f"{config.optim.name}, lr {config.optim.lr:g} {config.optim.schedule}",
             "steps": f"{steps} of {config.train.batch_size} images" + (f", {at.step} done" if at.step else ""),
         }
 
     # The loop
 
-    def train(self, checkpoints: Path, record: Callable[[dict[str, Any]], None]) -> None:
+    def train(
+        self,
+        checkpoints: Path,
+        record: Callable[[dict[str, Any]], None],
+        rewind: Callable[[int], None] = lambda step: None,
+    ) -> None:
         """Train from the present position to the last step.
 
         Args:
             checkpoints: the folder they go to.
             record: takes one row of metrics, on every process; only the main one keeps it.
+            rewind: told a step, the rows of later ones are void.
 
         Raises:
             Stopped: a stop was asked for, and a checkpoint is written.
-            TrainingError: the loss is not finite, or a checkpoint cannot be written.
+            TrainingError: an update was not finite, as train.nonfinite says, or the last checkpoint cannot be written.
         """
-        self.checkpoints, self.record = checkpoints, record
+        self.record, self.rewind = record, rewind
+        self.writer = CheckpointWriter(checkpoints, self.config.train.keep, self.console.warn)
+        try:
+            self.train_epochs()
+        finally:
+            self.writer.wait()
+
+    def train_epochs(self) -> None:
+        """From the present position to the last step."""
+        if self.config.train.nonfinite == "rollback":
+            self.snapshot = self.take_snapshot().to_host()
         self.console.begin(self.last_step, self.at.step, self.config.train.epochs)
         if self.is_evaluation_due():  # a stop during the evaluation left it to us
             self.evaluate_between_epochs()
@@ -132,6 +150,7 @@ class Loop:
             self.watched = self.evaluate(self.held_out)
         if self.saved_step != self.at.step:
             self.save()
+        self.runtime.on_main(self.writer.finish)
 
     def train_epoch(self) -> None:
         """The rest of the epoch in progress, up to the last step."""
@@ -147,38 +166,79 @@ class Loop:
             at.images += batch.size
             self.window_images += batch.size
             self.console.progress(at.step, at.epoch)
-            if at.step % self.config.tracking.log_steps == 0 or self.is_epoch_done() or at.step == self.last_step:
+            logs = at.step % self.config.tracking.log_steps == 0 or self.is_epoch_done() or at.step == self.last_step
+            saves = train.checkpoint_steps and at.step % train.checkpoint_steps == 0 and not self.is_epoch_done()
+            stops = self.runtime.should_stop()
+            if (logs or saves or stops or self.is_evaluation_due()) and self.went_back():
+                break  # these batches lie ahead again, and perhaps in another epoch
+            if logs:
                 self.log_window()
             if self.is_evaluation_due():
                 self.evaluate_between_epochs()
-            if train.checkpoint_steps and at.step % train.checkpoint_steps == 0 and not self.is_epoch_done():
+            if saves:
                 self.save()
-            self.stop_if_asked()
+            if stops:
+                self.stop()
             if at.step == self.last_step:
                 break
         self.stop_clock()
 
     def train_step(self, batch: Batch) -> None:
         """Learn from one global batch, in as many parts as the configuration says."""
-        at, optim, runtime = self.at, self.config.optim, self.runtime
-        self.lr = lr_at(at.step - at.skipped, self.total_steps, optim)
+        at, optim = self.at, self.config.optim
+        self.lr = self.rate_at(at.step - at.skipped)
         set_lr(self.optimizer, self.lr)
-        torch.manual_seed(derive_seed(self.config.run.seed, "dropout", at.step, runtime.rank))
-        for index, (images, labels) in enumerate(batch.parts):
-            with runtime.part(self.model, last=index == len(batch.parts) - 1):
-                logits = self.model(images)
-                losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=optim.label_smoothing)
-                # Gradients are averaged over processes, so this makes their average the mean over the global batch.
-                runtime.backward(losses.sum() * (runtime.world_size / batch.size))
-            self.window.add(logits.detach(), labels, losses.detach())
-        if optim.clip:
-            runtime.clip(self.model, optim.clip)
+        if at.step in at.avoided:
+            return
+        self.guard.before()
+        for seen in self.gradients.compute(batch, at.step):
+            self.window.add(*seen)
+        norm = self.runtime.clip(self.raw, optim.clip) if optim.clip else None
+        self.guard.decide(at.step, norm)
         self.stepper.step()
-        self.stepper.zero_grad()
         if self.stepper.step_was_skipped:
             at.skipped += 1
         elif self.ema is not None:
             self.ema.update_parameters(self.raw)
+
+    def went_back(self) -> bool:
+        """Act on updates that were left out, as train.nonfinite says; whether the run went back to its last snapshot.
+
+        Raises:
+            TrainingError: it is not to go on, or cannot.
+        """
+        at, train = self.at, self.config.train
+        left_out = self.guard.take()
+        images = int(self.runtime.sum(self.window.tensor[NONFINITE].clone()))
+        if not left_out.count and not images:
+            return False
+        what = left_out.describe(at.step, images)
+        if train.nonfinite == "raise" or left_out.streak >= MAX_STREAK or at.rollbacks >= MAX_ROLLBACKS:
+            raise TrainingError(
+                f"{what} (epoch {at.epoch + 1}; it changed no weight; train.nonfinite={train.nonfinite}); lower "
+                f"optim.lr={self.config.optim.lr:g}, raise optim.warmup or set optim.clip, and find the operation with "
+                "--train.detect_anomaly=true",
+                everywhere=True,
+            )
+        if train.nonfinite == "skip":
+            at.left_out += left_out.count
+            self.console.warn(f"{what}; these updates were left out")
+            return False
+        self.go_back(left_out.first if left_out.count else at.step - 1)
+        self.console.warn(
+            f"{what}; went back to step {at.step}, to go on at half the rate, without the first such batch"
+        )
+        return True
+
+    def go_back(self, avoid: int) -> None:
+        """Return to the last snapshot, to go on at half the rate and without this batch."""
+        assert self.snapshot is not None
+        self.stop_clock()
+        rollbacks, avoided = self.at.rollbacks + 1, sorted({*self.at.avoided, avoid})
+        self.restore(self.snapshot, "the last checkpoint")
+        self.at.rollbacks, self.at.avoided = rollbacks, avoided
+        self.saved_step = -1  # what was saved there does not know of this
+        self.rewind(self.at.step)
 
     def finish_epoch(self) -> None:
         """Evaluate, show the epoch's row, and save."""
@@ -197,6 +257,10 @@ class Loop:
         self.save()
 
     # Parts of the loop
+
+    def rate_at(self, update: int) -> float:
+        """The learning rate of an update, counted from 0: the schedule's, halved by each rollback."""
+        return lr_at(update, self.total_steps, self.config.optim) / 2**self.at.rollbacks
 
     def is_epoch_done(self) -> bool:
         """Whether all batches of the epoch in progress are done, and it is not finished yet."""
@@ -242,13 +306,6 @@ class Loop:
         }
         self.write_row(row)
         self.console.metrics(row)
-        if metrics.nonfinite:
-            raise TrainingError(
-                f"the loss of {metrics.nonfinite} images was not finite in the steps up to {self.at.step} "
-                f"(epoch {self.at.epoch + 1}); lower optim.lr={self.config.optim.lr:g}, raise optim.warmup or set "
-                "optim.clip, and find the operation with --train.detect_anomaly=true",
-                everywhere=True,
-            )
         self.epoch_counts.merge(self.window)
         self.window.clear()
         self.window_start, self.window_images = now, 0
@@ -260,9 +317,14 @@ class Loop:
     def stop_if_asked(self) -> None:
         """Save and raise Stopped if any process was asked to stop."""
         if self.runtime.should_stop():
-            self.stop_clock()
-            self.save()
-            raise Stopped(f"at step {self.at.step}, with a checkpoint")
+            self.stop()
+
+    def stop(self) -> None:
+        """Save and raise Stopped."""
+        self.stop_clock()
+        self.save()
+        self.runtime.on_main(self.writer.finish)
+        raise Stopped(f"at step {self.at.step}, with a checkpoint")
 
     def start_clock(self) -> None:
         """Training time runs from here."""
@@ -280,31 +342,24 @@ class Loop:
 
     # Saving and restoring
 
+    def take_snapshot(self) -> Saved:
+        """The present state. Every process must call it."""
+        return self.state.snapshot({"run_id": self.run_id, "config": self.config.to_dict()})
+
     def save(self) -> None:
-        """Write a checkpoint of the present position, then delete those not to be kept."""
+        """Have a checkpoint of the present position written while training goes on."""
         running = self.stop_clock()
-        counts = torch.stack([self.window.tensor, self.epoch_counts.tensor])
-        window, epoch = self.runtime.sum(counts).tolist()
-        self.runtime.on_main(lambda: self.write(window, epoch))
+        saved = self.take_snapshot()
+        if self.runtime.is_main or self.snapshot is not None:
+            saved = saved.to_host()
+        if self.snapshot is not None:
+            self.snapshot = saved
+        if self.runtime.is_main:
+            best = self.at.best.get("step")
+            self.writer.submit(self.at.step, saved, None if best is None else int(best))
         self.saved_step = self.at.step
         if running:
             self.start_clock()
-
-    def write(self, window: list[int], epoch: list[int]) -> None:
-        """The main process's part of `save`."""
-        state = {
-            "run_id": self.run_id,
-            "position": asdict(self.at),
-            "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
-            "window": window,
-            "epoch_counts": epoch,
-            "scaler": self.runtime.scaler_state(),
-            "config": self.config.to_dict(),
-        }
-        tensors = optimizer_tensors(self.optimizer, self.raw)
-        ema = {} if self.ema is None else self.ema.module.state_dict()
-        save_checkpoint(self.checkpoints, self.at.step, Saved(self.raw.state_dict(), tensors, ema, state))
-        prune_checkpoints(self.checkpoints, self.config.train.keep, int(self.at.best.get("step", -1)))
 
     def restore(self, saved: Saved, source: str) -> None:
         """Continue where a checkpoint was written, with any number of processes.
@@ -312,20 +367,6 @@ class Loop:
         Raises:
             UserError: it belongs to another model.
         """
-        load_weights(self.raw, saved.model, f"{source}/model.safetensors")
-        if self.ema is not None:
-            load_weights(self.ema.module, saved.ema, f"{source}/ema.safetensors")
-            self.ema.n_averaged.fill_(saved.state["ema_updates"])
-        load_optimizer_tensors(self.optimizer, self.raw, saved.optimizer)
-        self.at = Position(**saved.state["position"])
-        self.saved_step, self.window_start = self.at.step, self.at.seconds
-        self.lr = lr_at(max(self.at.step - self.at.skipped - 1, 0), self.total_steps, self.config.optim)
-        self.runtime.load_scaler_state(saved.state["scaler"])
-        if self.runtime.is_main:  # the counts are sums over all processes: one of them goes on with them
-            self.window = Counts(self.runtime.device, torch.tensor(saved.state["window"]))
-            self.epoch_counts = Counts(self.runtime.device, torch.tensor(saved.state["epoch_counts"]))
-
-
-def can_fuse(runtime: Runtime) -> bool:
-    """Whether the optimizer may be one fused kernel: not with a gradient scaler, which it would hide skips from."""
-    return runtime.precision != "fp16" and runtime.device.type in ("cpu", "cuda")
+        self.state.restore(saved, source)
+        self.saved_step, self.window_start, self.window_images = self.at.step, self.at.seconds, 0
+        self.lr = self.rate_at(max(self.at.step - self.at.skipped - 1, 0))

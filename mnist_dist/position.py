@@ -16,6 +16,12 @@ class Position:
     """Global batches learned from: the clock of the data."""
     skipped: int = 0
     """Of these, updates that fp16 skipped: `step - skipped` is the clock of the schedule."""
+    left_out: int = 0
+    """Of these, updates left out because their gradient was not finite."""
+    rollbacks: int = 0
+    """Returns to a checkpoint. Each one halves the learning rate."""
+    avoided: list[int] = field(default_factory=list)
+    """Batches, by step, that are not learned from because a rollback was due to them."""
     epoch: int = 0
     """The epoch in progress, counted from 0."""
     step_in_epoch: int = 0

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,18 +28,25 @@ from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.topology import Topology
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Runtime:
     """This process among the others of a run. Use `start_runtime`, which also ends the process group on every path."""
 
-    def __init__(self, accelerator: Accelerator, topology: Topology, threads: int, timeout: timedelta) -> None:
+    def __init__(
+        self, accelerator: Accelerator, topology: Topology, threads: int, shards: int, timeout: timedelta
+    ) -> None:
         self.accelerator = accelerator
         self.topology = topology
         self.device: torch.device = accelerator.device
         self.precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         self.threads = threads
         self.rank, self.world_size, self.is_main = topology.rank, topology.world_size, topology.is_main
+        self.shards = shards
+        self.local_shards = max(shards // self.world_size, 1)
+        self.lanes = min(threads, self.local_shards) if self.device.type == "cpu" else 1
+        self.pool = ThreadPoolExecutor(self.lanes, initializer=torch.set_num_threads, initargs=(1,))
         self.stop_flag = torch.zeros((), dtype=torch.int32)
         self.stop_work: tuple[Any, Tensor] | None = None
         self.control: Any = None
@@ -72,26 +80,30 @@ class Runtime:
         """Move a model to the device, in the memory format that convolutions are fastest in."""
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
-        """Wrap a placed model for data-parallel training in mixed precision, and its optimizer to match.
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """A placed model for data-parallel training in mixed precision."""
+        return self.accelerator.prepare_model(model, device_placement=False)
 
-        Neither is moved: that would cut the optimizer's ties to the parameters' memory.
+    def stepper(self, optimizer: Optimizer) -> Any:
+        """What makes an optimizer's steps in mixed precision.
+
+        The optimizer is not moved: that would cut its ties to the parameters' memory.
         """
-        wrapped = self.accelerator.prepare_model(model, device_placement=False)
-        stepper = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
-        return wrapped, stepper
+        return self.accelerator.prepare_optimizer(optimizer, device_placement=False)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the forward pass, for a model that was not prepared."""
-        return self.accelerator.autocast()
+        """The precision of the forward pass, for a model that was not wrapped. Threads may be in it at once."""
+        # Casts are not kept: no weight is used twice in a pass, and threads would share what is kept.
+        return self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
 
     def part(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Put forward and backward of one part of a step in here: only the last one averages over the processes."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the loss's gradients, scaled in fp16."""
-        self.accelerator.backward(loss)
+    def scale(self, loss: Tensor) -> Tensor:
+        """What to compute the gradients of: the loss, scaled in fp16."""
+        scaler = self.accelerator.scaler
+        return loss if scaler is None else scaler.scale(loss)
 
     def clip(self, model: nn.Module, limit: float) -> Tensor:
         """Scale the whole gradient down to L2 norm `limit` if it is larger; gives the norm before, on the device."""
@@ -107,6 +119,12 @@ class Runtime:
         if self.accelerator.scaler is not None and state:
             self.accelerator.scaler.load_state_dict(state)
 
+    # The threads of this process
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Apply a function to each item; where there are shards, on this process's threads."""
+        return list(self.pool.map(function, items)) if self.lanes > 1 else [function(item) for item in items]
+
     # Exchanges between all processes: every process must call them, in the same order
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -114,6 +132,20 @@ class Runtime:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """The elementwise maximum of a tensor over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows (n, P) of every process, by rank: (world_size * n, P)."""
+        if self.world_size == 1:
+            return rows
+        gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
+        dist.all_gather_into_tensor(gathered, rows)
+        return gathered
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every process. For small plain Python values."""
@@ -200,7 +232,8 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
     cpu = decide_cpu(config, topology)
     threads = config.run.threads or topology.default_threads()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate decides, and warns
-    torch.set_num_threads(threads)
+    shards = config.shards(topology.world_size, cpu)
+    torch.set_num_threads(1 if shards else threads)  # with shards, each thread computes one of them
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -211,7 +244,7 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
                 f"the launcher started {topology.world_size} processes, but accelerate sees "
                 f"{accelerator.num_processes}: they would train apart and overwrite each other; use a file from launch/"
             )
-        runtime = Runtime(accelerator, topology, threads, timedelta(seconds=config.run.timeout))
+        runtime = Runtime(accelerator, topology, threads, shards, timedelta(seconds=config.run.timeout))
         with stop_on_signals(runtime.request_stop):
             yield runtime
             runtime.answer()  # a group that is destroyed with work in flight can abort the process

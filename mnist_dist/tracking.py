@@ -40,8 +40,12 @@ class MetricsFile:
 
     def __init__(self, path: Path, keep_until: int, warn: Warn) -> None:
         self._path, self._warn, self._warned = path, warn, False
+        self.rewind(keep_until)
+
+    def rewind(self, step: int) -> None:
+        """Remove the rows of later steps, because the run will write them again."""
         try:
-            trim(path, keep_until)
+            trim(self._path, step)
         except OSError as error:
             self._complain(error)
 

@@ -122,9 +122,13 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
             rows.write(row)
         tracker.log(row)
 
+    def rewind(step: int) -> None:
+        if rows is not None:
+            rows.rewind(step)
+
     code, summary = EXIT_FAILED, {}
     try:
-        loop.train(folder / CHECKPOINTS, record)
+        loop.train(folder / CHECKPOINTS, record, rewind)
         test = loop.evaluate("test")
         summary = summarize(loop, test, checkpoint)
         code = EXIT_DONE

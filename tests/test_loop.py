@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnist_dist import checkpoint_writer
 from mnist_dist import loop as loop_module
 from mnist_dist.checkpoint import Saved, list_checkpoints, load_checkpoint, newest_checkpoint, step_of, weights_sha256
 from mnist_dist.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, TrackingConfig, TrainConfig
@@ -71,10 +73,14 @@ class Listener(Console):
     def __init__(self) -> None:
         self.epochs: list[Row] = []
         self.evaluations: list[str] = []
+        self.warnings: list[str] = []
         self.after_step: Callable[[int], None] = lambda step: None
 
     def progress(self, step: int, epoch: int) -> None:
         self.after_step(step)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         self.epochs.append(dict(row))
@@ -421,16 +427,64 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         start(config(model="convnet"), tmp_path, resume=list_checkpoints(tmp_path)[-1])
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_every_process(
+def failing_at(*steps: int) -> Callable[..., Path]:
+    """A `save_checkpoint` that fails at these steps."""
+    save = checkpoint_writer.save_checkpoint
+
+    def fail(root: Path, step: int, saved: Saved) -> Path:
+        if step in steps:
+            raise TrainingError(f"checkpoint {step}: cannot be written")
+        return save(root, step, saved)
+
+    return fail
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise TrainingError("checkpoint x: cannot be written")
+    settings = config({"name": "adamw"}, checkpoint_steps=1, keep=9)
+    whole = start(settings, tmp_path / "whole")
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", failing_at(2, 3, 5))
+    run = start(settings, tmp_path / "failed")
+    assert run.shown.warnings == [
+        f"checkpoint {step}: cannot be written; training goes on without it" for step in (2, 3, 5)
+    ]
+    assert run.sha256 == whole.sha256
+    assert steps_of(tmp_path / "failed") == [1, 4, 6, 7, 8]
 
-    monkeypatch.setattr(loop_module, "save_checkpoint", full)
-    with pytest.raises(TrainingError, match=r"^checkpoint x: cannot be written$") as error:
-        start(config(), tmp_path)
+
+@pytest.mark.parametrize("how", ["at the end", "at a stop"])
+def test_an_end_or_a_stop_without_its_checkpoint_is_a_failure_of_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    step = 2 * STEPS if how == "at the end" else 3
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", failing_at(step))
+    with pytest.raises(TrainingError, match=rf"^checkpoint {step}: cannot be written$") as error:
+        start(config(), tmp_path, before=stop_after(3) if how == "at a stop" else lambda run: None)
     assert error.value.everywhere
+    assert steps_of(tmp_path) == ([STEPS] if how == "at the end" else [])
+
+
+def test_what_is_written_is_what_was_there_when_it_was_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the disk takes: the weights have moved on by the time that the thread writes."""
+    moved = threading.Event()
+    save = checkpoint_writer.save_checkpoint
+
+    def wait(root: Path, step: int, saved: Saved) -> Path:
+        if step == 3:
+            assert moved.wait(30)
+        return save(root, step, saved)
+
+    settings = config({"name": "adamw", "ema": 0.9}, checkpoint_steps=3, keep=9)
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", wait)
+
+    def release(run: Run) -> None:
+        # The checkpoint of the epoch's end, at step 4, waits for this one: before that, one step is trained.
+        run.shown.after_step = lambda done: moved.set() if done == STEPS else None
+
+    whole = start(settings, tmp_path / "whole", before=release)
+    rest = start(settings, tmp_path / "rest", resume=tmp_path / "whole" / "step-00000003")
+    assert rest.sha256 == whole.sha256
 
 
 # How long, and what is kept
@@ -575,8 +629,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, train: dict[str,
     with pytest.raises(TrainingError) as error:
         start(config({"lr": 1e30}, **train), tmp_path)
     step = min(train.values())
-    assert str(error.value).startswith("the loss of ")
-    assert f"in the steps up to {min(step, STEPS)} (epoch 1); lower optim.lr=1e+30" in str(error.value)
+    noticed = min(step, STEPS)
+    assert str(error.value).startswith(
+        f"the gradient was not finite in {noticed - 1} of the steps from 2 to {noticed} "
+    )
+    assert "lower optim.lr=1e+30" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert error.value.everywhere
     assert steps_of(tmp_path) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,13 +20,19 @@ def normalize(images: Tensor, config: DataConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch: the size over all processes, and this process's parts, each ready for the model.
-
-    A part is (images float32 (b, 1, 28, 28), labels int64 (b,)); b is 0 where this process has no row of a ragged tail.
-    """
+    """One global batch: the size over all processes, and this process's shards of it."""
 
     size: int
-    parts: tuple[tuple[Tensor, Tensor], ...]
+    shards: tuple[tuple[Share, ...], ...]
+    gather: Callable[[Share], tuple[Tensor, Tensor]]
+
+    def parts(self, shard: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The accumulated parts of one of this process's shards (counted from 0), each ready for the model.
+
+        A part is (images float32 (b, 1, 28, 28), labels int64 (b,)); b is 0 where a ragged tail has no row for it. Each
+        is gathered when it is asked for, so that several threads may share that work.
+        """
+        return map(self.gather, self.shards[shard])
 
 
 class Batches:
@@ -45,7 +51,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.sampler.batches():
-            yield Batch(batch.size, tuple(self.gather(share) for share in batch.shares))
+            yield Batch(batch.size, batch.shards, self.gather)
 
     def gather(self, share: Share) -> tuple[Tensor, Tensor]:
         """The images and labels at the share's positions of the epoch's order."""

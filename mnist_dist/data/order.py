@@ -1,8 +1,8 @@
 """Which images each process computes at each step: a pure function of (seed, epoch), whatever the process count.
 
-An epoch is one permutation of the images, cut into global batches; each process takes its contiguous share of every
-global batch. Nothing is padded and nothing is dropped, so the last batch may be smaller, and a process's share of it
-may be empty.
+An epoch is one permutation of the images, cut into global batches; each of these is cut into shards, and each process
+computes its contiguous run of them. Nothing is padded and nothing is dropped, so the last batch may be smaller, and a
+shard of it may be empty.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mnist_dist.seeding import derive_seed
 
 @dataclass(frozen=True)
 class Share:
-    """The part of one global batch that one process computes at once, as positions in the epoch's order."""
+    """A part of one global batch that is computed at once, as positions in the epoch's order."""
 
     start: int
     stop: int
@@ -30,10 +30,10 @@ class Share:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """One step's rows: how many there are over all processes, and this process's shares, one a part."""
+    """One step's rows: how many there are over all processes, and this process's shards, each in accumulated parts."""
 
     size: int
-    shares: tuple[Share, ...]
+    shards: tuple[tuple[Share, ...], ...]
 
 
 def share_of(start: int, stop: int, index: int, parts: int) -> Share:
@@ -55,7 +55,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
         images: number of images in the set.
         batch_size: images in one global batch, over all processes.
         rank, world_size: this process and how many there are.
-        accumulate: parts each process splits its share into (`batches` only).
+        shards: parts of each global batch that are computed apart, a multiple of `world_size`; 0: one a process.
+        accumulate: parts that each shard is split into in turn (`batches` only).
         seed: the run's seed; the order is a function of it and of the epoch.
         shuffle: False keeps the images' own order, as an evaluation does.
         drop_last: leave out a last batch that is smaller than `batch_size`.
@@ -68,6 +69,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         *,
         rank: int = 0,
         world_size: int = 1,
+        shards: int = 0,
         accumulate: int = 1,
         seed: int = 0,
         shuffle: bool = True,
@@ -75,8 +77,12 @@ class GlobalBatchSampler(Sampler[list[int]]):
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in [0, {world_size})")
+        if shards % world_size:
+            raise ValueError(f"{shards} shards cannot be divided by {world_size} processes")
         self.images, self.batch_size, self.drop_last = images, batch_size, drop_last
-        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.shards, self.accumulate = shards or world_size, accumulate
+        local = self.shards // world_size
+        self.local_shards = range(rank * local, (rank + 1) * local)
         self.seed, self.shuffle = seed, shuffle
         self.epoch = 0
         self.start = 0
@@ -105,16 +111,20 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return torch.randperm(self.images, generator=generator)
 
     def batches(self) -> Iterator[GlobalBatch]:
-        """This process's shares of each global batch from `start` on; `start` follows, so state_dict may be called."""
+        """This process's shards of each global batch from `start` on; `start` follows, so state_dict may be called."""
         for index in range(self.start, len(self)):
             first = index * self.batch_size
             last = min(first + self.batch_size, self.images)
-            mine = share_of(first, last, self.rank, self.world_size)
-            shares = tuple(share_of(mine.start, mine.stop, part, self.accumulate) for part in range(self.accumulate))
+            shards = (share_of(first, last, shard, self.shards) for shard in self.local_shards)
             self.start = index + 1
-            yield GlobalBatch(last - first, shares)
+            yield GlobalBatch(last - first, tuple(cut(shard, self.accumulate) for shard in shards))
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.permutation()
         for batch in self.batches():
-            yield order[batch.shares[0].start : batch.shares[-1].stop].tolist()
+            yield order[batch.shards[0][0].start : batch.shards[-1][-1].stop].tolist()
+
+
+def cut(share: Share, parts: int) -> tuple[Share, ...]:
+    """A share as this many shares."""
+    return tuple(share_of(share.start, share.stop, part, parts) for part in range(parts))

@@ -27,7 +27,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Op
     decayed: dict[str, Any] = {"params": matrices, "weight_decay": config.weight_decay}
     plain: dict[str, Any] = {"params": vectors, "weight_decay": 0.0}
     if config.name == "sgd":
-        return SGD([decayed, plain], lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+        sgd = SGD([decayed, plain], lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+        if config.momentum:
+            # As from nothing; but the fused update, if its first one is left out, would go on from unset memory.
+            for parameter in (*matrices, *vectors):
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if config.name == "muon":
         # The last layer's rows are classes, not directions in a space: AdamW suits it better (Jordan 2024).
         groups = [
@@ -65,6 +70,8 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: dict
     """
     check_optimizer_tensors(optimizer, model, tensors)
     parameters = dict(model.named_parameters())
+    for state in optimizer.state.values():
+        state.clear()  # what was saved before the first update has no moments
     fused = any(group.get("fused") for group in optimizer.param_groups)
     for key, value in tensors.items():
         name, _, what = key.rpartition("/")

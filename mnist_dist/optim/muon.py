@@ -55,15 +55,26 @@ class MuonAdamW(Optimizer):
         self.adamw.state = self.state
         for parameter, matrix in self.views:
             self.muon.state[matrix] = self.state[parameter]
+            self.state[parameter]["momentum_buffer"] = torch.zeros_like(matrix)  # as Muon's own first step does
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter once, with each group's present learning rate. Closures are not supported."""
+        """Update every parameter once, with each group's present learning rate. Closures are not supported.
+
+        An attribute `found_inf`, a tensor (), leaves the update out where it is 1, without waiting for the device.
+        """
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
         for parameter, matrix in self.views:
             matrix.grad = None if parameter.grad is None else as_matrix(parameter.grad, like=parameter)
         adamw_groups = iter(self.adamw.param_groups)
         for group in self.param_groups:
             target = self.muon.param_groups[0] if group["use_muon"] else next(adamw_groups)
             target["lr"], target["weight_decay"] = group["lr"], group["weight_decay"]
-        self.muon.step()
+        self.adamw.found_inf = found_inf  # type: ignore[attr-defined]
         self.adamw.step()
+        changed = [t for _, matrix in self.views for t in (matrix, self.muon.state[matrix]["momentum_buffer"])]
+        before = [tensor.clone() for tensor in changed]
+        self.muon.step()
+        if found_inf is not None:
+            for tensor, old in zip(changed, before, strict=True):
+                tensor.copy_(torch.where(found_inf.bool(), old, tensor))

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_mnist import fill
+from torch import Tensor
 
 from mnist_dist.config import DataConfig
 from mnist_dist.data.augment import apply_affine, draw_affine
-from mnist_dist.data.batches import Batches, normalize
+from mnist_dist.data.batches import Batch, Batches, normalize
 from mnist_dist.data.order import GlobalBatchSampler
 from mnist_dist.data.sources import ensure
 from mnist_dist.data.splits import ImageSet, read_splits, split
@@ -90,6 +91,11 @@ def test_normalizes_every_pixel_value(mean: float, std: float) -> None:
 # Batches
 
 
+def first_images(batch: Batch) -> Tensor:
+    """The images of the first part of a process's first shard."""
+    return next(batch.parts(0))[0]
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_an_epoch_is_every_image_once_in_the_samplers_order(augment: bool) -> None:
     """21 images in batches of 8: the last is ragged, and each part of it smaller than the others."""
@@ -98,14 +104,14 @@ def test_an_epoch_is_every_image_once_in_the_samplers_order(augment: bool) -> No
     sampler.set_epoch(1)
     batches = list(Batches(data, sampler, config, augment=augment))
     assert [batch.size for batch in batches] == [8, 8, 5]
-    assert [[len(labels) for _, labels in batch.parts] for batch in batches] == [[4, 4], [4, 4], [2, 3]]
+    assert [[len(labels) for _, labels in batch.parts(0)] for batch in batches] == [[4, 4], [4, 4], [2, 3]]
 
     order = sampler.permutation()
-    assert torch.cat([labels for batch in batches for _, labels in batch.parts]).equal(order)
+    assert torch.cat([labels for batch in batches for _, labels in batch.parts(0)]).equal(order)
     expected = data.images[order].float()
     if augment:
         expected = apply_affine(expected, draw_affine(config, 21, seed=3, epoch=1))
-    images = torch.cat([images for batch in batches for images, _ in batch.parts])
+    images = torch.cat([images for batch in batches for images, _ in batch.parts(0)])
     assert images.dtype == torch.float32
     assert images.equal(normalize(expected, config))
 
@@ -118,20 +124,20 @@ def test_augmented_pixels_do_not_depend_on_processes_parts_or_the_first_batch() 
     shared = [GlobalBatchSampler(19, 6, rank=rank, world_size=3, accumulate=2, seed=7) for rank in range(3)]
     steps = zip(*(Batches(data, sampler, config, augment=True) for sampler in shared), strict=True)
     for step, expected in zip(steps, whole, strict=True):
-        images, labels = (torch.cat([part[i] for mine in step for part in mine.parts]) for i in (0, 1))
-        assert images.equal(expected.parts[0][0])
-        assert labels.equal(expected.parts[0][1])
+        images, labels = (torch.cat([part[i] for mine in step for part in mine.parts(0)]) for i in (0, 1))
+        assert images.equal(next(expected.parts(0))[0])
+        assert labels.equal(next(expected.parts(0))[1])
 
     alone.load_state_dict({"epoch": 0, "start": 2})
     later = list(Batches(data, alone, config, augment=True))
-    assert [batch.parts[0][0].tolist() for batch in later] == [batch.parts[0][0].tolist() for batch in whole[2:]]
+    assert [first_images(batch).tolist() for batch in later] == [first_images(batch).tolist() for batch in whole[2:]]
 
 
 def test_a_process_without_a_row_of_the_tail_gets_empty_parts() -> None:
     sampler = GlobalBatchSampler(7, 6, rank=0, world_size=3, seed=0)
     *_, tail = Batches(numbered(7), sampler, DataConfig(rotate=5), augment=True)
     assert tail.size == 1
-    ((images, labels),) = tail.parts
+    ((images, labels),) = tail.parts(0)
     assert images.shape == (0, 1, 28, 28)
     assert (images.dtype, labels.shape, labels.dtype) == (torch.float32, (0,), torch.int64)
 
@@ -143,5 +149,30 @@ def test_each_epoch_is_augmented_anew() -> None:
     for epoch in range(2):
         sampler.set_epoch(epoch)
         (batch,) = Batches(data, sampler, config, augment=True)
-        epochs.append(batch.parts[0][0])
+        epochs.append(first_images(batch))
     assert not epochs[0].equal(epochs[1])
+
+
+def test_shards_are_the_same_rows_at_any_number_of_processes() -> None:
+    """Four shards of two parts each, of batches of 8; the tail of 3 leaves one of them empty."""
+    data, config = numbered(19), DataConfig(rotate=10)
+
+    def epoch(world_size: int) -> list[list[list[int]]]:
+        samplers = [
+            GlobalBatchSampler(19, 8, rank=rank, world_size=world_size, shards=4, accumulate=2, seed=1)
+            for rank in range(world_size)
+        ]
+        steps = zip(*(Batches(data, sampler, config, augment=True) for sampler in samplers), strict=True)
+        return [
+            [labels.tolist() for mine in step for shard in range(len(mine.shards)) for _, labels in mine.parts(shard)]
+            for step in steps
+        ]
+
+    alone = epoch(1)
+    assert [[len(part) for part in step] for step in alone] == [[1] * 8, [1] * 8, [0, 0, 0, 1, 0, 1, 0, 1]]
+    assert epoch(2) == epoch(4) == alone
+
+
+def test_shards_that_the_processes_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 shards cannot be divided by 3 processes"):
+        GlobalBatchSampler(19, 8, world_size=3, shards=4)

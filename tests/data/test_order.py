@@ -62,7 +62,7 @@ def test_global_batches_are_the_same_at_any_number_of_processes(
     for sampler in everyone:
         sampler.set_epoch(2)
     for step, batch in zip(zip(*(sampler.batches() for sampler in everyone), strict=True), whole, strict=True):
-        shares = [share for mine in step for share in mine.shares]
+        shares = [share for mine in step for shard in mine.shards for share in shard]
         assert {mine.size for mine in step} == {len(batch)} == {sum(map(len, shares))}
         assert len(shares) == world_size * accumulate
         assert all(before.stop == after.start for before, after in pairwise(shares))

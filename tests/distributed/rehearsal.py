@@ -56,17 +56,19 @@ def open_loop(
     folder: Path,
     sizes: tuple[int, int],
     after_step: Callable[[int], None] = lambda _: None,
+    network: Callable[[], nn.Module] | None = None,
 ) -> Loop:
     """A loop over `sizes` random training and test images, at the folder's newest checkpoint if it has one.
 
-    The network computes in double precision: then rounding, which may push an activation to the other side of a ReLU,
-    neither hides a mistake nor looks like one.
+    Without another `network`, the configured one computes in double precision: then rounding, which may push an
+    activation to the other side of a ReLU, neither hides a mistake nor looks like one.
     """
     nothing = ImageSet(torch.zeros(0, 1, 28, 28, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
     splits = Splits(image_set(sizes[0], seed=1), nothing, image_set(sizes[1], seed=2)).to(runtime.device)
     torch.manual_seed(config.run.seed)
-    model = runtime.place(create_model(config.model.name).double())
-    model.register_forward_pre_hook(to_double)
+    model = runtime.place(network() if network else create_model(config.model.name).double())
+    if network is None:
+        model.register_forward_pre_hook(to_double)
     loop = Loop(config, runtime, model, splits, Watcher(after_step), "rehearsal")
     if (newest := newest_checkpoint(folder, print)) is not None:
         loop.restore(load_checkpoint(newest), str(newest))

@@ -25,7 +25,7 @@ SETTINGS = {
     "everything": ["--train.accumulate=2", "--data.shift=2", "--optim.ema=0.9", "--optim.clip=1"],
 }
 SGD = ["--optim.name=sgd", "--optim.lr=0.05", "--optim.schedule=linear"]
-STEPS = ["--train.epochs=4", f"--train.batch_size={BATCH}"]
+STEPS = ["--train.epochs=4", f"--train.batch_size={BATCH}", "--train.shards=0"]
 
 
 @cache

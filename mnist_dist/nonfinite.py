@@ -1,0 +1,76 @@
+"""Updates whose gradient is not finite are left out, on the device, and noticed the next time that the host looks.
+
+The gradient is the same on every process, so all decide alike without an exchange. No step waits for the device, and
+the weights of every checkpoint are sound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Updates that were left out: how many, the number of the first one's batch, how many in a row up to now."""
+
+    count: int
+    first: int
+    streak: int
+
+    def describe(self, step: int, images: int) -> str:
+        """What was noticed at a step, for the user; `images` had a loss that was not finite."""
+        if self.count:
+            return f"the gradient was not finite in {self.count} of the steps from {self.first + 1} to {step}"
+        return f"the loss of {images} images was not finite in the steps up to {step}"
+
+
+class FiniteGuard:
+    """Keeps an optimizer and a model's buffers (the statistics of batch norms) from a gradient that is not finite.
+
+    The optimizer must obey `found_inf`, as torch's fused ones and MuonAdamW do: a tensor () that is 1 where the update
+    is to be left out.
+
+    Args:
+        active: False leaves all to a gradient scaler (fp16), to which infinite gradients are ordinary.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, *, active: bool) -> None:
+        self.active = active
+        self.parameters, self.optimizer = list(model.parameters()), optimizer
+        self.buffers = list(model.buffers())
+        self.tally = torch.tensor([0, -1, 0], device=self.parameters[0].device)  # as LeftOut
+
+    def before(self) -> None:
+        """Remember what a forward pass changes. Call it before each one."""
+        self.kept = [buffer.clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def decide(self, step: int, norm: Tensor | None = None) -> None:
+        """Have the next update left out if the gradient is not finite. Call it before each one.
+
+        Args:
+            step: number of the batch.
+            norm: L2 norm of the whole gradient where it is known, a tensor ().
+        """
+        if not self.active:
+            return
+        if norm is None:
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        bad = ~torch.isfinite(norm)
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        for buffer, kept in zip(self.buffers, self.kept, strict=True):
+            buffer.copy_(torch.where(bad, kept, buffer))
+        count, first, streak = self.tally.unbind()
+        first.copy_(torch.where(bad & (count == 0), step, first))
+        count += bad
+        streak.add_(1).mul_(bad)
+
+    def take(self) -> LeftOut:
+        """The updates left out since the last call. Waits for the device."""
+        left_out = LeftOut(*self.tally.tolist())
+        self.tally[:2] = torch.tensor([0, -1])
+        return left_out
