@@ -1,0 +1,85 @@
+"""A launcher that starts its processes again: they find their own run, go on, and end as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from programs import TORCHRUN, Program, read_rows, started, write_digits
+
+from mnist_dist.errors import EXIT_DONE
+
+pytestmark = pytest.mark.launcher
+
+STEPS = 40
+RECIPE = ["--config=debug", "--train.detect_anomaly=false", "--tracking.log_steps=1"]
+"""The size of the debug recipe, but a row for each step."""
+SAVING = ["--train.checkpoint_steps=5", "--run.resume=never"]  # that is for the first start only
+TIMES = {"time", "images_per_second", "epoch.seconds"}
+
+
+def command(data: Path) -> list[str]:
+    launcher = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "--max_restarts=2"]
+    return [*launcher, "-m", "mnist_dist.train", f"--data.root={data}", "--data.source=local", *RECIPE, *SAVING]
+
+
+def kill_rank(program: Program, rank: int) -> None:
+    """SIGKILL one of the processes that the launcher started."""
+    (process,) = [each for each in program.family() if environment(each).get("RANK") == str(rank)]
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def outcome(work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary of the one run in `runs/`, and the rows of its metrics without what clocks said."""
+    (folder,) = (work / "runs").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
+    rows = [{key: value for key, value in row.items() if key not in TIMES} for row in read_rows(folder)]
+    return json.loads((folder / "summary.json").read_text()), rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder, train=2500, test=1000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    work = tmp_path_factory.mktemp("undisturbed")
+    with started(command(data), work=work) as (program,):
+        ended = program.end()
+        assert ended.code == EXIT_DONE, ended.err
+    return outcome(work)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_is_started_again_and_its_run_ends_as_if_undisturbed(
+    rank: int, data: Path, undisturbed: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    with started(command(data), work=tmp_path) as (program,):
+        program.wait_for_line(f"step 12/{STEPS} ")
+        kill_rank(program, rank)
+        ended = program.end()
+        assert ended.code == EXIT_DONE, ended.err
+        assert program.family() == []
+    summary, rows = outcome(tmp_path)
+    expected_summary, expected_rows = undisturbed
+    step = int(summary["resumed_from"][-8:])
+    assert 10 <= step < STEPS  # it went on from a checkpoint of its own
+    assert rows == expected_rows
+    same = [key for key in expected_summary if not key.startswith("train.") or key == "train.steps"]
+    for key in set(same) - {"resumed_from", "run.dir"}:
+        assert summary[key] == expected_summary[key], key
