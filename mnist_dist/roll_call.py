@@ -209,7 +209,7 @@ class RollCall:
         return {rank: self.farewells.get(rank) or standings.get(rank) or Standing("silent") for rank in others}
 
     def ask(self, seat: Seat, deadline: float) -> Standing:
-        """Ask one rank until it waits, has failed, or the time is over."""
+        """Ask one rank until it waits too, has failed, or the time is over."""
         standing = Standing("silent")
         while (left := deadline - time.monotonic()) > 0:
             if seat.rank in self.farewells:
@@ -226,7 +226,7 @@ class RollCall:
                 continue
             except OSError:
                 standing = Standing("silent")
-            if standing.kind == "waits" and standing.text:
+            if standing.kind == "waits":
                 return standing
             time.sleep(min(AGAIN_SECONDS, left))
         return standing

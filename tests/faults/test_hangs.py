@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from harness import Outcome, try_ranks
+from harness import Outcome, run_ranks, try_ranks
 from rehearsal import BASICS, open_loop
 from torch import nn
 
@@ -202,3 +203,45 @@ def test_the_whole_matrix(world_size: int, faults: Faults, moment: str, tmp_path
     ended = run(tmp_path, world_size, faults, moment)
     assert_named(ended, faults)
     assert_stacks(ended, faults)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", ["stopped", "killed"])
+@pytest.mark.parametrize("odd", [0, 2])
+def test_a_rank_that_is_lost_before_it_joins_is_named(odd: int, fault: str, tmp_path: Path) -> None:
+    ended = run(tmp_path, 3, {odd: fault}, "before joining")
+    assert ended.seconds < TIMEOUT + SLACK
+    for rank, outcome in enumerate(ended.outcomes):
+        if rank != odd:
+            assert outcome.value == EXIT_FAILED
+            named = f"mnist_dist: error: rank {rank}: rank {rank} of 3 could not meet rank {odd} at 127.0.0.1:"
+            assert len(re.findall("^" + re.escape(named), ended.said[rank], re.MULTILINE)) == 1
+
+
+def test_a_mistake_is_named_and_its_traceback_stands_alone(tmp_path: Path) -> None:
+    faults = {1: "error"}
+    ended = run(tmp_path, 3, faults, "evaluation")
+    assert ended.seconds < SLACK
+    assert ended.outcomes[1].value == EXIT_FAILED
+    assert ended.said[1].endswith("ZeroDivisionError: a mistake of ours\n")
+    assert "mnist_dist: " not in ended.said[1]
+    assert_named(ended, faults)
+    assert [said.count("\n") for said in (ended.said[0], ended.said[2])] == [1, 1]
+
+
+def test_a_run_that_nothing_disturbs_says_nothing_of_it(tmp_path: Path) -> None:
+    ended = run(tmp_path, 3, {}, "never")
+    assert [outcome.value for outcome in ended.outcomes] == [EXIT_DONE] * 3
+    assert ended.said == [""] * 3
+
+
+def threads() -> tuple[list[str], list[str]]:
+    """The threads of a rank besides its main one, during a run and after it."""
+    with start_runtime(load(BASICS).config, read_topology()):
+        during = [thread.name for thread in threading.enumerate()[1:]]
+    return during, [thread.name for thread in threading.enumerate()[1:]]
+
+
+def test_the_thread_ends_with_the_runtime() -> None:
+    assert run_ranks(2, threads) == [(["roll call"], [])] * 2
+    assert run_ranks(1, threads) == [([], [])]
