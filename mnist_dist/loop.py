@@ -11,19 +11,17 @@ from torch import nn
 
 from mnist_dist.checkpoint import Saved
 from mnist_dist.checkpoint_writer import CheckpointWriter
+from mnist_dist.clock import Clock
 from mnist_dist.config import Config
 from mnist_dist.console import Console
-from mnist_dist.data.batches import Batch, Batches
+from mnist_dist.data.batches import Batches
 from mnist_dist.data.order import GlobalBatchSampler
 from mnist_dist.data.splits import Splits
 from mnist_dist.errors import Stopped, TrainingError, UserError
 from mnist_dist.evaluation import evaluate
-from mnist_dist.gradients import build_gradients
+from mnist_dist.learner import Learner
 from mnist_dist.metrics import NONFINITE, Metrics
 from mnist_dist.models.summary import count_parameters
-from mnist_dist.nonfinite import FiniteGuard
-from mnist_dist.optim.builder import set_lr
-from mnist_dist.optim.schedules import lr_at
 from mnist_dist.runtime import Runtime
 from mnist_dist.training_state import TrainingState
 
@@ -55,11 +53,9 @@ class Loop:
         self.config, self.runtime, self.data, self.console = config, runtime, data, console
         self.run_id = run_id
         self.state = TrainingState(model, config, runtime)
-        self.raw, self.ema, self.optimizer, self.at = model, self.state.ema, self.state.optimizer, self.state.at
+        self.raw, self.at = model, self.state.at
         self.window, self.epoch_counts = self.state.window, self.state.epoch_counts
-        self.gradients = build_gradients(model, config, runtime)
-        self.stepper = runtime.stepper(self.optimizer)
-        self.guard = FiniteGuard(model, self.optimizer, active=runtime.precision != "fp16")
+        self.clock = Clock(self.at)
         self.sampler = GlobalBatchSampler(
             len(data.train),
             config.train.batch_size,
@@ -78,13 +74,12 @@ class Loop:
             )
         self.total_steps = config.train.epochs * len(self.sampler)
         self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
-        self.lr = 0.0  # of the last update
+        self.learner = Learner(self.state, config, runtime, self.total_steps)
         self.saved_step = -1
         self.snapshot: Saved | None = None  # the last one, where a rollback may need it
         self.watched: Metrics | None = None  # the last evaluation on the held-out set
         self.window_images = 0
         self.window_start = 0.0  # in seconds of training
-        self.clock_start = 0.0  # when the clock of training was started; 0 while it stands
 
     @property
     def network(self) -> nn.Module:
@@ -102,7 +97,7 @@ class Loop:
         steps = f"{self.last_step} ({config.train.epochs} epochs x {len(self.sampler)})"
         return {
             "model": f"{config.model.name}, {count_parameters(self.raw):,} parameters",
-            "gradients": self.gradients.describe(),
+            "gradients": self.learner.gradients.describe(),
             "optimizer": f"{config.optim.name}, lr {config.optim.lr:g} {config.optim.schedule}",
             "steps": f"{steps} of {config.train.batch_size} images" + (f", {at.step} done" if at.step else ""),
         }
@@ -158,9 +153,9 @@ class Loop:
         self.sampler.load_state_dict({"epoch": at.epoch, "start": at.step_in_epoch})
         batches = Batches(self.data.train, self.sampler, self.config.data, augment=not train.overfit_batches)
         self.raw.train()
-        self.start_clock()
+        self.clock.start()
         for batch in batches:
-            self.train_step(batch)
+            self.learner.learn(batch)
             at.step += 1
             at.step_in_epoch += 1
             at.images += batch.size
@@ -181,25 +176,7 @@ class Loop:
                 self.stop()
             if at.step == self.last_step:
                 break
-        self.stop_clock()
-
-    def train_step(self, batch: Batch) -> None:
-        """Learn from one global batch, in as many parts as the configuration says."""
-        at, optim = self.at, self.config.optim
-        self.lr = self.rate_at(at.step - at.skipped)
-        set_lr(self.optimizer, self.lr)
-        if at.step in at.avoided:
-            return
-        self.guard.before()
-        for seen in self.gradients.compute(batch, at.step):
-            self.window.add(*seen)
-        norm = self.runtime.clip(self.raw, optim.clip) if optim.clip else None
-        self.guard.decide(at.step, norm)
-        self.stepper.step()
-        if self.stepper.step_was_skipped:
-            at.skipped += 1
-        elif self.ema is not None:
-            self.ema.update_parameters(self.raw)
+        self.clock.stop()
 
     def went_back(self) -> bool:
         """Act on updates that were left out, as train.nonfinite says; whether the run went back to its last snapshot.
@@ -208,7 +185,7 @@ class Loop:
             TrainingError: it is not to go on, or cannot.
         """
         at, train = self.at, self.config.train
-        left_out = self.guard.take()
+        left_out = self.learner.guard.take()
         images = int(self.runtime.sum(self.window.tensor[NONFINITE].clone()))
         if not left_out.count and not images:
             return False
@@ -233,7 +210,7 @@ class Loop:
     def go_back(self, avoid: int) -> None:
         """Return to the last snapshot, to go on at half the rate and without this batch."""
         assert self.snapshot is not None
-        self.stop_clock()
+        self.clock.stop()
         rollbacks, avoided = self.at.rollbacks + 1, sorted({*self.at.avoided, avoid})
         self.restore(self.snapshot, "the last checkpoint")
         self.at.rollbacks, self.at.avoided = rollbacks, avoided
@@ -245,7 +222,7 @@ class Loop:
         at = self.at
         epoch = Metrics.from_counts(self.runtime.sum(self.epoch_counts.tensor.clone()).tolist())
         watched = self.watch()
-        row = {"epoch": at.epoch + 1, "split": self.held_out, "lr": self.lr, "seconds": at.seconds}
+        row = {"epoch": at.epoch + 1, "split": self.held_out, "lr": self.learner.lr, "seconds": at.seconds}
         row |= epoch.row("epoch.train") | watched.row(self.held_out)
         self.write_row(epoch.row("epoch.train") | epoch.details("epoch.train") | {"epoch.seconds": at.seconds})
         self.console.epoch(row)
@@ -257,10 +234,6 @@ class Loop:
         self.save()
 
     # Parts of the loop
-
-    def rate_at(self, update: int) -> float:
-        """The learning rate of an update, counted from 0: the schedule's, halved by each rollback."""
-        return lr_at(update, self.total_steps, self.config.optim) / 2**self.at.rollbacks
 
     def is_epoch_done(self) -> bool:
         """Whether all batches of the epoch in progress are done, and it is not finished yet."""
@@ -285,23 +258,20 @@ class Loop:
 
     def evaluate(self, name: str) -> Metrics:
         """Metrics of the network on a split, `train`, `val` or `test`; a stop may be asked for meanwhile."""
-        running = self.stop_clock()
-        size = self.config.train.eval_batch_size
-        data = getattr(self.data, name)
-        metrics = evaluate(self.network, data, self.config.data, self.runtime, size, self.stop_if_asked)
+        size, data = self.config.train.eval_batch_size, getattr(self.data, name)
+        with self.clock.paused():
+            metrics = evaluate(self.network, data, self.config.data, self.runtime, size, self.stop_if_asked)
         self.raw.train()
-        if running:
-            self.start_clock()
         return metrics
 
     def log_window(self) -> None:
         """Sum the metrics of the steps since the last row over all processes, record and show them."""
         metrics = Metrics.from_counts(self.runtime.sum(self.window.tensor.clone()).tolist())
-        now = self.trained_seconds()
+        now = self.clock.seconds
         row = {
             "train.loss": metrics.loss,
             "train.accuracy": metrics.accuracy,
-            "lr": self.lr,
+            "lr": self.learner.lr,
             "images_per_second": self.window_images / max(now - self.window_start, 1e-9),
         }
         self.write_row(row)
@@ -321,24 +291,10 @@ class Loop:
 
     def stop(self) -> None:
         """Save and raise Stopped."""
-        self.stop_clock()
+        self.clock.stop()
         self.save()
         self.runtime.on_main(self.writer.finish)
         raise Stopped(f"at step {self.at.step}, with a checkpoint")
-
-    def start_clock(self) -> None:
-        """Training time runs from here."""
-        self.clock_start = time.perf_counter()
-
-    def trained_seconds(self) -> float:
-        """Time spent in training steps so far."""
-        return self.at.seconds + (time.perf_counter() - self.clock_start if self.clock_start else 0.0)
-
-    def stop_clock(self) -> bool:
-        """Add the time since `start_clock` to the position; whether the clock was running."""
-        running = bool(self.clock_start)
-        self.at.seconds, self.clock_start = self.trained_seconds(), 0.0
-        return running
 
     # Saving and restoring
 
@@ -348,18 +304,16 @@ class Loop:
 
     def save(self) -> None:
         """Have a checkpoint of the present position written while training goes on."""
-        running = self.stop_clock()
-        saved = self.take_snapshot()
-        if self.runtime.is_main or self.snapshot is not None:
-            saved = saved.to_host()
-        if self.snapshot is not None:
-            self.snapshot = saved
-        if self.runtime.is_main:
-            best = self.at.best.get("step")
-            self.writer.submit(self.at.step, saved, None if best is None else int(best))
+        with self.clock.paused():
+            saved = self.take_snapshot()
+            if self.runtime.is_main or self.snapshot is not None:
+                saved = saved.to_host()
+            if self.snapshot is not None:
+                self.snapshot = saved
+            if self.runtime.is_main:
+                best = self.at.best.get("step")
+                self.writer.submit(self.at.step, saved, None if best is None else int(best))
         self.saved_step = self.at.step
-        if running:
-            self.start_clock()
 
     def restore(self, saved: Saved, source: str) -> None:
         """Continue where a checkpoint was written, with any number of processes.
@@ -369,4 +323,4 @@ class Loop:
         """
         self.state.restore(saved, source)
         self.saved_step, self.window_start, self.window_images = self.at.step, self.at.seconds, 0
-        self.lr = self.rate_at(max(self.at.step - self.at.skipped - 1, 0))
+        self.learner.remember_rate()

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +25,8 @@ from torch.optim import Optimizer
 from mnist_dist.config import Config
 from mnist_dist.ending import skip_exit_hooks, stop_on_signals
 from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.lost_peer import joining
+from mnist_dist.roll_call import open_roll_call
 from mnist_dist.topology import Topology
 
 T = TypeVar("T")
@@ -238,23 +240,19 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
-        accelerator = open_accelerator(config, topology, cpu)
-        if accelerator.num_processes != topology.world_size:
-            raise UserError(
-                f"the launcher started {topology.world_size} processes, but accelerate sees "
-                f"{accelerator.num_processes}: they would train apart and overwrite each other; use a file from launch/"
-            )
-        runtime = Runtime(accelerator, topology, threads, shards, timedelta(seconds=config.run.timeout))
-        with stop_on_signals(runtime.request_stop):
+        with joining(topology, config.run.timeout, partial(is_in_store, topology)):
+            accelerator = open_accelerator(config, cpu)
+            if accelerator.num_processes != topology.world_size:
+                raise UserError(
+                    f"the launcher started {topology.world_size} processes, but accelerate sees "
+                    f"{accelerator.num_processes}: they would train apart and overwrite each other; use a file from "
+                    "launch/"
+                )
+            runtime = Runtime(accelerator, topology, threads, shards, timedelta(seconds=config.run.timeout))
+            roll_call = open_roll_call(topology, config.run.timeout, runtime.gather)
+        with stop_on_signals(runtime.request_stop), roll_call:
             yield runtime
             runtime.answer()  # a group that is destroyed with work in flight can abort the process
-    except RuntimeError as error:
-        if topology.world_size == 1 or not is_lost_peer(error):
-            raise
-        raise TrainingError(
-            f"another process ended early, or did not answer within run.timeout={config.run.timeout:g} s "
-            f"({first_line(error)}); look for its own message"
-        ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -280,7 +278,19 @@ def decide_cpu(config: Config, topology: Topology) -> bool:
     return topology.world_size > 1  # other accelerators of a desktop machine: one process only
 
 
-def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerator:
+def is_in_store(topology: Topology, key: str) -> bool:
+    """Whether the store that the processes meet at has a key; if it cannot be asked, yes."""
+    host, _, port = topology.address.rpartition(":")
+    try:
+        store: Any = dist.TCPStore(  # type: ignore[attr-defined]
+            host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
+        )
+        return bool(store.check([key]))
+    except RuntimeError:
+        return True
+
+
+def open_accelerator(config: Config, cpu: bool) -> Accelerator:
     """Build the Accelerator, which joins the process group."""
     wanted = config.train.precision
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if wanted == "auto" else wanted
@@ -299,32 +309,3 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
         )
     except ValueError as error:
         raise UserError(f"precision {precision} ({source}): {str(error).splitlines()[0]}") from error
-    except RuntimeError as error:
-        if topology.world_size == 1 or not is_lost_peer(error):
-            raise
-        raise TrainingError(
-            f"rank {topology.rank} of {topology.world_size} could not meet {missing_rank(error)} at {topology.address} "
-            f"within run.timeout={config.run.timeout:g} s ({first_line(error)}); check that every machine was started "
-            "with its own rank and this address"
-        ) from error
-
-
-LOST_PEER = ("closed by peer", "reset by peer", "timed out", "timeout", "connection refused", "broken pipe", "nccl")
-
-
-def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether an exception says that another process ended or stopped answering."""
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(mark in text for mark in LOST_PEER)
-
-
-def missing_rank(error: RuntimeError) -> str:
-    """Who was waited for: gloo waits for one rank after the other, under a key that ends in its number."""
-    match = re.search(r"keys: \S*/(\d+)$", first_line(error))
-    return f"rank {match[1]}" if match else "the others"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without gloo's place in its source and its guesses; or its type."""
-    lines = str(error).strip().splitlines()
-    return re.sub(r"^\[\S+:\d+\] |\. This is typically .*", "", lines[0])[:200] if lines else type(error).__name__

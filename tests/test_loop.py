@@ -278,7 +278,7 @@ def test_a_skipped_update_moves_neither_the_schedule_nor_the_average(tmp_path: P
     skipped = {2, 3, 6}
 
     def skip(run: Run) -> None:
-        stepper, at = run.loop.stepper, run.loop.at
+        stepper, at = run.loop.learner.stepper, run.loop.at
 
         class Skipping:
             step_was_skipped = False
@@ -291,19 +291,19 @@ def test_a_skipped_update_moves_neither_the_schedule_nor_the_average(tmp_path: P
             def zero_grad(self) -> None:
                 stepper.zero_grad()
 
-        run.loop.stepper = Skipping()
+        run.loop.learner.stepper = Skipping()
 
     run = start(config({"schedule": "linear", "ema": 0.5}, log_steps=1), tmp_path, before=skip)
     assert run.loop.at.skipped == 3
-    assert run.loop.ema is not None
-    assert int(run.loop.ema.n_averaged) == 2 * STEPS - 3
+    assert run.loop.state.ema is not None
+    assert int(run.loop.state.ema.n_averaged) == 2 * STEPS - 3
     rates = [lr_at(clock, 2 * STEPS, run.loop.config.optim) for clock in (0, 1, 1, 1, 2, 3, 3, 4)]
     assert run.values("lr") == list(zip(range(1, 9), rates, strict=True))
     saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
     with start_runtime(run.loop.config, Topology()) as runtime:
         resumed = build(run.loop.config, runtime)
         resumed.restore(saved, "here")
-    assert (resumed.lr, resumed.at.skipped) == (rates[-1], 3)
+    assert (resumed.learner.lr, resumed.at.skipped) == (rates[-1], 3)
 
 
 # Stop and go on

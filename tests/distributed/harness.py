@@ -73,8 +73,14 @@ def try_ranks(
     timeout: float = 60,
     machines: int = 1,
     absent: Sequence[int] = (),
+    stopped: Sequence[int] = (),
 ) -> list[Outcome]:
-    """As `run_ranks`, but for ranks that are meant to fail; ranks in `absent` are never started."""
+    """As `run_ranks`, but for ranks that are meant to fail.
+
+    Args:
+        absent: ranks that are never started.
+        stopped: ranks that cannot end by themselves: as by a launcher, they are killed once the others have answered.
+    """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with TemporaryDirectory() as folder, ended() as processes:
         deadline = time.monotonic() + timeout
@@ -88,7 +94,9 @@ def try_ranks(
             processes[rank] = CONTEXT.Process(target=enter, args=(*setup, function, args), name=f"rank {rank}")
             processes[rank].start()
             theirs.close()
-        received = receive(answers, deadline + GRACE)
+        received = receive({rank: answers[rank] for rank in answers if rank not in stopped}, deadline + GRACE)
+        for rank in stopped:
+            processes[rank].kill()
         for rank, process in processes.items():
             process.join(max(deadline + GRACE - time.monotonic(), 0.1))
             if process.exitcode is None:

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from harness import run_ranks
-from rehearsal import BASICS, image_set
+from rehearsal import BASICS, image_set, indices_of
 
 from mnist_dist.config_loader import load
 from mnist_dist.evaluation import evaluate
@@ -29,6 +29,18 @@ def count(images: int, eval_batch_size: int) -> Metrics:
         return evaluate(model, image_set(images, seed=3), config.data, runtime, eval_batch_size)
 
 
+def evaluated(images: int, eval_batch_size: int, shards: int) -> list[list[int]]:
+    """The images of each batch that this rank's network is given, spelt by their first two pixels."""
+    topology = read_topology()
+    config = load([*BASICS, "--train.batch_size=12", f"--train.shards={shards}"], topology.world_size).config
+    seen: list[list[int]] = []
+    with start_runtime(config, topology) as runtime:
+        model = runtime.place(create_model("basic"))
+        model.register_forward_pre_hook(lambda _, inputs: seen.append(indices_of(inputs[0], config.data)))
+        evaluate(model, image_set(images, seed=3), config.data, runtime, eval_batch_size)
+    return seen
+
+
 @cache
 def single(images: int) -> Metrics:
     """The truth: one process, all images at once."""
@@ -48,3 +60,14 @@ def test_counts_of_a_set_that_no_process_count_divides_are_those_of_one_process(
 def test_ranks_without_a_row_count_nothing(world_size: int, images: int) -> None:
     assert single(images).count == images
     assert run_ranks(world_size, count, images, 2) == [single(images)] * world_size
+
+
+@pytest.mark.parametrize("shards", [0, 6])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_batches_of_an_evaluation_do_not_depend_on_who_computes_them(world_size: int, shards: int) -> None:
+    """Neither does any rounding, then."""
+    ranks = run_ranks(world_size, evaluated, 100, 8, shards)
+    assert sorted(batch for seen in ranks for batch in seen) == [
+        list(range(i, min(i + 8, 100))) for i in range(0, 100, 8)
+    ]
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= max(shards // world_size, 1)

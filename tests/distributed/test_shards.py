@@ -90,7 +90,9 @@ def train(network: str, arguments: tuple[str, ...], folder: Path) -> Run:
         loop.train(folder, rows.append)
         hidden = ("time", "images_per_second", "epoch.seconds")
         kept = [json.dumps({key: value for key, value in row.items() if key not in hidden}) for row in rows]
-        return Run(weights_sha256(loop.raw), weights_sha256(loop.network), kept, getattr(loop.gradients, "draws", None))
+        return Run(
+            weights_sha256(loop.raw), weights_sha256(loop.network), kept, getattr(loop.learner.gradients, "draws", None)
+        )
 
 
 @cache

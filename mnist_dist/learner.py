@@ -1,0 +1,54 @@
+"""One step: from a global batch to an update of the weights."""
+
+from __future__ import annotations
+
+from mnist_dist.config import Config
+from mnist_dist.data.batches import Batch
+from mnist_dist.gradients import build_gradients
+from mnist_dist.nonfinite import FiniteGuard
+from mnist_dist.optim.builder import set_lr
+from mnist_dist.optim.schedules import lr_at
+from mnist_dist.runtime import Runtime
+from mnist_dist.training_state import TrainingState
+
+
+class Learner:
+    """Learns from global batches, the same on every process.
+
+    Args:
+        state: what is changed: the model, its average, the position's `skipped`, the counts of what was seen.
+        total_steps: of all epochs, which the schedule spans.
+    """
+
+    def __init__(self, state: TrainingState, config: Config, runtime: Runtime, total_steps: int) -> None:
+        self.state, self.config, self.runtime, self.total_steps = state, config, runtime, total_steps
+        self.gradients = build_gradients(state.model, config, runtime)
+        self.stepper = runtime.stepper(state.optimizer)
+        self.guard = FiniteGuard(state.model, state.optimizer, active=runtime.precision != "fp16")
+        self.lr = 0.0  # of the last update
+
+    def learn(self, batch: Batch) -> None:
+        """Update the weights, unless a rollback was due to this batch or its gradient is not finite."""
+        state, at, optim = self.state, self.state.at, self.config.optim
+        self.lr = self.rate_at(at.step - at.skipped)
+        set_lr(state.optimizer, self.lr)
+        if at.step in at.avoided:
+            return
+        self.guard.before()
+        for seen in self.gradients.compute(batch, at.step):
+            state.window.add(*seen)
+        norm = self.runtime.clip(state.model, optim.clip) if optim.clip else None
+        self.guard.decide(at.step, norm)
+        self.stepper.step()
+        if self.stepper.step_was_skipped:
+            at.skipped += 1
+        elif state.ema is not None:
+            state.ema.update_parameters(state.model)
+
+    def rate_at(self, update: int) -> float:
+        """The learning rate of an update, counted from 0: the schedule's, halved by each rollback."""
+        return lr_at(update, self.total_steps, self.config.optim) / 2**self.state.at.rollbacks
+
+    def remember_rate(self) -> None:
+        """Have `lr` say the rate of the last update before the present position."""
+        self.lr = self.rate_at(max(self.state.at.step - self.state.at.skipped - 1, 0))

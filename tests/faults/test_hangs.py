@@ -1,0 +1,250 @@
+"""A rank that is stopped, stuck or killed: the others end in time, name it, and say where each one was."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from harness import Outcome, run_ranks, try_ranks
+from rehearsal import BASICS, open_loop
+from torch import nn
+
+from mnist_dist.config_loader import load
+from mnist_dist.ending import run_to_exit_code
+from mnist_dist.errors import EXIT_DONE, EXIT_FAILED
+from mnist_dist.loop import Loop
+from mnist_dist.roll_call import ANSWER_SECONDS, END_SECONDS
+from mnist_dist.runtime import start_runtime
+from mnist_dist.topology import read_topology
+
+TIMEOUT = 2
+SLACK = 6.0  # seconds that starting, training and a busy machine may take besides
+SETTINGS = [
+    *("--train.batch_size=24", "--train.epochs=1", "--train.eval_batch_size=5", "--train.checkpoint_steps=2"),
+    f"--run.timeout={TIMEOUT}",
+]
+HOST = socket.gethostname()
+
+Faults = Mapping[int, str]  # by rank
+
+
+def stuck_in_a_loop() -> NoReturn:
+    while True:
+        pass
+
+
+def stuck_in_a_sleep() -> None:
+    time.sleep(1000)
+
+
+def stuck_in_a_lock() -> None:
+    lock = threading.Lock()
+    with lock:
+        lock.acquire()
+
+
+def suffer(fault: str) -> None:
+    """What happens to a rank."""
+    if fault == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif fault == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault == "error":
+        raise ZeroDivisionError("a mistake of ours")
+    else:
+        {"loop": stuck_in_a_loop, "sleep": stuck_in_a_sleep, "lock": stuck_in_a_lock}[fault]()
+
+
+def train(folder: Path, faults: Faults, moment: str) -> int:
+    """A small run with faults; gives the exit code that its process would have. Standard error goes to a file."""
+    topology = read_topology()
+    fault = faults.get(topology.rank)
+    config = load([*BASICS, *SETTINGS], topology.world_size).config
+    with (folder / f"stderr-{topology.rank}").open("w") as file:
+        os.dup2(file.fileno(), 2)
+
+    def at(name: str) -> None:
+        if fault and moment == name:
+            suffer(fault)
+
+    def evaluating(module: nn.Module, inputs: Any) -> None:
+        if not module.training:
+            at("evaluation")
+
+    class Faulty(Loop):
+        def save(self) -> None:
+            at("saving")
+            super().save()
+
+    def program() -> int:
+        at("before joining")
+        with start_runtime(config, topology) as runtime:
+            at("at start")
+            runtime.agree("nothing", {})
+            loop = open_loop(runtime, config, folder / "checkpoints", (24 * 5, 30), lambda step: at(f"step {step}"))
+            loop.__class__ = Faulty
+            loop.raw.register_forward_pre_hook(evaluating)
+            loop.train(folder / "checkpoints", lambda row: None)
+        return EXIT_DONE
+
+    return run_to_exit_code(program)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks of a run ended, what each one said, and the seconds until the last survivor's end."""
+
+    outcomes: list[Outcome]
+    said: list[str]
+    seconds: float
+
+
+def run(folder: Path, world_size: int, faults: Faults, moment: str) -> Ended:
+    """Train with faults. No rank is left running that can end."""
+    stopped = [rank for rank, fault in faults.items() if fault == "stopped"]
+    start = time.monotonic()
+    outcomes = try_ranks(world_size, train, folder, faults, moment, timeout=40, stopped=stopped)
+    seconds = time.monotonic() - start
+    return Ended(outcomes, [(folder / f"stderr-{rank}").read_text() for rank in range(world_size)], seconds)
+
+
+def words_for(fault: str) -> str:
+    """How survivors name a rank's fate."""
+    within = f"within run.timeout={TIMEOUT} s"
+    return {
+        "stopped": f"did not answer {within} (stopped, or cannot be reached)",
+        "killed": "ended without a word (killed?)",
+        "error": "ended by ZeroDivisionError (a mistake of ours)",
+    }.get(fault, f"did not take part {within}, but answers: stuck in ")
+
+
+def assert_named(ended: Ended, faults: Faults) -> None:
+    """Every survivor ended with exit code 1, in time, with one line that names the faulty ranks and no other."""
+    longest = TIMEOUT + ANSWER_SECONDS + SLACK
+    if any(fault in ("loop", "sleep", "lock") for fault in faults.values()):
+        longest += END_SECONDS
+    assert ended.seconds < longest
+    for rank, outcome in enumerate(ended.outcomes):
+        if rank in faults:
+            continue
+        said = ended.said[rank]
+        assert outcome.value == EXIT_FAILED, (outcome, said)
+        (line,) = [line for line in said.splitlines() if line.startswith("mnist_dist: error: ")]
+        named = line.removeprefix(f"mnist_dist: error: rank {rank}: ").split("; ")
+        assert len(named) == len(faults), line
+        for part, (odd, fault) in zip(named, sorted(faults.items()), strict=True):
+            assert part.startswith(f"rank {odd} on {HOST} {words_for(fault)}"), line
+            assert f"stuck_in_a_{fault}" in part or fault not in ("loop", "sleep", "lock"), line
+
+
+def assert_stacks(ended: Ended, faults: Faults) -> None:
+    """Every survivor said where it waited, and where those are that still answer; those ended by themselves."""
+    for rank, said in enumerate(ended.said):
+        fault = faults.get(rank)
+        if fault is None:
+            waited = said.split(f"mnist_dist: rank {rank} waited here:\n")[1].split("mnist_dist: ")[0]
+            assert " program\n" in waited
+            for odd, other in faults.items():
+                here = f"mnist_dist: rank {odd} is here:\n"
+                assert (here in said) == (other in ("loop", "sleep", "lock"))
+                if here in said:
+                    assert f" stuck_in_a_{other}\n" in said.split(here)[1].split("mnist_dist: ")[0]
+        elif fault in ("loop", "sleep", "lock"):
+            assert ended.outcomes[rank].exit_code == EXIT_FAILED
+            assert f" stuck_in_a_{fault}\n" in said.split(f"mnist_dist: rank {rank} is stuck here:\n")[1]
+            error = f"mnist_dist: error: rank {rank}: the others ended without this process, which is stuck in "
+            assert said.splitlines()[-1].startswith(error)
+        else:
+            assert ended.outcomes[rank].exit_code == -signal.SIGKILL  # of a stopped one, by us
+
+
+MOMENTS = ("at start", "step 3", "evaluation", "saving")
+SHORT = [
+    (2, {1: "stopped"}, "step 3"),
+    (3, {0: "sleep"}, "saving"),
+    (3, {2: "loop"}, "evaluation"),
+    (3, {0: "stopped", 1: "killed"}, "at start"),
+    (3, {1: "killed"}, "step 3"),
+]
+WHOLE = [
+    *(
+        (world_size, {0 if moment == "saving" else world_size - 1: fault}, moment)
+        for moment in MOMENTS
+        for fault in ("stopped", "loop", "sleep", "lock", "killed")
+        for world_size in (2, 3)
+    ),
+    *((3, {0: fault}, moment) for moment in MOMENTS[:3] for fault in ("stopped", "lock", "killed")),
+    *(
+        (3, {1: first, 2: second}, "step 3")
+        for first in ("stopped", "lock", "killed")
+        for second in ("stopped", "loop")
+    ),
+    (3, {0: "lock", 2: "killed"}, "evaluation"),
+    (4, {0: "stopped", 2: "loop", 3: "killed"}, "step 3"),
+]
+
+
+@pytest.mark.parametrize(("world_size", "faults", "moment"), SHORT)
+def test_the_others_end_in_time_and_name_it(world_size: int, faults: Faults, moment: str, tmp_path: Path) -> None:
+    ended = run(tmp_path, world_size, faults, moment)
+    assert_named(ended, faults)
+    assert_stacks(ended, faults)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("world_size", "faults", "moment"), [row for row in WHOLE if row not in SHORT])
+def test_the_whole_matrix(world_size: int, faults: Faults, moment: str, tmp_path: Path) -> None:
+    ended = run(tmp_path, world_size, faults, moment)
+    assert_named(ended, faults)
+    assert_stacks(ended, faults)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", ["stopped", "killed"])
+@pytest.mark.parametrize("odd", [0, 2])
+def test_a_rank_that_is_lost_before_it_joins_is_named(odd: int, fault: str, tmp_path: Path) -> None:
+    ended = run(tmp_path, 3, {odd: fault}, "before joining")
+    assert ended.seconds < TIMEOUT + SLACK
+    for rank, outcome in enumerate(ended.outcomes):
+        if rank != odd:
+            assert outcome.value == EXIT_FAILED
+            named = f"mnist_dist: error: rank {rank}: rank {rank} of 3 could not meet rank {odd} at 127.0.0.1:"
+            assert len(re.findall("^" + re.escape(named), ended.said[rank], re.MULTILINE)) == 1
+
+
+def test_a_mistake_is_named_and_its_traceback_stands_alone(tmp_path: Path) -> None:
+    faults = {1: "error"}
+    ended = run(tmp_path, 3, faults, "evaluation")
+    assert ended.seconds < SLACK
+    assert ended.outcomes[1].value == EXIT_FAILED
+    assert ended.said[1].endswith("ZeroDivisionError: a mistake of ours\n")
+    assert "mnist_dist: " not in ended.said[1]
+    assert_named(ended, faults)
+    assert [said.count("\n") for said in (ended.said[0], ended.said[2])] == [1, 1]
+
+
+def test_a_run_that_nothing_disturbs_says_nothing_of_it(tmp_path: Path) -> None:
+    ended = run(tmp_path, 3, {}, "never")
+    assert [outcome.value for outcome in ended.outcomes] == [EXIT_DONE] * 3
+    assert ended.said == [""] * 3
+
+
+def threads() -> tuple[list[str], list[str]]:
+    """The threads of a rank besides its main one, during a run and after it."""
+    with start_runtime(load(BASICS).config, read_topology()):
+        during = [thread.name for thread in threading.enumerate()[1:]]
+    return during, [thread.name for thread in threading.enumerate()[1:]]
+
+
+def test_the_thread_ends_with_the_runtime() -> None:
+    assert run_ranks(2, threads) == [(["roll call"], [])] * 2
+    assert run_ranks(1, threads) == [([], [])]
