@@ -187,12 +187,17 @@ def test_never_is_for_every_first_start(launcher: int, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_start_that_was_refused_is_not_the_first_one(tmp_path: Path) -> None:
-    """It had not deleted what was there before, and the next one must."""
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_start_that_did_not_begin_is_not_the_first_one(killed: bool, tmp_path: Path) -> None:
+    """Refused or killed before, it had not deleted what was there, and the next one must."""
     add_checkpoint(tmp_path, 3)
     settings = config(dir=str(tmp_path), resume="never")
     with RunLock(os.getppid()) as lock:
-        claim_run_folder(settings, [], lock, pytest.fail)  # and it does not begin
+        claim_run_folder(settings, [], lock, pytest.fail)
+        said = (tmp_path / ".lock").read_bytes()
+    assert not (tmp_path / ".lock").exists()
+    if killed:
+        (tmp_path / ".lock").write_bytes(said)
     assert claim(settings, launcher=os.getppid()).checkpoint is None
 
 

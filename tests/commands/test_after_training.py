@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from small_checkpoint import replace_file
 
 from mnist_dist import __version__
 from mnist_dist.__main__ import COMMANDS, main
@@ -148,6 +149,31 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     assert restore(str(tmp_path / "run")).step == 10
     assert "step-00000020" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("model", "name", "nonet", "name is not one of unshuffle, "),
+        ("model", "name", ["cnn"], "name is not one of unshuffle, "),
+        ("model", "code", "x", "model holds 'code'"),
+        ("data", "classes", ["\x1b[2J"] * 10, r"classes\[0\] is no printable text"),
+        ("train", "eval_batch_size", 0, "train.eval_batch_size must be at least 1"),
+        ("optim", "betas", [0.9], "betas is no list of 2"),
+        ("optim", "lr", "fast", "lr is no number"),
+    ],
+)
+def test_a_forged_configuration_is_one_line(
+    run: str, section: str, key: str, value: object, said: str, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run/checkpoints/step-00000020"
+    state = json.loads((folder / "state.json").read_text())
+    state["config"][section][key] = value
+    replace_file(folder, "state.json", json.dumps(state).encode())
+    with pytest.raises(UserError, match=rf"was written by another version of mnist_dist \(.*{said}") as error:
+        restore(str(tmp_path / "run"))
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_predict_pictures_indices_and_rows(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -320,27 +320,27 @@ def test_a_state_that_can_be_is_taken(state: dict[str, Any]) -> None:
 class Longer(Position):
     """A position that somebody gave two more fields."""
 
-    rollbacks: int = 0
-    left_out: list[int] = field(default_factory=list)
+    turns: int = 0
+    places: list[int] = field(default_factory=list)
 
 
 def test_a_new_field_of_the_position_is_checked_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_state, "Position", Longer)
 
     def state(**more: Any) -> dict[str, Any]:
-        return json.loads(moved(**({"rollbacks": 1, "left_out": [3, 5]} | more)))
+        return json.loads(moved(**({"turns": 1, "places": [3, 5]} | more)))
 
     check_state(state(), 7)
     for more, said in (
-        ({"left_out": ["3"]}, r"left_out\[0\] is no whole number"),
-        ({"left_out": 3}, "left_out is no list"),
-        ({"left_out": [-3]}, "left_out holds a number that is too small"),
-        ({"rollbacks": True}, "rollbacks is no whole number"),
+        ({"places": ["3"]}, r"places\[0\] is no whole number"),
+        ({"places": 3}, "places is no list"),
+        ({"places": [-3]}, "places holds a number that is too small"),
+        ({"turns": True}, "turns is no whole number"),
         ({"another": 1}, "position holds 'another'"),
     ):
         with pytest.raises(ValueError, match=said):
             check_state(state(**more), 7)
-    with pytest.raises(ValueError, match="position lacks 'left_out'"):
+    with pytest.raises(ValueError, match="position lacks 'places'"):
         check_state(state_of(7), 7)
 
 

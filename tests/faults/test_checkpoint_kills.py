@@ -189,9 +189,11 @@ def test_killed_in_some_writes(template: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_killed_at_every_line(template: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", range(8))
+def test_killed_at_every_line(share: int, template: Path, tmp_path: Path) -> None:
+    """In eight parts, each as long as a test may be on a slow machine."""
     lines = lines_of_work(tmp_path / "counted")
-    for line in range(1, lines):
+    for line in range(1 + share, lines, 8):
         kill_at(template, tmp_path / "root", work_until_line, line)
 
 

@@ -257,6 +257,55 @@ def test_state_of_another_model_is_refused() -> None:
         load_optimizer_tensors(optimizer, model, {"body.9.weight/exp_avg": torch.zeros(1)})
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("adamw", {"body.0.weight/exp_avg": torch.zeros(3)}, r"body\.0\.weight/exp_avg is torch.float32 \(3,\), this"),
+        (
+            "adamw",
+            {"body.0.weight/exp_avg": torch.zeros(10, 1, 5, 5).half()},
+            r"exp_avg is torch.float16 \(10, 1, 5, 5\)",
+        ),
+        (
+            "adamw",
+            {"body.0.weight/step": torch.zeros(2)},
+            r"step is torch.float32 \(2,\), this optimizer's torch.float32",
+        ),
+        ("adamw", {"body.0.weight/step": torch.tensor(1)}, r"step is torch.int64 \(\), this optimizer's torch.float32"),
+        (
+            "adamw",
+            {"body.0.weight/code": torch.zeros(())},
+            r"holds body\.0\.weight/code, which this optimizer does not",
+        ),
+        ("adamw", {"body.0.weight": torch.zeros(())}, r"holds body\.0\.weight, which this model does not have"),
+        ("adamw", {"body.0.weight/exp_avg_sq": None}, r"lacks body\.0\.weight/exp_avg_sq"),
+        ("sgd", {"body.0.weight/exp_avg": torch.zeros(10, 1, 5, 5)}, r"exp_avg, which this optimizer does not keep"),
+        ("sgd", {"head.bias/momentum_buffer": torch.zeros(11)}, r"\(11,\), this optimizer's torch.float32 \(10,\)"),
+        (
+            "muon",
+            {"body.0.weight/momentum_buffer": torch.zeros(10, 1, 5, 5)},
+            r"this optimizer's torch.float32 \(10, 25\)",
+        ),
+        (
+            "muon",
+            {"head.weight/momentum_buffer": torch.zeros(10, 320)},
+            r"momentum_buffer, which this optimizer does not",
+        ),
+    ],
+)
+def test_state_that_does_not_fit_is_refused(name: str, change: dict[str, Tensor | None], said: str) -> None:
+    """Not in the middle of a training step, and not by a traceback."""
+    model = build("basic")
+    optimizer = build_optimizer(model, settings(name), fused=False)
+    update(model, optimizer, range(1))
+    tensors = {
+        key: tensor for key, tensor in (optimizer_tensors(optimizer, model) | change).items() if tensor is not None
+    }
+    with pytest.raises(UserError, match=said) as error:
+        load_optimizer_tensors(build_optimizer(model, settings(name), fused=False), model, tensors)
+    assert len(str(error.value).splitlines()) == 1
+
+
 # The moving average
 
 
