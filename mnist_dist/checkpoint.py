@@ -260,7 +260,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     model.load_state_dict(dict(tensors))
 
 
-def prune_checkpoints(root: Path, keep: int, best_step: int | None, newest_step: int | None = None) -> None:
+def prune_checkpoints(root: Path, keep: int, best_step: int | None, newest_step: int) -> None:
     """Delete all but the newest `keep` checkpoints and the best one. Call it after a new one is complete.
 
     Args:
@@ -268,7 +268,7 @@ def prune_checkpoints(root: Path, keep: int, best_step: int | None, newest_step:
             passed over, which must not count as kept.
     """
     folders = list_checkpoints(root)
-    late = [folder for folder in folders if newest_step is not None and step_of(folder) > newest_step]
+    late = [folder for folder in folders if step_of(folder) > newest_step]
     early = folders[: len(folders) - len(late)]
     for folder in [*early[:-keep], *late]:
         if step_of(folder) != best_step:

@@ -319,8 +319,13 @@ class Loop:
         """Continue where a checkpoint was written, with any number of processes.
 
         Raises:
-            UserError: it belongs to another model.
+            UserError: it belongs to another model, or to an epoch of fewer batches.
         """
+        done = saved.state["position"]["step_in_epoch"]
+        if done > len(self.sampler):
+            raise UserError(
+                f"{source}: is at batch {done} of an epoch that has {len(self.sampler)}; choose another one"
+            )
         self.state.restore(saved, source)
         self.saved_step, self.window_start, self.window_images = self.at.step, self.at.seconds, 0
         self.learner.remember_rate()

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 from torch.optim import Optimizer
 
 from mnist_dist.config import Config
@@ -241,7 +242,7 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
         torch.use_deterministic_algorithms(True)
     try:
         with joining(topology, config.run.timeout, partial(is_in_store, topology)):
-            accelerator = open_accelerator(config, cpu)
+            accelerator = open_accelerator(config, topology, cpu)
             if accelerator.num_processes != topology.world_size:
                 raise UserError(
                     f"the launcher started {topology.world_size} processes, but accelerate sees "
@@ -290,7 +291,7 @@ def is_in_store(topology: Topology, key: str) -> bool:
         return True
 
 
-def open_accelerator(config: Config, cpu: bool) -> Accelerator:
+def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerator:
     """Build the Accelerator, which joins the process group."""
     wanted = config.train.precision
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if wanted == "auto" else wanted
@@ -303,9 +304,27 @@ def open_accelerator(config: Config, cpu: bool) -> Accelerator:
             mixed_precision=precision,
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.timeout)),
+                InitProcessGroupKwargs(
+                    init_method=MEETING if topology.machines == 1 and topology.world_size > 1 else None,
+                    timeout=timedelta(seconds=config.run.timeout),
+                ),
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )
     except ValueError as error:
         raise UserError(f"precision {precision} ({source}): {str(error).splitlines()[0]}") from error
+
+
+def meet(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    """The launcher's store, rank and world size, as env:// gives them, with keys that only this start of them uses.
+
+    torchrun keeps its store when it starts processes again, and these then find each other's old addresses in it
+    (pytorch#135712). Launchers of several machines do not count their starts alike: they must be told to keep none.
+    """
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    yield dist.PrefixStore(f"start-{start}", store), rank, world_size  # type: ignore[attr-defined]
+
+
+MEETING = "mnistdist://"
+register_rendezvous_handler(MEETING.partition(":")[0], meet)

@@ -441,7 +441,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int |
     for step in (1, 2, 3, 4, 5):
         (tmp_path / f"step-{step:08d}").mkdir()
     (tmp_path / "notes").mkdir()
-    prune_checkpoints(tmp_path, keep, best)
+    prune_checkpoints(tmp_path, keep, best, newest_step=5)
     assert [checkpoint.step_of(path) for path in list_checkpoints(tmp_path)] == left
     assert (tmp_path / "notes").exists()
 

@@ -427,6 +427,15 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         start(config(model="convnet"), tmp_path, resume=list_checkpoints(tmp_path)[-1])
 
 
+def test_a_checkpoint_beyond_the_end_of_an_epoch_is_refused(tmp_path: Path) -> None:
+    """There is no batch to go on with, however long one looks for it."""
+    start(config(max_steps=2), tmp_path)
+    saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
+    saved.state["position"]["step_in_epoch"] = STEPS + 1
+    with pytest.raises(UserError, match=r"^here: is at batch 5 of an epoch that has 4; choose another one$"):
+        start(config(), tmp_path / "again", resume=saved)
+
+
 def failing_at(*steps: int) -> Callable[..., Path]:
     """A `save_checkpoint` that fails at these steps."""
     save = checkpoint_writer.save_checkpoint

@@ -42,7 +42,7 @@ def test_other_commands_parse(line: str) -> None:
 
 
 def test_files_and_recipes_exist() -> None:
-    for path in re.findall(r"(?:tests|docs|launch|benchmarks)/[\w/.]*\w", README):
+    for path in re.findall(r"(?:tests|docs|launch|benchmarks)/[\w/.-]*\w", README):
         assert (ROOT / path).exists(), path
     for recipe in re.findall(r"`(seeds/\w+)`", README):
         assert recipe in list_recipes()

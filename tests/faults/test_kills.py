@@ -175,7 +175,7 @@ def everybody(world_size: int, kill: Kill) -> dict[int, Kill]:
 
 SHORT: list[tuple[int, str, dict[int, Kill]]] = [
     (1, "shards", {0: Kill("step", 4)}),
-    (1, "ddp", {0: Kill("evaluation", 40)}),
+    (1, "ddp", {0: Kill("evaluation", 6)}),
     (1, "shards", {0: Kill("disk", 9)}),
     (1, "shards", {0: Kill("disk", 60)}),
     (1, "ddp", {0: Kill("checkpoint", 4)}),
