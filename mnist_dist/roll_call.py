@@ -215,8 +215,6 @@ class RollCall:
         """Ask one rank until it waits too, has failed, or the time is over."""
         standing = Standing("silent")
         while (left := deadline - time.monotonic()) > 0:
-            if seat.rank in self.farewells:
-                return self.farewells[seat.rank]
             try:
                 standing = to_standing(self.call(seat, None, left))
             except TimeoutError:
