@@ -8,6 +8,7 @@ process that ends by an error tells the others first, so that they need not gues
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import selectors
@@ -76,7 +77,7 @@ class RollCall:
         self.seats: list[Seat] = []
         self.farewells: dict[int, Standing] = {}
         self.lost: BaseException | None = None  # what told this process that another one is lost
-        self.given_up_at: float | None = None
+        self.end_at: float | None = None  # when this process is ended, should it still be stuck
         self.main = threading.get_ident()
         self.sleeper, self.waker = socket.socketpair()
         self.thread = threading.Thread(target=self.answer_calls, name="roll call", daemon=True)
@@ -119,11 +120,12 @@ class RollCall:
             selector.register(self.listener, selectors.EVENT_READ)
             selector.register(self.sleeper, selectors.EVENT_READ)
             while True:
-                left = None if self.given_up_at is None else self.given_up_at + END_SECONDS - time.monotonic()
+                left = None if self.end_at is None else self.end_at - time.monotonic()
                 if left is not None and left <= 0:
                     if standing_of(self.main, self.lost).kind == "busy":
                         self.end_process()
-                    self.given_up_at = time.monotonic()  # it is about to notice: look again
+                    self.end_at = time.monotonic() + END_SECONDS  # it is about to notice: look again
+                    continue
                 ready = [key.fileobj for key, _ in selector.select(left)]
                 if self.sleeper in ready:
                     return
@@ -143,11 +145,12 @@ class RollCall:
                 send(connection, asdict(standing_of(self.main, self.lost)))
                 return
             farewell = self.farewells[int(message["rank"])] = to_standing(message["farewell"])
-            if self.topology.rank in farewell.gives_up and self.given_up_at is None:
-                self.given_up_at = time.monotonic()
+            # The run is over for all. A process that was not waited for in vain yet has the time to notice by itself.
+            left = END_SECONDS if self.topology.rank in farewell.gives_up else self.timeout
+            self.end_at = min(time.monotonic() + left, self.end_at or math.inf)
 
     def end_process(self) -> None:
-        """End this process, whose main thread is stuck and which the others have given up."""
+        """End this process, whose main thread is stuck and without which the others have ended."""
         # Where even standard error is stuck, as behind a reader that has stopped, there is no last word.
         last = threading.Timer(MESSAGE_SECONDS, os._exit, [EXIT_FAILED])
         last.daemon = True
@@ -212,8 +215,6 @@ class RollCall:
         """Ask one rank until it waits too, has failed, or the time is over."""
         standing = Standing("silent")
         while (left := deadline - time.monotonic()) > 0:
-            if seat.rank in self.farewells:
-                return self.farewells[seat.rank]
             try:
                 standing = to_standing(self.call(seat, None, left))
             except TimeoutError:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
@@ -15,11 +16,13 @@ from mnist_dist import roll_call
 from mnist_dist.errors import Stopped, TrainingError, UserError
 from mnist_dist.lost_peer import absent_ranks, is_lost_peer, name_ranks
 from mnist_dist.roll_call import RollCall, open_roll_call
+from mnist_dist.seats import connect
 from mnist_dist.topology import Topology
 from mnist_dist.whereabouts import Standing, find_missing, standing_of
 
 CLOSED = RuntimeError("[somewhere.cc:1] Connection closed by peer [127.0.0.1]:1")
 TIMED_OUT = RuntimeError("[somewhere.cc:2] Timed out waiting 2000ms for recv operation to complete")
+TIMEOUT = 60
 HOST = socket.gethostname()
 
 
@@ -37,7 +40,7 @@ def topology(rank: int, world_size: int, machines: int = 1) -> Topology:
 @contextlib.contextmanager
 def calls(world_size: int) -> Iterator[list[RollCall]]:
     """All ranks of a run in this process; this thread is the main thread of each."""
-    opened = [RollCall(topology(rank, world_size), 2) for rank in range(world_size)]
+    opened = [RollCall(topology(rank, world_size), TIMEOUT) for rank in range(world_size)]
     try:
         for call in opened:
             call.begin([other.seat for other in opened])
@@ -83,10 +86,21 @@ def test_who_listens_is_seen_from_this_machine_only_unless_there_are_more() -> N
         call.close()
 
 
+def test_the_first_machine_is_reached_by_the_name_that_the_others_were_given() -> None:
+    call = RollCall(topology(0, 2, machines=2), TIMEOUT)
+    own = replace(call.seat, rank=1, machine=1)
+    unknown = replace(call.seat, address="192.0.2.1")  # what the first machine calls itself; nobody has this address
+    connect(unknown, own, topology(1, 2, machines=2), 5).close()
+    connect(call.seat, call.seat, topology(0, 2, machines=2), 5).close()
+    call.close()
+
+
 def test_a_rank_is_stuck_where_its_main_thread_is(capsys: pytest.CaptureFixture[str]) -> None:
     with calls(2) as (first, second):
         said = first.hold(TIMED_OUT)
-        assert said.startswith(f"rank 1 on {HOST} did not take part within run.timeout=2 s, but answers: stuck in ")
+        assert said.startswith(
+            f"rank 1 on {HOST} did not take part within run.timeout={TIMEOUT} s, but answers: stuck in "
+        )
         assert "\n" not in said
         stacks = capsys.readouterr().err
         assert "mnist_dist: rank 0 waited here:\n" in stacks
@@ -95,8 +109,9 @@ def test_a_rank_is_stuck_where_its_main_thread_is(capsys: pytest.CaptureFixture[
         farewell = heard(second, first)
         assert farewell is not None
         assert (farewell.kind, farewell.timed_out, farewell.gives_up) == ("waits", True, (1,))
-        assert second.given_up_at is not None
-        second.given_up_at = None  # or this process would end
+        assert second.end_at is not None
+        assert second.end_at < time.monotonic() + roll_call.END_SECONDS
+        second.end_at = None  # or this process would end
 
 
 def test_a_rank_that_has_lost_one_too_is_not_missing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +127,9 @@ def test_a_rank_that_has_lost_one_too_is_not_missing(capsys: pytest.CaptureFixtu
 def test_one_that_the_others_gave_up_says_so() -> None:
     with calls(2) as (first, second):
         first.farewells[1] = Standing("waits", gives_up=(0,))
-        assert first.hold(CLOSED) == ("the others gave this process up: it did not take part within run.timeout=2 s")
+        assert first.hold(CLOSED) == (
+            f"the others gave this process up: it did not take part within run.timeout={TIMEOUT} s"
+        )
         farewell = heard(second, first)
         assert farewell is not None
         assert farewell.gives_up == ()
