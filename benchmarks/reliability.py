@@ -1,9 +1,9 @@
 """What reliability costs: fixed shards against DistributedDataParallel, and checkpoints against none.
 
-    python benchmarks/reliability.py [--rounds 5] [--steps 300]
+    python benchmarks/reliability.py [--rounds 5] [--steps 200] [--only TEXT]
 
-Every comparison is a ratio of images per second in one run of this program, its rounds interleaved; medians are printed.
-A rate is taken between the first and the last row of metrics.jsonl: without starting, with everything that happens between.
+Every comparison is a ratio of steps per second in one run of this program, rounds interleaved; medians are printed. A
+rate is taken between the first and the last row of metrics.jsonl: without the start, with all that happens between.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ COMMON = [
     "--tracking.log_steps=50",
     "--train.epochs=6",
 ]
+CNN = "--config=seeds/cnn"
 SHARDS, PLAIN = ["--train.shards=4"], ["--train.shards=0"]
 COMPARISONS = {
     "4 shards / DDP, 2 processes, default recipe": (TWO, SHARDS, PLAIN),
-    "4 shards / DDP, 2 processes, seeds/cnn": (TWO, [*SHARDS, "--config=seeds/cnn"], [*PLAIN, "--config=seeds/cnn"]),
+    "4 shards / DDP, 2 processes, seeds/cnn": (TWO, [*SHARDS, CNN], [*PLAIN, CNN]),
     "4 shards / whole batch, 1 process, default recipe": (ONE, SHARDS, PLAIN),
     "4 shards / whole batch, 1 process, seeds/cnn": (
         ONE,
@@ -51,7 +52,13 @@ COMPARISONS = {
 def rate(command: list[str], options: list[str], steps: int) -> float:
     """Steps per second of one run."""
     with tempfile.TemporaryDirectory() as folder:
-        here = [*COMMON, f"--train.max_steps={steps}", "--train.batch_size=256", f"--run.dir={folder}/run"]
+        here = [
+            *COMMON,
+            "--train.epochs=6",
+            f"--train.max_steps={steps}",
+            "--train.batch_size=256",
+            f"--run.dir={folder}/run",
+        ]
         subprocess.run([*command, *options, *here], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
         rows = [row for row in rows if "images_per_second" in row]

@@ -62,6 +62,7 @@ class DataParallel:
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
         self.model = runtime.wrap(model)
+        self.buffers = list(model.buffers()) if runtime.world_size > 1 else []
 
     def describe(self) -> str:
         """The way in words."""
@@ -81,7 +82,20 @@ class DataParallel:
                 # Gradients are averaged over processes, so this makes their average the mean over the global batch.
                 runtime.scale(losses.sum() * (runtime.world_size / batch.size)).backward()
             seen.append(Seen(logits.detach(), labels, losses.detach()))
+        self.combine_buffers(sum(len(part.labels) for part in seen) / batch.size)
         return seen
+
+    @torch.no_grad()
+    def combine_buffers(self, weight: float) -> None:
+        """Give all processes the same buffers (running statistics), each one's weighted by its images."""
+        statistics = [buffer for buffer in self.buffers if buffer.is_floating_point()]
+        if statistics:
+            total = self.runtime.sum(torch.cat([buffer.flatten() for buffer in statistics]).mul_(weight))
+            for buffer, average in zip(statistics, views(total, statistics), strict=True):
+                buffer.copy_(average)
+        for buffer in self.buffers:
+            if not buffer.is_floating_point():
+                self.runtime.max(buffer)
 
 
 class FixedShards:

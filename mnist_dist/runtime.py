@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 from torch.optim import Optimizer
 
 from mnist_dist.config import Config
+from mnist_dist.device import decide_cpu, prepare_machine
 from mnist_dist.ending import skip_exit_hooks, stop_on_signals
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.lost_peer import joining
@@ -233,13 +234,8 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
         TrainingError: another process did not arrive in time, ended early, or stopped answering.
     """
     cpu = decide_cpu(config, topology)
-    threads = config.run.threads or topology.default_threads()
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate decides, and warns
     shards = config.shards(topology.world_size, cpu)
-    torch.set_num_threads(1 if shards else threads)  # with shards, each thread computes one of them
-    if config.run.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    threads = prepare_machine(config, topology, shards)
     try:
         with joining(topology, config.run.timeout, partial(is_in_store, topology)):
             accelerator = open_accelerator(config, topology, cpu)
@@ -251,32 +247,13 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
                 )
             runtime = Runtime(accelerator, topology, threads, shards, timedelta(seconds=config.run.timeout))
             roll_call = open_roll_call(topology, config.run.timeout, runtime.gather)
-        with stop_on_signals(runtime.request_stop), roll_call:
+        with stop_on_signals(runtime.request_stop), roll_call, runtime.pool:
             yield runtime
             runtime.answer()  # a group that is destroyed with work in flight can abort the process
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)  # else one process could not train twice
-
-
-def decide_cpu(config: Config, topology: Topology) -> bool:
-    """Whether to train on the CPU: accelerate must know before it is built, or each process believes it is alone.
-
-    Raises:
-        UserError: more processes on this machine than it has GPUs.
-    """
-    if config.run.device == "cpu" or topology.cpu_asked or not torch.accelerator.is_available():
-        return True
-    if torch.cuda.is_available():
-        gpus = torch.cuda.device_count()
-        if topology.local_world_size > gpus:
-            raise UserError(
-                f"{topology.local_world_size} processes on this machine, which has {gpus} GPU{'s' * (gpus > 1)}: start "
-                f"at most {gpus}, or train on the CPU with --run.device=cpu"
-            )
-        return False
-    return topology.world_size > 1  # other accelerators of a desktop machine: one process only
 
 
 def is_in_store(topology: Topology, key: str) -> bool:

@@ -1,0 +1,41 @@
+"""What this machine computes with: its device, its threads, its kernels."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from mnist_dist.config import Config
+from mnist_dist.errors import UserError
+from mnist_dist.topology import Topology
+
+
+def decide_cpu(config: Config, topology: Topology) -> bool:
+    """Whether to train on the CPU: accelerate must know before it is built, or each process believes it is alone.
+
+    Raises:
+        UserError: more processes on this machine than it has GPUs.
+    """
+    if config.run.device == "cpu" or topology.cpu_asked or not torch.accelerator.is_available():
+        return True
+    if torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        if topology.local_world_size > gpus:
+            raise UserError(
+                f"{topology.local_world_size} processes on this machine, which has {gpus} GPU{'s' * (gpus > 1)}: start "
+                f"at most {gpus}, or train on the CPU with --run.device=cpu"
+            )
+        return False
+    return topology.world_size > 1  # other accelerators of a desktop machine: one process only
+
+
+def prepare_machine(config: Config, topology: Topology, shards: int) -> int:
+    """Set the CPU threads of this process, and deterministic kernels if they are asked for; gives the threads."""
+    threads = config.run.threads or topology.default_threads()
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate decides, and warns
+    torch.set_num_threads(1 if shards else threads)  # with shards, each thread computes one of them
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return threads

@@ -1,0 +1,62 @@
+"""A gradient that is not finite on one rank alone: all do the same, at any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from harness import run_ranks
+from rehearsal import open_loop
+from torch import Tensor, nn
+
+from mnist_dist.checkpoint import weights_sha256
+from mnist_dist.config_loader import load
+from mnist_dist.errors import TrainingError
+from mnist_dist.models import ImageClassifier
+from mnist_dist.runtime import start_runtime
+from mnist_dist.topology import read_topology
+
+ARGUMENTS = ["--train.epochs=2", "--train.batch_size=12", "--run.device=cpu", "--run.threads=1", "--data.std=1"]
+POISON = 7
+"""The index of the image that no gradient can be had of. Its first two pixels spell it."""
+
+
+class Allergic(ImageClassifier):
+    """A net that gives infinity, in training, for one image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = (images[:, 0, 0, :2] + 0.1307).mul(255).round()
+        bad = (first[:, 0] == 0) & (first[:, 1] == POISON) & self.training
+        return super().forward(images) * torch.where(bad, torch.inf, 1.0)[:, None]
+
+
+def train(arguments: list[str], folder: Path) -> tuple[str, str, int, int]:
+    """The weights' digest, the error, and what was left out and gone back from."""
+    topology = read_topology()
+    config = load([*ARGUMENTS, *arguments], topology.world_size).config
+    error = ""
+    with start_runtime(config, topology) as runtime:
+        body = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten())
+        network = Allergic(body, nn.Linear(4 * 13 * 13, 10))
+        loop = open_loop(runtime, config, folder, (60, 20), network=lambda: network)
+        try:
+            loop.train(folder, lambda row: None)
+        except TrainingError as caught:
+            error = str(caught)
+        return weights_sha256(loop.raw), error, loop.at.left_out, loop.at.rollbacks
+
+
+@pytest.mark.parametrize("shards", ["--train.shards=6", "--train.shards=0"])
+@pytest.mark.parametrize("policy", ["raise", "skip", "rollback"])
+def test_all_ranks_decide_alike(policy: str, shards: str, tmp_path: Path) -> None:
+    arguments = [shards, f"--train.nonfinite={policy}", "--tracking.log_steps=4"]
+    ends = {n: run_ranks(n, train, arguments, tmp_path / str(n)) for n in (1, 2, 3)}
+    for ranks in ends.values():
+        assert len(set(ranks)) == 1
+    ((sha256, error, left_out, rollbacks),) = ends[1]
+    assert bool(error) == (policy == "raise")
+    assert (left_out, rollbacks) == {"raise": (0, 0), "skip": (2, 0), "rollback": (0, 2)}[policy]
+    for ranks in ends.values():
+        assert ranks[0][1:] == (error, left_out, rollbacks)
+        assert ranks[0][0] == sha256 or shards == "--train.shards=0"

@@ -1,0 +1,107 @@
+"""A tracker that fails in whatever way: the same weights, the same rows, the same exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import write_digits
+
+RECIPE = (
+    *("-m", "mnist_dist.train", "--run.device=cpu", "--run.threads=1", "--run.dir=run", "--data.source=local"),
+    *("--data.val_size=30", "--model.name=basic", "--train.epochs=2", "--train.batch_size=24", "--tracking.timeout=1"),
+)
+RUN = """
+from threading import Event
+class Settings:
+    model_fields = {}
+def setup(settings): pass
+def teardown(exit_code=0): pass
+class Run:
+    summary = {}
+    class settings:
+        sync_dir = "run/wandb/offline-run"
+    def define_metric(self, *args, **kwargs): pass
+    def log(self, row): pass
+    def finish(self, exit_code): pass
+def init(**kwargs): return Run()
+"""
+HANG = "import threading\nthreading.Event().wait()\n"
+FAKES = {
+    "no wandb": "raise ModuleNotFoundError('no')",
+    "an exception at import": "raise RuntimeError('no')",
+    "a hang at import": HANG,
+    "an exit at import": "import os; raise SystemExit(7)",
+    "an exception in init": RUN + "def init(**kwargs): raise OSError('no')",
+    "a hang in init": RUN + "import threading\ndef init(**kwargs): threading.Event().wait()",
+    "an exception in log": RUN + "def fail(self, row): raise KeyError('no')\nRun.log = fail",
+    "a hang in log": RUN + "import threading\ndef hang(self, row): threading.Event().wait()\nRun.log = hang",
+    "a hang in finish": RUN
+    + "import threading\ndef hang(self, exit_code): threading.Event().wait()\nRun.finish = hang",
+    "a full disk": RUN + "def init(**kwargs): raise OSError(28, 'No space left on device')",
+}
+
+
+def run(work: Path, data: Path, *arguments: str, fake: str = "") -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the rows of a whole run in a process of its own, beside a fake wandb if one is given."""
+    work.mkdir()
+    if fake:
+        (work / "wandb.py").write_text(fake)
+    path = os.pathsep.join([str(work), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, *RECIPE, f"--data.root={data}", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    hidden = ("time", "images_per_second", "epoch.seconds")
+    rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+    return (
+        json.loads((work / "run" / "summary.json").read_text()),
+        [{key: value for key, value in row.items() if key not in hidden} for row in rows],
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder, train=30 + 24 * 4 + 7, test=50)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def without(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run without a tracker."""
+    return run(tmp_path_factory.mktemp("without") / "work", data, "--tracking.mode=disabled")
+
+
+@pytest.mark.parametrize("fault", ["an exception at import", "a hang in log", "a full disk"])
+def test_a_tracker_that_fails_changes_nothing(
+    fault: str, data: Path, without: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    assert_same(fault, data, without, tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", FAKES)
+def test_a_tracker_that_fails_in_any_way_changes_nothing(
+    fault: str, data: Path, without: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    assert_same(fault, data, without, tmp_path)
+
+
+def assert_same(fault: str, data: Path, without: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path) -> None:
+    summary, rows = run(tmp_path / "work", data, "--tracking.mode=offline", fake=FAKES[fault])
+    assert summary["weights_sha256"] == without[0]["weights_sha256"]
+    assert summary["test.loss"] == without[0]["test.loss"]
+    assert rows == without[1]
