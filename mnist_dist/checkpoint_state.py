@@ -27,6 +27,8 @@ class State:
     epoch_counts: list[int]
     scaler: dict[str, float]
     config: dict[str, dict[str, Any]]
+    machine: dict[str, str]
+    """What decides how kernels round, where it was written."""
 
 
 def check_state(state: dict[str, Any], step: int) -> None:
@@ -49,7 +51,9 @@ def contradiction(state: dict[str, Any], step: int) -> str | None:
         return f"position.step is {position['step']} in the checkpoint of step {step}"
     start = asdict(Position())  # nothing falls below where it starts, and that is 0 or a number below
     for name, value in {**state, **position}.items():
-        if name not in ("config", "position") and any(n < min([0, *numbers(start.get(name))]) for n in numbers(value)):
+        if name not in ("config", "machine", "position") and any(
+            n < min([0, *numbers(start.get(name))]) for n in numbers(value)
+        ):
             return f"{name} holds a number that is too small"
     for name in ("skipped", "epoch", "step_in_epoch", "evaluated"):
         if position[name] > step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 
 import torch
 
@@ -39,3 +40,10 @@ def prepare_machine(config: Config, topology: Topology, shards: int) -> int:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return threads
+
+
+def fingerprint(device: torch.device) -> dict[str, str]:
+    """What decides how kernels round: where two differ, the same run may give other bits."""
+    on_gpu = device.type == "cuda"
+    kind = torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "kernels": f"{platform.machine()} {device.type} {kind}"}

@@ -17,6 +17,7 @@ from mnist_dist.console import Console
 from mnist_dist.data.batches import Batches
 from mnist_dist.data.order import GlobalBatchSampler
 from mnist_dist.data.splits import Splits
+from mnist_dist.device import fingerprint
 from mnist_dist.errors import Stopped, TrainingError, UserError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.learner import Learner
@@ -300,7 +301,8 @@ class Loop:
 
     def take_snapshot(self) -> Saved:
         """The present state. Every process must call it."""
-        return self.state.snapshot({"run_id": self.run_id, "config": self.config.to_dict()})
+        machine = fingerprint(self.runtime.device)
+        return self.state.snapshot({"run_id": self.run_id, "config": self.config.to_dict(), "machine": machine})
 
     def save(self) -> None:
         """Have a checkpoint of the present position written while training goes on."""

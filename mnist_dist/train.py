@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ def train(loaded: Loaded, topology: Topology) -> int:
     from mnist_dist.console import open_console
     from mnist_dist.data.sources import ensure, resolve_root
     from mnist_dist.data.splits import read_splits
+    from mnist_dist.device import fingerprint
     from mnist_dist.lock import RunLock
     from mnist_dist.loop import Loop
     from mnist_dist.models import create_model
@@ -65,6 +66,8 @@ def train(loaded: Loaded, topology: Topology) -> int:
 
     with RunLock(topology.launcher) as lock, start_runtime(config, topology) as runtime:
         runtime.agree("the configuration", flat(config))
+        if runtime.shards:
+            runtime.agree("the machine (which --train.shards=0 would allow)", fingerprint(runtime.device))
         files = ensure(root, "local", console.say)
         splits = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
 
@@ -83,6 +86,7 @@ def train(loaded: Loaded, topology: Topology) -> int:
         loop = Loop(config, runtime, model, splits, console, run_id)
         if saved and source:
             loop.restore(saved, str(source))
+            warn_of_other_machine(saved.state["machine"], fingerprint(runtime.device), console.warn)
 
         # Nothing but the lock is written before everything above is known to be good.
         finished = runtime.on_main(lambda: begin_run(claim, config, lock))
@@ -143,6 +147,13 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     if tracker.look:
         console.say(tracker.look)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
+
+
+def warn_of_other_machine(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:
+    """Say that a run goes on where kernels may round differently."""
+    other = ", ".join(f"{key} {now[key]} instead of {before.get(key)}" for key in now if before.get(key) != now[key])
+    if other:
+        warn(f"this run goes on with {other}: it may not end with the bits that it would have ended with there")
 
 
 def flat(config: Config) -> dict[str, Any]:

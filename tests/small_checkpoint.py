@@ -29,6 +29,7 @@ def state_of(step: int) -> dict[str, Any]:
         "epoch_counts": [2**60] * SIZE,
         "scaler": {},
         "config": Config().to_dict(),
+        "machine": {"torch": "2.10", "kernels": "cpu"},
     }
 
 
