@@ -16,7 +16,7 @@ class Learner:
     """Learns from global batches, the same on every process.
 
     Args:
-        state: what is changed: the model, its average, the position's `skipped`, the counts of what was seen.
+        state: what is changed: the model, its average, the position's `images` and `skipped`, the window's counts.
         total_steps: of all epochs, which the schedule spans.
     """
 
@@ -34,6 +34,7 @@ class Learner:
         set_lr(state.optimizer, self.lr)
         if at.step in at.avoided:
             return
+        at.images += batch.size
         self.guard.before()
         for seen in self.gradients.compute(batch, at.step):
             state.window.add(*seen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from mnist_dist.device import fingerprint
 from mnist_dist.errors import Stopped, TrainingError, UserError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.learner import Learner
-from mnist_dist.metrics import NONFINITE, Metrics
+from mnist_dist.metrics import Metrics
 from mnist_dist.models.summary import count_parameters
+from mnist_dist.recorder import Recorder
 from mnist_dist.runtime import Runtime
 from mnist_dist.training_state import TrainingState
 
@@ -55,8 +55,8 @@ class Loop:
         self.run_id = run_id
         self.state = TrainingState(model, config, runtime)
         self.raw, self.at = model, self.state.at
-        self.window, self.epoch_counts = self.state.window, self.state.epoch_counts
         self.clock = Clock(self.at)
+        self.recorder = Recorder(self.state, console, self.clock)
         self.sampler = GlobalBatchSampler(
             len(data.train),
             config.train.batch_size,
@@ -79,8 +79,6 @@ class Loop:
         self.saved_step = -1
         self.snapshot: Saved | None = None  # the last one, where a rollback may need it
         self.watched: Metrics | None = None  # the last evaluation on the held-out set
-        self.window_images = 0
-        self.window_start = 0.0  # in seconds of training
 
     @property
     def network(self) -> nn.Module:
@@ -122,7 +120,7 @@ class Loop:
             Stopped: a stop was asked for, and a checkpoint is written.
             TrainingError: an update was not finite, as train.nonfinite says, or the last checkpoint cannot be written.
         """
-        self.record, self.rewind = record, rewind
+        self.recorder.record, self.rewind = record, rewind
         self.writer = CheckpointWriter(checkpoints, self.config.train.keep, self.console.warn)
         try:
             self.train_epochs()
@@ -159,8 +157,7 @@ class Loop:
             self.learner.learn(batch)
             at.step += 1
             at.step_in_epoch += 1
-            at.images += batch.size
-            self.window_images += batch.size
+            self.recorder.images += batch.size
             self.console.progress(at.step, at.epoch)
             logs = at.step % self.config.tracking.log_steps == 0 or self.is_epoch_done() or at.step == self.last_step
             saves = train.checkpoint_steps and at.step % train.checkpoint_steps == 0 and not self.is_epoch_done()
@@ -168,7 +165,7 @@ class Loop:
             if (logs or saves or stops or self.is_evaluation_due()) and self.went_back():
                 break  # these batches lie ahead again, and perhaps in another epoch
             if logs:
-                self.log_window()
+                self.recorder.log_window(self.learner.lr)
             if self.is_evaluation_due():
                 self.evaluate_between_epochs()
             if saves:
@@ -187,8 +184,9 @@ class Loop:
         """
         at, train = self.at, self.config.train
         left_out = self.learner.guard.take()
-        images = int(self.runtime.sum(self.window.tensor[NONFINITE].clone()))
-        if not left_out.count and not images:
+        images = self.state.total(self.state.window).nonfinite
+        # With fp16 only losses tell: its gradients overflow as a matter of course, and its scaler skips them.
+        if not left_out.count and not (images and (train.nonfinite == "raise" or not self.learner.guard.active)):
             return False
         what = left_out.describe(at.step, images)
         if train.nonfinite == "raise" or left_out.streak >= MAX_STREAK or at.rollbacks >= MAX_ROLLBACKS:
@@ -221,15 +219,10 @@ class Loop:
     def finish_epoch(self) -> None:
         """Evaluate, show the epoch's row, and save."""
         at = self.at
-        epoch = Metrics.from_counts(self.runtime.sum(self.epoch_counts.tensor.clone()).tolist())
         watched = self.watch()
-        row = {"epoch": at.epoch + 1, "split": self.held_out, "lr": self.learner.lr, "seconds": at.seconds}
-        row |= epoch.row("epoch.train") | watched.row(self.held_out)
-        self.write_row(epoch.row("epoch.train") | epoch.details("epoch.train") | {"epoch.seconds": at.seconds})
-        self.console.epoch(row)
+        self.recorder.log_epoch(self.learner.lr, self.held_out, watched)
         at.epoch += 1
         at.step_in_epoch = 0
-        self.epoch_counts.clear()
         if len(self.data.val):
             at.note_best(watched)
         self.save()
@@ -254,7 +247,7 @@ class Loop:
         """Evaluate on the held-out set and record it."""
         metrics = self.watched = self.evaluate(self.held_out)
         self.at.evaluated = self.at.step
-        self.write_row(metrics.row(self.held_out) | metrics.details(self.held_out))
+        self.recorder.write(metrics.row(self.held_out) | metrics.details(self.held_out))
         return metrics
 
     def evaluate(self, name: str) -> Metrics:
@@ -264,26 +257,6 @@ class Loop:
             metrics = evaluate(self.network, data, self.config.data, self.runtime, size, self.stop_if_asked)
         self.raw.train()
         return metrics
-
-    def log_window(self) -> None:
-        """Sum the metrics of the steps since the last row over all processes, record and show them."""
-        metrics = Metrics.from_counts(self.runtime.sum(self.window.tensor.clone()).tolist())
-        now = self.clock.seconds
-        row = {
-            "train.loss": metrics.loss,
-            "train.accuracy": metrics.accuracy,
-            "lr": self.learner.lr,
-            "images_per_second": self.window_images / max(now - self.window_start, 1e-9),
-        }
-        self.write_row(row)
-        self.console.metrics(row)
-        self.epoch_counts.merge(self.window)
-        self.window.clear()
-        self.window_start, self.window_images = now, 0
-
-    def write_row(self, row: dict[str, Any]) -> None:
-        """Record metrics of the present step."""
-        self.record({"step": self.at.step, "epoch": self.at.epoch + 1, "time": time.time(), **row})
 
     def stop_if_asked(self) -> None:
         """Save and raise Stopped if any process was asked to stop."""
@@ -329,5 +302,6 @@ class Loop:
                 f"{source}: is at batch {done} of an epoch that has {len(self.sampler)}; choose another one"
             )
         self.state.restore(saved, source)
-        self.saved_step, self.window_start, self.window_images = self.at.step, self.at.seconds, 0
+        self.saved_step = self.at.step
+        self.recorder.begin_window()
         self.learner.remember_rate()

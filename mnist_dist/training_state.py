@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mnist_dist.checkpoint import Saved, load_weights
 from mnist_dist.config import Config
-from mnist_dist.metrics import Counts
+from mnist_dist.metrics import Counts, Metrics
 from mnist_dist.optim.builder import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.position import Position
@@ -40,6 +40,10 @@ class TrainingState:
     def network(self) -> nn.Module:
         """What is evaluated and exported: the moving average of the weights where there is one."""
         return self.model if self.ema is None else self.ema.module
+
+    def total(self, counts: Counts) -> Metrics:
+        """What counts say, summed over all processes."""
+        return Metrics.from_counts(self.runtime.sum(counts.tensor.clone()).tolist())
 
     def snapshot(self, facts: dict[str, Any]) -> Saved:
         """Everything, for a checkpoint; the tensors are those in use, not copies. Every process must call it.

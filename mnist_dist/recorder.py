@@ -1,0 +1,61 @@
+"""Rows of metrics: what was learned from since the row before, and whatever else is recorded of a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mnist_dist.clock import Clock
+from mnist_dist.console import Console
+from mnist_dist.metrics import Metrics
+from mnist_dist.training_state import TrainingState
+
+Row = dict[str, Any]
+
+
+class Recorder:
+    """Writes rows of the present step. Every process must call its methods alike.
+
+    Args:
+        state: whose counts are recorded, and whose position the rows bear.
+        clock: of training, for the rate.
+    """
+
+    def __init__(self, state: TrainingState, console: Console, clock: Clock) -> None:
+        self.state, self.console, self.clock = state, console, clock
+        self.record: Callable[[Row], None] = lambda row: None
+        self.images = 0  # of all processes, since the last row
+        self.start = 0.0  # of the rate, in seconds of training
+
+    def begin_window(self) -> None:
+        """The next row's rate counts from here."""
+        self.start, self.images = self.clock.seconds, 0
+
+    def write(self, row: Row) -> None:
+        """Record metrics of the present step."""
+        at = self.state.at
+        self.record({"step": at.step, "epoch": at.epoch + 1, "time": time.time(), **row})
+
+    def log_window(self, lr: float) -> None:
+        """Sum the metrics of the steps since the last row over all processes, record and show them."""
+        metrics = self.state.total(self.state.window)
+        row = {
+            "train.loss": metrics.loss,
+            "train.accuracy": metrics.accuracy,
+            "lr": lr,
+            "images_per_second": self.images / max(self.clock.seconds - self.start, 1e-9),
+        }
+        self.write(row)
+        self.console.metrics(row)
+        self.state.epoch_counts.merge(self.state.window)
+        self.state.window.clear()
+        self.begin_window()
+
+    def log_epoch(self, lr: float, split: str, watched: Metrics) -> None:
+        """The same for the whole epoch, whose windows are all recorded, with what the evaluation at its end found."""
+        at, epoch = self.state.at, self.state.total(self.state.epoch_counts)
+        self.write(epoch.row("epoch.train") | epoch.details("epoch.train") | {"epoch.seconds": at.seconds})
+        facts = {"epoch": at.epoch + 1, "split": split, "lr": lr, "seconds": at.seconds}
+        self.console.epoch(facts | epoch.row("epoch.train") | watched.row(split))
+        self.state.epoch_counts.clear()
