@@ -47,3 +47,12 @@ def fingerprint(device: torch.device) -> dict[str, str]:
     on_gpu = device.type == "cuda"
     kind = torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()
     return {"torch": torch.__version__, "kernels": f"{platform.machine()} {device.type} {kind}"}
+
+
+def seed_generator(seed: int, device: torch.device) -> None:
+    """Seed what dropout on a device draws from. `torch.manual_seed` seeds all kinds of devices, at 0.3 ms a call."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)

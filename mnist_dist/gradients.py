@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mnist_dist.config import Config
 from mnist_dist.data.batches import Batch
+from mnist_dist.device import seed_generator
 from mnist_dist.runtime import Runtime
 from mnist_dist.seeding import derive_seed
 
@@ -40,6 +41,9 @@ class Gradients(Protocol):
         Returns:
             what this process saw of the batch; its images only, once each.
         """
+
+    def norm(self) -> Tensor:
+        """L2 norm of that gradient, a tensor () on the device."""
 
     def describe(self) -> str:
         """The way in words, for the console."""
@@ -91,7 +95,7 @@ class DataParallel:
         """See `Gradients`."""
         config, runtime = self.config, self.runtime
         self.model.zero_grad()
-        torch.manual_seed(derive_seed(config.run.seed, "dropout", step, runtime.rank))
+        seed_generator(derive_seed(config.run.seed, "dropout", step, runtime.rank), runtime.device)
         seen = []
         for part, (images, labels) in enumerate(batch.parts(0), start=1):
             with runtime.part(self.model, last=part == config.train.accumulate):
@@ -102,6 +106,10 @@ class DataParallel:
             seen.append(Seen(logits.detach(), labels, losses.detach()))
         self.combine_buffers(sum(len(part.labels) for part in seen) / batch.size)
         return seen
+
+    def norm(self) -> Tensor:
+        """L2 norm of the gradient."""
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     @torch.no_grad()
     def combine_buffers(self, weight: float) -> None:
@@ -139,6 +147,7 @@ class FixedShards:
         self.rows = torch.zeros(runtime.local_shards, size, dtype=content[0].dtype, device=content[0].device)
         self.row_views = [views(row, content) for row in self.rows]
         self.total = torch.zeros_like(self.rows[0])
+        self.gradient_size = sum(parameter.numel() for parameter in self.parameters)
         self.total_views = views(self.total, content)
         self.draws: bool | None = None  # whether the model draws random numbers; unknown before it was seen at work
 
@@ -151,7 +160,7 @@ class FixedShards:
     def compute(self, batch: Batch, step: int) -> list[Seen]:
         """See `Gradients`."""
         shards = range(len(self.replicas))
-        if self.draws is False and self.runtime.lanes > 1:
+        if self.draws is False:
             results = self.runtime.each(lambda shard: self.compute_shard(batch, shard), shards)
         else:
             results = [self.compute_drawing(batch, step, shard) for shard in shards]
@@ -162,10 +171,10 @@ class FixedShards:
     def compute_drawing(self, batch: Batch, step: int, shard: int) -> list[Seen]:
         """Compute a shard that may draw random numbers: from torch's own generator, which threads cannot share."""
         number = self.runtime.rank * len(self.replicas) + shard
-        torch.manual_seed(derive_seed(self.config.run.seed, "dropout", step, number))
+        seed_generator(derive_seed(self.config.run.seed, "dropout", step, number), self.runtime.device)
         before = torch.get_rng_state()
         seen = self.compute_shard(batch, shard)
-        if seen:
+        if seen and self.runtime.device.type == "cpu":  # another device has a generator of its own
             self.draws = bool(self.draws) or not torch.equal(before, torch.get_rng_state())
         return seen
 
@@ -192,6 +201,10 @@ class FixedShards:
         for view, own in zip(row[len(self.parameters) :], own_statistics, strict=True):
             torch.mul(own, weight, out=view)
         return seen
+
+    def norm(self) -> Tensor:
+        """L2 norm of the gradient."""
+        return torch.linalg.vector_norm(self.total[: self.gradient_size])
 
     @torch.no_grad()
     def combine(self) -> None:

@@ -39,38 +39,39 @@ class FiniteGuard:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, *, active: bool) -> None:
-        self.active = active
-        self.parameters, self.optimizer = list(model.parameters()), optimizer
+        self.active, self.optimizer = active, optimizer
         self.buffers = list(model.buffers())
-        self.tally = torch.tensor([0, -1, 0], device=self.parameters[0].device)  # as LeftOut
+        self.kept: list[Tensor] = []
+        self.steps: list[int] = []  # since the host looked
+        self.bad: list[Tensor] = []  # of each of them, whether its gradient was not finite, on the device
+        self.streak = 0
 
     def before(self) -> None:
         """Remember what a forward pass changes. Call it before each one."""
         self.kept = [buffer.clone() for buffer in self.buffers]
 
     @torch.no_grad()
-    def decide(self, step: int, norm: Tensor | None = None) -> None:
+    def decide(self, step: int, norm: Tensor) -> None:
         """Have the next update left out if the gradient is not finite. Call it before each one.
 
         Args:
             step: number of the batch.
-            norm: L2 norm of the whole gradient where it is known, a tensor ().
+            norm: L2 norm of the whole gradient, a tensor ().
         """
         if not self.active:
             return
-        if norm is None:
-            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         bad = ~torch.isfinite(norm)
         self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         for buffer, kept in zip(self.buffers, self.kept, strict=True):
             buffer.copy_(torch.where(bad, kept, buffer))
-        count, first, streak = self.tally.unbind()
-        first.copy_(torch.where(bad & (count == 0), step, first))
-        count += bad
-        streak.add_(1).mul_(bad)
+        self.steps.append(step)
+        self.bad.append(bad)
 
     def take(self) -> LeftOut:
         """The updates left out since the last call. Waits for the device."""
-        left_out = LeftOut(*self.tally.tolist())
-        self.tally[:2] = torch.tensor([0, -1])
-        return left_out
+        bad = torch.stack(self.bad).tolist() if self.bad else []
+        left_out = [step for step, is_bad in zip(self.steps, bad, strict=True) if is_bad]
+        for is_bad in bad:
+            self.streak = self.streak + 1 if is_bad else 0
+        self.steps, self.bad = [], []
+        return LeftOut(len(left_out), left_out[0] if left_out else -1, self.streak)
