@@ -93,7 +93,8 @@ def save_checkpoint(root: Path, step: int, saved: Saved) -> Path:
         with suppress(OSError):
             recover(root)
         raise TrainingError(
-            f"checkpoint {final}: cannot be written ({error}); earlier ones are untouched: free space or check the disk"
+            f"checkpoint {final}: cannot be written ({getattr(error, 'strerror', None) or error}); earlier ones are "
+            "untouched: free space or check the disk"
         ) from error
     return final
 

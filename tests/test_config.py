@@ -470,3 +470,55 @@ def test_configuration_imports_neither_torch_nor_wandb(tmp_path: Path) -> None:
         "sys.exit(bool({'torch', 'wandb', 'accelerate', 'numpy', 'rich'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
+
+
+# Shards
+
+
+@pytest.mark.parametrize(
+    ("arguments", "world_size", "said"),
+    [
+        (
+            ["--train.shards=4"],
+            3,
+            "train.shards=4 (command line): cannot be divided by 3 processes; 3 or 6 or 0 would work",
+        ),
+        (["--train.shards=1"], 2, "train.shards=1 (command line): cannot be divided by 2 processes; 2 or 0 would work"),
+        (
+            ["--train.shards=7"],
+            1,
+            "train.batch_size=256 (default): cannot be divided by train.shards=7 (command line) x "
+            "train.accumulate=1 (default); 252 or 259 would work",
+        ),
+        (
+            ["--train.shards=4", "--train.accumulate=3"],
+            2,
+            "train.batch_size=256 (default): cannot be divided by train.shards=4 (command line) x "
+            "train.accumulate=3 (command line); 252 or 264 would work",
+        ),
+        (["--train.shards=-2"], 1, "train.shards=-2 (command line): must be at least -1"),
+    ],
+)
+def test_shards_that_cannot_be_are_refused(arguments: list[str], world_size: int, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(arguments, world_size)
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "world_size", "on_cpu", "shards"),
+    [
+        ([], 1, True, 4),
+        ([], 4, True, 4),
+        ([], 8, True, 0),
+        ([], 1, False, 0),
+        (["--train.batch_size=50"], 1, True, 0),
+        (["--train.accumulate=128"], 1, True, 0),
+        (["--train.shards=0"], 1, True, 0),
+        (["--train.shards=8"], 8, False, 8),
+    ],
+)
+def test_shards_are_decided_by_device_and_processes(
+    arguments: list[str], world_size: int, on_cpu: bool, shards: int
+) -> None:
+    assert load(arguments, world_size).config.shards(world_size, on_cpu) == shards

@@ -30,6 +30,7 @@ from mnist_dist.run_folder import (
     write_config,
     write_summary,
 )
+from mnist_dist.train import warn_of_other_machine
 
 
 def config(**run: Any) -> Config:
@@ -285,3 +286,14 @@ def test_a_folder_that_is_gone_is_one_line_for_all_processes(tmp_path: Path) -> 
         write_summary(tmp_path / "gone", {})
     assert str(error.value) == f"{tmp_path / 'gone' / 'summary.json'}: cannot be written (No such file or directory)"
     assert error.value.everywhere
+
+
+def test_going_on_with_other_kernels_is_said() -> None:
+    said: list[str] = []
+    here = {"torch": "2.15", "kernels": "x86_64 cpu AVX512"}
+    warn_of_other_machine(here, here, said.append)
+    assert said == []
+    warn_of_other_machine({"torch": "2.14", "kernels": "x86_64 cpu AVX512"}, here, said.append)
+    warn_of_other_machine({}, here, said.append)
+    assert said[0].startswith("this run goes on with torch 2.15 instead of 2.14: it may not end with the bits ")
+    assert "kernels x86_64 cpu AVX512 instead of None" in said[1]
