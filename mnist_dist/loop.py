@@ -213,7 +213,6 @@ class Loop:
         rollbacks, avoided = self.at.rollbacks + 1, sorted({*self.at.avoided, avoid})
         self.restore(self.snapshot, "the last checkpoint")
         self.at.rollbacks, self.at.avoided = rollbacks, avoided
-        self.saved_step = -1  # what was saved there does not know of this
         self.rewind(self.at.step)
 
     def finish_epoch(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -74,7 +73,7 @@ class TrainingState:
             load_weights(self.ema.module, saved.ema, f"{source}/ema.safetensors")
             self.ema.n_averaged.fill_(saved.state["ema_updates"])
         load_optimizer_tensors(self.optimizer, self.model, saved.optimizer)
-        vars(self.at).update(copy.deepcopy(saved.state["position"]))
+        vars(self.at).update(saved.state["position"])
         self.runtime.load_scaler_state(saved.state["scaler"])
         for counts, values in ((self.window, "window"), (self.epoch_counts, "epoch_counts")):
             counts.clear()

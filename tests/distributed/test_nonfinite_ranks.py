@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,20 +32,22 @@ class Allergic(ImageClassifier):
         return super().forward(images) * torch.where(bad, torch.inf, 1.0)[:, None]
 
 
-def train(arguments: list[str], folder: Path) -> tuple[str, str, int, int]:
-    """The weights' digest, the error, and what was left out and gone back from."""
+def train(arguments: list[str], folder: Path) -> tuple[str, str, int, int, tuple[int, ...]]:
+    """The weights' digest, the error, what was left out and gone back from, and the images that each epoch counted."""
     topology = read_topology()
     config = load([*ARGUMENTS, *arguments], topology.world_size).config
     error = ""
+    rows: list[dict[str, Any]] = []
     with start_runtime(config, topology) as runtime:
         body = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten())
         network = Allergic(body, nn.Linear(4 * 13 * 13, 10))
         loop = open_loop(runtime, config, folder, (60, 20), network=lambda: network)
         try:
-            loop.train(folder, lambda row: None)
+            loop.train(folder, rows.append, lambda step: rows.append({"step": step}))
         except TrainingError as caught:
             error = str(caught)
-        return weights_sha256(loop.raw), error, loop.at.left_out, loop.at.rollbacks
+        counted = tuple(row["epoch.train.count"] for row in rows if "epoch.train.count" in row)
+        return weights_sha256(loop.raw), error, loop.at.left_out, loop.at.rollbacks, counted
 
 
 @pytest.mark.parametrize("shards", ["--train.shards=6", "--train.shards=0"])
@@ -54,9 +57,11 @@ def test_all_ranks_decide_alike(policy: str, shards: str, tmp_path: Path) -> Non
     ends = {n: run_ranks(n, train, arguments, tmp_path / str(n)) for n in (1, 2, 3)}
     for ranks in ends.values():
         assert len(set(ranks)) == 1
-    ((sha256, error, left_out, rollbacks),) = ends[1]
+    ((sha256, error, left_out, rollbacks, counted),) = ends[1]
     assert bool(error) == (policy == "raise")
+    # Each epoch has one batch with that image: counted where it was computed, but not where it was then avoided.
+    assert counted == {"raise": (), "skip": (60, 60), "rollback": (48, 48)}[policy]
     assert (left_out, rollbacks) == {"raise": (0, 0), "skip": (2, 0), "rollback": (0, 2)}[policy]
     for ranks in ends.values():
-        assert ranks[0][1:] == (error, left_out, rollbacks)
+        assert ranks[0][1:] == (error, left_out, rollbacks, counted)
         assert ranks[0][0] == sha256 or shards == "--train.shards=0"
