@@ -248,6 +248,10 @@ def test_killed_at_every_touch_of_the_disk_and_every_batch_of_an_evaluation(mome
     assert 10 < count < 999
 
 
+LAST = {"step": 8, "update": 8, "evaluation": 8, "row": 12, "trim": 1, "checkpoint": 12, "disk": 60, "summary": 2}
+"""How often a moment comes at least in a run that goes on from its first half, or so."""
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(3000)
 def test_hundreds_of_random_kills(tmp_path: Path) -> None:
@@ -257,13 +261,10 @@ def test_hundreds_of_random_kills(tmp_path: Path) -> None:
     for number in range(100):
         starts = []
         for _ in range(3):
-            world_size = chance.choice((1, 2, 4))
-            moment = chance.choice(list(MOMENTS))
-            kill = Kill(moment, chance.randint(1, 6 if moment in ("summary", "trim") else 30))
-            starts.append((world_size, {chance.randrange(world_size): kill}))
+            world_size, moment = chance.choice((1, 2, 4)), chance.choice(list(MOMENTS))
+            starts.append((world_size, {chance.randrange(world_size): Kill(moment, chance.randint(1, LAST[moment]))}))
         folder = tmp_path / str(number)
         fallen += survive(folder, "shards", *starts)
-        end, whole = end_of(folder), undisturbed(1, "shards")
-        assert end == whole, starts
+        assert end_of(folder) == undisturbed(1, "shards"), starts
+    print(f"{fallen} kills of 300 came to their moment")
     assert fallen >= 100
-    print(f"{fallen} kills")
