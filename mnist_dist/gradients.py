@@ -155,7 +155,7 @@ class FixedShards:
         """The way in words."""
         shards = self.runtime.shards
         counts = [str(n) for n in range(1, shards + 1) if shards % n == 0]
-        return f"of {shards} fixed shards: the same bits with {' or '.join(counts)} process{'es' * (shards > 1)}"
+        return f"of {shards} fixed shards: the same bits on {' or '.join(counts)} process{'es' * (shards > 1)}"
 
     def compute(self, batch: Batch, step: int) -> list[Seen]:
         """See `Gradients`."""
