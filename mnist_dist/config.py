@@ -32,7 +32,7 @@ class RunConfig:
     device: Literal["auto", "cpu"] = "auto"
     """auto: the accelerator where there is one, else the CPU. cpu: the CPU."""
     threads: int = bounded(0, low=0)
-    """CPU threads of each process. 0: physical cores of this machine over its processes."""
+    """CPU threads of each process; a shard takes one. 0: physical cores of this machine over its processes."""
     deterministic: bool = False
     """Only deterministic kernels: the same weights from the same command on the same hardware, GPUs included."""
     timeout: float = bounded(600.0, low=1)
@@ -128,7 +128,7 @@ class TrainConfig:
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Mixed precision. auto: what the launcher says; no: fp32."""
     eval_batch_size: int = bounded(1000, low=1)
-    """Images each process evaluates at a time."""
+    """Images of one batch of an evaluation; its batches do not depend on the number of processes."""
     eval_steps: int = bounded(0, low=0)
     """Also evaluate every this many steps. 0: at the end of each epoch only."""
     checkpoint_steps: int = bounded(0, low=0)

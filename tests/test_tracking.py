@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_wandb import FAKE_RUN, FAKE_SETTINGS
 
 from mnist_dist import wandb_tracker
 from mnist_dist.config import Config, RunConfig, TrackingConfig
@@ -470,22 +471,6 @@ def drive(script: str, folder: Path, fake: str = "", **environment: str) -> list
 
 FAILS = "training goes on, and metrics.jsonl has everything"
 HANGS = "warned: wandb did not finish within 0.2 s and was stopped; metrics.jsonl has everything"
-FAKE_SETTINGS = """
-    class Settings:
-        model_fields = {}
-    def setup(settings): pass
-    def teardown(exit_code=0): pass
-"""
-FAKE_RUN = """
-    class Run:
-        summary = {}
-        class settings:
-            sync_dir = "run/wandb/offline-run"
-        def define_metric(self, *args, **kwargs): pass
-        def log(self, row): pass
-        def finish(self, exit_code): pass
-    def init(**kwargs): return Run()
-"""
 
 
 @pytest.mark.parametrize(

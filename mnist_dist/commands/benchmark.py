@@ -18,7 +18,6 @@ from typing import Any
 
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.errors import EXIT_DONE, TrainingError, UserError
-from mnist_dist.topology import yield_while_waiting
 
 TRAINER = ["-m", "mnist_dist.train", "--run.quiet=true", "--run.device=cpu", "--tracking.log_steps=20"]
 TASK = [
@@ -81,10 +80,9 @@ def main(arguments: list[str]) -> int:
         SystemExit: 0, after printing the help.
     """
     options = build_parser().parse_args(arguments)
-    for name in ("rounds", "steps"):
-        if getattr(options, name) < (1 if name == "rounds" else 60):
-            raise UserError(f"--{name} {getattr(options, name)}: must be at least {1 if name == 'rounds' else 60}")
-    yield_while_waiting()
+    for name, least in (("rounds", 1), ("steps", 60)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} {getattr(options, name)}: must be at least {least}")
     kinds = list(KINDS) if options.kind == "all" else [options.kind]
     results = {kind: measure(KINDS[kind], options.rounds, options.steps) for kind in kinds}
     if options.json:

@@ -6,31 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_wandb import FAKE_RUN, FAKE_SETTINGS
 from programs import write_digits
 
 RECIPE = (
     *("-m", "mnist_dist.train", "--run.device=cpu", "--run.threads=1", "--run.dir=run", "--data.source=local"),
     *("--data.val_size=30", "--model.name=basic", "--train.epochs=2", "--train.batch_size=24", "--tracking.timeout=1"),
 )
-RUN = """
-from threading import Event
-class Settings:
-    model_fields = {}
-def setup(settings): pass
-def teardown(exit_code=0): pass
-class Run:
-    summary = {}
-    class settings:
-        sync_dir = "run/wandb/offline-run"
-    def define_metric(self, *args, **kwargs): pass
-    def log(self, row): pass
-    def finish(self, exit_code): pass
-def init(**kwargs): return Run()
-"""
+RUN = textwrap.dedent(FAKE_SETTINGS + FAKE_RUN)
 HANG = "import threading\nthreading.Event().wait()\n"
 FAKES = {
     "no wandb": "raise ModuleNotFoundError('no')",

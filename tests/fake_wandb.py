@@ -1,0 +1,18 @@
+"""The source of modules that stand in for wandb: what the tracker needs of it, doing nothing."""
+
+FAKE_SETTINGS = """
+    class Settings:
+        model_fields = {}
+    def setup(settings): pass
+    def teardown(exit_code=0): pass
+"""
+FAKE_RUN = """
+    class Run:
+        summary = {}
+        class settings:
+            sync_dir = "run/wandb/offline-run"
+        def define_metric(self, *args, **kwargs): pass
+        def log(self, row): pass
+        def finish(self, exit_code): pass
+    def init(**kwargs): return Run()
+"""
