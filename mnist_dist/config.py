@@ -77,7 +77,7 @@ class DataConfig:
 class ModelConfig:
     """Which network."""
 
-    name: Literal["unshuffle", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "unshuffle"
+    name: Literal["unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "unshuffle"
     """A registered model; `mnist-dist models` describes each."""
 
 

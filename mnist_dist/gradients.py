@@ -165,8 +165,7 @@ class FixedShards:
         else:
             results = [self.compute_drawing(batch, step, shard) for shard in shards]
         self.combine()
-        seen = [part for result in results for part in result]
-        return [Seen(*map(torch.cat, zip(*seen)))] if seen else []  # noqa: B905
+        return [part for result in results for part in result]
 
     def compute_drawing(self, batch: Batch, step: int, shard: int) -> list[Seen]:
         """Compute a shard that may draw random numbers: from torch's own generator, which threads cannot share."""

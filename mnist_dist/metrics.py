@@ -18,46 +18,68 @@ LOSS_UNIT = 1 << 24  # resolution 6e-8 an image
 LOSS_LIMIT = float(1 << 14)  # one image's loss counts as this at most, so that 2**24 of them still fit into 63 bits
 LOSS, NONFINITE, TOP2, CONFUSION = 0, 1, 2, 3  # places in the tensor; the confusion matrix fills the rest
 SIZE = CONFUSION + CLASSES * CLASSES
+MOST_WAITING = 50  # batches that are counted at once
 
 
 class Counts:
     """Sums over the images seen so far, as one int64 tensor (103,) on the device.
+
+    Predictions wait in a list and are counted many batches at a time: a dozen small kernels a step would cost more than
+    they compute.
 
     Args:
         tensor: earlier counts to go on from; zeros where absent.
     """
 
     def __init__(self, device: torch.device, tensor: Tensor | None = None) -> None:
-        self.tensor = torch.zeros(SIZE, dtype=torch.int64, device=device) if tensor is None else tensor.to(device)
+        self.counted = torch.zeros(SIZE, dtype=torch.int64, device=device) if tensor is None else tensor.to(device)
         self.cells = torch.arange(CLASSES * CLASSES, device=device)
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Count one batch, without waiting for the device.
+        """Count one batch, without waiting for the device. The tensors must keep their values.
 
         Args:
-            logits: (B, 10), any floating dtype.
+            logits: (B, 10), any floating dtype, without gradients.
             labels: int64 (B,).
-            losses: each image's loss, float (B,).
+            losses: each image's loss, float (B,), without gradients.
         """
+        self.waiting.append((logits, labels, losses))
+        if len(self.waiting) == MOST_WAITING:
+            self.count()
+
+    @property
+    def tensor(self) -> Tensor:
+        """The counts of everything that was added. Later ones are added to the same tensor."""
+        self.count()
+        return self.counted
+
+    @torch.no_grad()
+    def count(self) -> None:
+        """Count the predictions that wait."""
+        if not self.waiting:
+            return
+        logits, labels, losses = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
+        self.waiting = []
         losses = losses.float()
         finite = torch.isfinite(losses)
         units = losses.nan_to_num(0, 0, 0).clamp(max=LOSS_LIMIT).mul(LOSS_UNIT).round().to(torch.int64)
         # Not `logits > truth`, or a net that gives nothing but nan would seem to be right.
         rank_of_truth = (~(logits <= logits.gather(1, labels[:, None]))).sum(1)
         cells = labels * CLASSES + logits.argmax(1)
-        self.tensor[LOSS] += units.sum()
-        self.tensor[NONFINITE] += (~finite).sum()
-        self.tensor[TOP2] += (rank_of_truth < 2).sum()
-        self.tensor[CONFUSION:] += (cells[:, None] == self.cells).sum(0)
+        self.counted[LOSS] += units.sum()
+        self.counted[NONFINITE] += (~finite).sum()
+        self.counted[TOP2] += (rank_of_truth < 2).sum()
+        self.counted[CONFUSION:] += (cells[:, None] == self.cells).sum(0)
 
     def merge(self, other: Counts) -> None:
         """Add the counts of `other`."""
-        self.tensor += other.tensor
+        self.tensor.add_(other.tensor)
 
     def clear(self) -> None:
         """Start again from zero."""
-        self.tensor.zero_()
+        self.waiting = []
+        self.counted.zero_()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mnist_dist.metrics import LOSS_LIMIT, SIZE, Counts, Metrics
+from mnist_dist.metrics import LOSS_LIMIT, MOST_WAITING, SIZE, Counts, Metrics
 
 CPU = torch.device("cpu")
 UNIT = 2**-24
@@ -128,6 +128,16 @@ def test_counts_go_on_from_earlier_ones_and_start_again() -> None:
     counts = Counts(CPU, earlier)
     counts.add(*second)
     assert counts.tensor.equal(counted(first, second).tensor)
+    counts.clear()
+    assert not counts.tensor.any()
+
+
+def test_what_waits_to_be_counted_is_bounded_and_forgotten_when_cleared() -> None:
+    batches = [batch(1 + seed % 7, seed) for seed in range(2 * MOST_WAITING + 3)]
+    counts = counted(*batches)
+    assert len(counts.waiting) == 3
+    assert counts.tensor.equal(sum(counted(one).tensor for one in batches))
+    counts.add(*batches[0])
     counts.clear()
     assert not counts.tensor.any()
 

@@ -1,6 +1,6 @@
 """The networks. Importing this package registers every family."""
 
-from mnist_dist.models import deep_head, plain, unshuffle  # noqa: F401
+from mnist_dist.models import compact, deep_head, plain, unshuffle  # noqa: F401
 from mnist_dist.models.classifier import ImageClassifier
 from mnist_dist.models.registry import create_model, describe_model, list_models, register_model
 

@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from mnist_dist.config import OptimConfig
 from mnist_dist.errors import UserError
+from mnist_dist.optim.eager import eager
 from mnist_dist.optim.muon import MuonAdamW, as_matrix
 
 
@@ -27,7 +28,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Op
     decayed: dict[str, Any] = {"params": matrices, "weight_decay": config.weight_decay}
     plain: dict[str, Any] = {"params": vectors, "weight_decay": 0.0}
     if config.name == "sgd":
-        sgd = SGD([decayed, plain], lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+        options: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
+        sgd = eager(SGD)([decayed, plain], lr=config.lr, fused=fused, **options)
         if config.momentum:
             # As from nothing; but the fused update, if its first one is left out, would go on from unset memory.
             for parameter in (*matrices, *vectors):
@@ -40,10 +42,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Op
             decayed | {"params": matrices[-1:]},
             plain,
         ]
-        options: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
+        options = {"momentum": config.momentum, "nesterov": config.nesterov}
         return MuonAdamW(groups, config.lr, betas=config.betas, fused=fused, **options)
     kind = Adam if config.name == "adam" else AdamW
-    return kind([decayed, plain], lr=config.lr, betas=config.betas, fused=fused)
+    return eager(kind)([decayed, plain], lr=config.lr, betas=config.betas, fused=fused)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

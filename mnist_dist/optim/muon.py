@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from mnist_dist.optim.eager import eager, without_compiler
+
 
 def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
     """A filter bank (out, in, h, w) as a matrix (out, in*h*w), its columns in the order of the memory of `like`.
@@ -33,6 +35,8 @@ class MuonAdamW(Optimizer):
         betas, fused: AdamW's.
     """
 
+    add_param_group = without_compiler(Optimizer.add_param_group)
+
     def __init__(
         self,
         groups: list[dict[str, Any]],
@@ -48,9 +52,9 @@ class MuonAdamW(Optimizer):
         self.views = [(p, as_matrix(p.detach(), like=p)) for p in filters]
         # match_rms_adamw lets both halves share one learning rate (Liu et al. 2025, arXiv:2502.16982).
         options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
-        self.muon = Muon([matrix for _, matrix in self.views], **options)
+        self.muon = eager(Muon)([matrix for _, matrix in self.views], **options)
         others = [group for group in self.param_groups if not group["use_muon"]]
-        self.adamw = AdamW([dict(group) for group in others], betas=betas, fused=fused)
+        self.adamw = eager(AdamW)([dict(group) for group in others], betas=betas, fused=fused)
         # One state, keyed by the model's parameters, as every optimizer has: what is saved is found in one place.
         self.adamw.state = self.state
         for parameter, matrix in self.views:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from mnist_dist.config import OptimConfig
 from mnist_dist.errors import UserError
 from mnist_dist.models import create_model
 from mnist_dist.optim.builder import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
+from mnist_dist.optim.eager import eager
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.optim.muon import MuonAdamW
 
@@ -65,7 +68,7 @@ def weights(model: nn.Module) -> list[Tensor]:
 def test_settings_reach_the_optimizer(name: str, fused: bool) -> None:
     config = settings(name, momentum=0.7, nesterov=True, betas=(0.8, 0.95), weight_decay=0.03)
     optimizer = build_optimizer(build("convnet"), config, fused=fused)
-    assert type(optimizer) is KINDS[name]
+    assert type(optimizer).__name__ == KINDS[name].__name__
     assert all(group["fused"] is fused for group in optimizer.param_groups)  # where loading state looks
     inner: list[Optimizer] = [optimizer.muon, optimizer.adamw] if isinstance(optimizer, MuonAdamW) else [optimizer]
     for group in (group for each in inner for group in each.param_groups):
@@ -338,3 +341,37 @@ def test_average_has_the_models_layout_and_names() -> None:
     assert average.module.state_dict().keys() == model.state_dict().keys()
     for found, wanted in zip(average.module.parameters(), model.parameters(), strict=True):
         assert found.stride() == wanted.stride()
+
+
+# Without the compiler
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
+def test_an_optimizer_steps_without_importing_the_compiler(name: str) -> None:
+    """It would take 1.6 s of each start: more than the whole of speed99's training."""
+    program = (
+        "import sys, torch; from mnist_dist.config import OptimConfig; "
+        "from mnist_dist.optim.builder import build_optimizer, set_lr\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))\n"
+        f"optimizer = build_optimizer(model, OptimConfig(name={name!r}), fused=True)\n"
+        "before = model[0].weight.detach().clone(); model(torch.ones(1, 3)).sum().backward()\n"
+        "set_lr(optimizer, 0.1); optimizer.step()\n"
+        "assert not model[0].weight.equal(before); print('torch._dynamo' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_without_the_compiler_the_same_weights(kind: type[torch.optim.Optimizer]) -> None:
+    def train(made: Callable[..., torch.optim.Optimizer]) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(5, 3)
+        optimizer = made(model.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            model.zero_grad()
+            model(torch.ones(2, 5)).square().sum().backward()
+            optimizer.step()
+        return model.weight.detach()
+
+    assert train(eager(kind)).equal(train(kind))
