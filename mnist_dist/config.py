@@ -126,7 +126,7 @@ class TrainConfig:
     max_steps: int = bounded(0, low=0)
     """End after this many steps, wherever the schedule is. 0: after the last epoch."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Mixed precision. auto: what the launcher says; no: fp32."""
+    """Mixed precision. auto: the launcher's, else bf16 where the device computes it natively, else fp32. no: fp32."""
     eval_batch_size: int = bounded(1000, low=1)
     """Images of one batch of an evaluation; its batches do not depend on the number of processes."""
     eval_steps: int = bounded(0, low=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 
@@ -31,6 +32,20 @@ def decide_cpu(config: Config, topology: Topology) -> bool:
     return topology.world_size > 1  # other accelerators of a desktop machine: one process only
 
 
+def native_precision(cpu: bool) -> str:
+    """The mixed precision that this machine's device computes natively, and so faster than fp32: `bf16`, or `no`.
+
+    fp16 is never chosen: it needs its losses scaled.
+    """
+    if cpu:
+        with contextlib.suppress(AttributeError):  # torch for other processors may not know of these
+            if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+                return "bf16"
+        return "no"
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if bf16 else "no"
+
+
 def prepare_machine(config: Config, topology: Topology, shards: int) -> int:
     """Set the CPU threads of this process, and deterministic kernels if they are asked for; gives the threads."""
     threads = config.run.threads or topology.default_threads()
@@ -42,11 +57,12 @@ def prepare_machine(config: Config, topology: Topology, shards: int) -> int:
     return threads
 
 
-def fingerprint(device: torch.device) -> dict[str, str]:
+def fingerprint(device: torch.device, precision: str) -> dict[str, str]:
     """What decides how kernels round: where two differ, the same run may give other bits."""
     on_gpu = device.type == "cuda"
     kind = torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()
-    return {"torch": torch.__version__, "kernels": f"{platform.machine()} {device.type} {kind}"}
+    kernels = f"{platform.machine()} {device.type} {kind}"
+    return {"torch": torch.__version__, "kernels": kernels, "precision": precision}
 
 
 def seed_generator(seed: int, device: torch.device) -> None:

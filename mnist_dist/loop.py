@@ -16,7 +16,6 @@ from mnist_dist.console import Console
 from mnist_dist.data.batches import Batches
 from mnist_dist.data.order import GlobalBatchSampler
 from mnist_dist.data.splits import Splits
-from mnist_dist.device import fingerprint
 from mnist_dist.errors import Stopped, TrainingError, UserError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.learner import Learner
@@ -24,7 +23,7 @@ from mnist_dist.metrics import Metrics
 from mnist_dist.models.summary import count_parameters
 from mnist_dist.recorder import Recorder
 from mnist_dist.runtime import Runtime
-from mnist_dist.training_state import TrainingState
+from mnist_dist.training_state import TrainingState, can_fuse
 
 MAX_STREAK = 50  # updates left out one after the other, after which skipping more would be no training
 MAX_ROLLBACKS = 5
@@ -93,11 +92,12 @@ class Loop:
     def describe(self) -> dict[str, str]:
         """The choices of this run, for the console."""
         config, at = self.config, self.at
+        fused = " (fused)" if can_fuse(self.runtime) else ""
         steps = f"{self.last_step} ({config.train.epochs} epochs x {len(self.sampler)})"
         return {
             "model": f"{config.model.name}, {count_parameters(self.raw):,} parameters",
             "gradients": self.learner.gradients.describe(),
-            "optimizer": f"{config.optim.name}, lr {config.optim.lr:g} {config.optim.schedule}",
+            "optimizer": f"{config.optim.name}{fused}, lr {config.optim.lr:g} {config.optim.schedule}",
             "steps": f"{steps} of {config.train.batch_size} images" + (f", {at.step} done" if at.step else ""),
         }
 
@@ -273,8 +273,8 @@ class Loop:
 
     def take_snapshot(self) -> Saved:
         """The present state. Every process must call it."""
-        machine = fingerprint(self.runtime.device)
-        return self.state.snapshot({"run_id": self.run_id, "config": self.config.to_dict(), "machine": machine})
+        facts = {"run_id": self.run_id, "config": self.config.to_dict(), "machine": self.runtime.fingerprint()}
+        return self.state.snapshot(facts)
 
     def save(self) -> None:
         """Have a checkpoint of the present position written while training goes on."""

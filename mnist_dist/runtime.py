@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 from torch.optim import Optimizer
 
 from mnist_dist.config import Config
-from mnist_dist.device import decide_cpu, prepare_machine
+from mnist_dist.device import decide_cpu, fingerprint, native_precision, prepare_machine
 from mnist_dist.ending import skip_exit_hooks, stop_on_signals
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.lanes import Lanes
@@ -69,6 +69,10 @@ class Runtime:
         """The GPU's name, or the kind of device."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
+    def fingerprint(self) -> dict[str, str]:
+        """What decides how this process's kernels round."""
+        return fingerprint(self.device, self.precision)
+
     def describe(self) -> dict[str, str]:
         """The resolved topology, for the console."""
         backend = f", {dist.get_backend()}" if self.world_size > 1 else ""
@@ -76,7 +80,7 @@ class Runtime:
         return {
             "processes": f"{self.world_size}{machines}{backend}",
             "device": f"{self.device_name}, {self.threads} CPU thread{'s' * (self.threads > 1)} each",
-            "precision": self.precision,
+            "precision": f"{self.precision}, channels last",
         }
 
     # The model and its optimizer
@@ -273,9 +277,13 @@ def is_in_store(topology: Topology, key: str) -> bool:
 
 def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerator:
     """Build the Accelerator, which joins the process group."""
-    wanted = config.train.precision
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if wanted == "auto" else wanted
-    source = "what the launcher says" if wanted == "auto" else "train.precision"
+    precision: str = config.train.precision
+    source = "train.precision"
+    if precision == "auto":
+        # The launcher says no where it was told nothing: only its other values are a choice.
+        precision, source = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "what the launcher says"
+    if precision == "no" and config.train.precision == "auto":
+        precision, source = native_precision(cpu), "what this machine computes natively"
     if cpu and precision == "fp16":
         raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
     try:

@@ -49,7 +49,6 @@ def train(loaded: Loaded, topology: Topology) -> int:
     from mnist_dist.console import open_console
     from mnist_dist.data.sources import ensure, resolve_root
     from mnist_dist.data.splits import read_splits
-    from mnist_dist.device import fingerprint
     from mnist_dist.lock import RunLock
     from mnist_dist.loop import Loop
     from mnist_dist.models import create_model
@@ -67,7 +66,8 @@ def train(loaded: Loaded, topology: Topology) -> int:
     with RunLock(topology.launcher) as lock, start_runtime(config, topology) as runtime:
         runtime.agree("the configuration", flat(config))
         if runtime.shards:
-            runtime.agree("the machine (which --train.shards=0 would allow)", fingerprint(runtime.device))
+            runtime.agree("the machine (which --train.shards=0 would allow)", runtime.fingerprint())
+        runtime.agree("the precision (which --train.precision decides)", {"precision": runtime.precision})
         files = ensure(root, "local", console.say)
         splits = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
 
@@ -86,7 +86,7 @@ def train(loaded: Loaded, topology: Topology) -> int:
         loop = Loop(config, runtime, model, splits, console, run_id)
         if saved and source:
             loop.restore(saved, str(source))
-            warn_of_other_machine(saved.state["machine"], fingerprint(runtime.device), console.warn)
+            warn_of_other_machine(saved.state["machine"], runtime.fingerprint(), console.warn)
 
         # Nothing but the lock is written before everything above is known to be good.
         finished = runtime.on_main(lambda: begin_run(claim, config, lock))

@@ -41,7 +41,11 @@ def describe() -> tuple[bool, int, dict[str, str]]:
 def test_the_resolved_topology_is_described() -> None:
     answers = run_ranks(4, describe, machines=2)
     assert [answer[0] for answer in answers] == [True, False, False, False]
-    expected = {"processes": "4 on 2 machines, gloo", "device": "cpu, 1 CPU thread each", "precision": "fp32"}
+    expected = {
+        "processes": "4 on 2 machines, gloo",
+        "device": "cpu, 1 CPU thread each",
+        "precision": "fp32, channels last",
+    }
     assert {answer[1] for answer in answers} == {2}
     assert all(answer[2] == expected for answer in answers)
 

@@ -1,0 +1,100 @@
+"""Which precision a run computes in: what was asked for, else the launcher's, else what the device does natively."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import run_ranks, try_ranks
+from programs import write_digits
+from torch import nn
+
+import mnist_dist.runtime
+from mnist_dist.config_loader import load
+from mnist_dist.device import native_precision
+from mnist_dist.errors import UserError
+from mnist_dist.runtime import start_runtime
+from mnist_dist.topology import read_topology
+from mnist_dist.train import start
+
+
+def resolve(asked: str, launcher: str | None, native: str) -> tuple[str, torch.dtype]:
+    """The precision of a run, and the type of what a layer gives in it."""
+    if launcher is not None:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = launcher
+    mnist_dist.runtime.native_precision = lambda cpu: native  # type: ignore[assignment]
+    config = load(["--run.device=cpu", f"--train.precision={asked}"]).config
+    with start_runtime(config, read_topology()) as runtime, runtime.autocast():
+        return runtime.precision, nn.Linear(2, 2)(torch.ones(1, 2)).dtype
+
+
+@pytest.mark.parametrize(
+    ("asked", "launcher", "native", "expected"),
+    [
+        ("auto", None, "bf16", "bf16"),
+        ("auto", None, "no", "fp32"),
+        ("auto", "no", "bf16", "bf16"),  # `accelerate launch` says no where nothing is said
+        ("auto", "bf16", "no", "bf16"),
+        ("no", "bf16", "bf16", "fp32"),
+        ("bf16", "no", "no", "bf16"),
+    ],
+)
+def test_the_precision_that_was_asked_for_or_is_native(
+    asked: str, launcher: str | None, native: str, expected: str
+) -> None:
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[expected]
+    assert run_ranks(1, resolve, asked, launcher, native) == [(expected, dtype)]
+
+
+def test_fp16_of_the_launcher_is_refused_on_the_cpu() -> None:
+    (outcome,) = try_ranks(1, resolve, "auto", "fp16", "no")
+    assert isinstance(outcome.error, UserError)
+    assert "fp16 (what the launcher says) needs a GPU" in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "amx", "expected"), [(True, False, "bf16"), (False, True, "bf16"), (False, False, "no")]
+)
+def test_a_cpu_has_bf16_if_it_has_instructions_for_it(
+    bf16: bool, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert native_precision(cpu=True) == expected
+
+
+def test_a_gpu_has_bf16_if_it_does_not_emulate_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def supported(including_emulation: bool) -> bool:
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert native_precision(cpu=False) == "no"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert native_precision(cpu=False) == "bf16"
+
+
+def train_on_unlike_machines(work: Path, *options: str) -> Any:
+    native = "no" if read_topology().rank else "bf16"
+    mnist_dist.runtime.native_precision = lambda cpu: native  # type: ignore[assignment]
+    arguments = [
+        f"--data.root={work}",
+        "--data.source=local",
+        "--data.val_size=0",
+        "--train.epochs=1",
+        "--run.quiet=true",
+    ]
+    return start([*arguments, "--model.name=basic", "--run.device=cpu", f"--run.dir={work}/run", *options])
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_processes_that_would_compute_in_different_precisions_are_refused(shards: int, tmp_path: Path) -> None:
+    write_digits(tmp_path, train=40, test=10)
+    settings = (f"--train.shards={shards}", "--train.batch_size=20", "--tracking.mode=disabled")
+    for outcome in try_ranks(2, train_on_unlike_machines, tmp_path, *settings):
+        assert isinstance(outcome.error, UserError)
+        assert "precision=fp32 against 'bf16'" in str(outcome.error).replace("'fp32'", "fp32")
+    assert run_ranks(2, train_on_unlike_machines, tmp_path, *settings, "--train.precision=no") == [0, 0]
