@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from mnist_dist.commands.benchmark import TWO, Contestant, measure, show
+from mnist_dist.commands.benchmark import TWO, show_rates
+from mnist_dist.commands.contestants import Contestant, measure
 
 ONE = ["-m", "mnist_dist.train", "--run.quiet=true", "--run.device=cpu", "--tracking.mode=disabled"]
 ONE += ["--train.epochs=6", "--train.batch_size=256", "--tracking.log_steps=50"]
@@ -41,7 +42,7 @@ def main() -> None:
         if options.only in name:
             before, after = name.split(",")[0].split(" / ")
             contestants = [Contestant(after, second), Contestant(before, first, against=after)]
-            show({name: measure(contestants, options.rounds, options.steps)}, options.rounds, options.steps)
+            show_rates(name, measure(contestants, options.rounds, options.steps))
 
 
 if __name__ == "__main__":

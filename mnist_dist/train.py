@@ -133,7 +133,7 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     code, summary = EXIT_FAILED, {}
     try:
         loop.train(folder / CHECKPOINTS, record, rewind)
-        test = loop.evaluate("test")
+        test = loop.watched if loop.held_out == "test" and loop.watched else loop.evaluate("test")
         summary = summarize(loop, test, checkpoint)
         code = EXIT_DONE
     except Stopped:
