@@ -40,6 +40,9 @@ KINDS: dict[str, list[Contestant]] = {
         Contestant("textbook accelerate loop", [TEXTBOOK]),
         Contestant("trainer, fp32", [*ALL_ON, "--train.precision=no"], "textbook accelerate loop"),
         Contestant("trainer, its default precision", ALL_ON, "textbook accelerate loop"),
+        Contestant(
+            "trainer, its default precision, 2 shards", [*ALL_ON, "--train.shards=2"], "textbook accelerate loop"
+        ),
     ],
     "scaling": [
         Contestant("1 process of 1 thread", [*TRAINER, *TASK, *ONE_THREAD]),

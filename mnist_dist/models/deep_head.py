@@ -12,8 +12,8 @@ def deep_body() -> nn.Sequential:
     """28x28 -> 24x24 -> 12x12 -> 10x10, 2000 flat features."""
     return nn.Sequential(
         nn.Conv2d(1, 10, 5),
+        nn.MaxPool2d(2),  # before the ReLU: the same values, a quarter of the work
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Conv2d(10, 20, 3),
         nn.ReLU(),
         nn.Flatten(),

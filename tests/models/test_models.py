@@ -28,15 +28,15 @@ WALKS = {
 """Every shape that a layer gives and its input had not."""
 
 LAYERS = {
-    "cnn": "conv 16@5x5 pad 2, relu, max-pool 2, conv 32@5x5 pad 2, relu, max-pool 2, flatten, linear 10",
-    "convnet": "conv 8@3x3 pad 1, relu, max-pool 2, conv 16@3x3 pad 1, relu, max-pool 2, flatten, linear 10",
-    "basic": "conv 10@5x5 pad 0, relu, max-pool 2, conv 20@5x5 pad 0, relu, max-pool 2, flatten, linear 10",
-    "deep_head": "conv 10@5x5 pad 0, relu, max-pool 2, conv 20@3x3 pad 0, relu, flatten, linear 500, relu, linear 10, "
+    "cnn": "conv 16@5x5 pad 2, max-pool 2, relu, conv 32@5x5 pad 2, max-pool 2, relu, flatten, linear 10",
+    "convnet": "conv 8@3x3 pad 1, max-pool 2, relu, conv 16@3x3 pad 1, max-pool 2, relu, flatten, linear 10",
+    "basic": "conv 10@5x5 pad 0, max-pool 2, relu, conv 20@5x5 pad 0, max-pool 2, relu, flatten, linear 10",
+    "deep_head": "conv 10@5x5 pad 0, max-pool 2, relu, conv 20@3x3 pad 0, relu, flatten, linear 500, relu, linear 10, "
     "relu, softmax",
-    "deep_head_fixed": "conv 10@5x5 pad 0, relu, max-pool 2, conv 20@3x3 pad 0, relu, flatten, linear 500, relu, "
+    "deep_head_fixed": "conv 10@5x5 pad 0, max-pool 2, relu, conv 20@3x3 pad 0, relu, flatten, linear 500, relu, "
     "linear 10",
 }
-"""The five tutorials' layers; deep_head as published and mended."""
+"""The five tutorials' layers, but for the place of the pooling; deep_head as published and mended."""
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +111,23 @@ def test_operations_are_counted() -> None:
     """A multiply-add is two: filters x positions, then the linear layer."""
     expected = 2 * (8 * 9 * 28 * 28 + 16 * 8 * 9 * 14 * 14 + 784 * 10)
     assert summarize(create_model("convnet")).flops == expected
+
+
+@pytest.mark.parametrize("format_", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_before_the_relu_changes_no_bit(format_: torch.memory_format, dtype: torch.dtype) -> None:
+    """Of values and gradients, ties included: where the largest value is negative, the ReLU lets nothing through."""
+    maps = torch.randn(4, 6, 8, 8).to(dtype)
+    maps[:2] = maps[:2].round()
+    weights = torch.randn(4, 6, 4, 4).to(dtype)
+    found = []
+    for layers in ((nn.ReLU(), nn.MaxPool2d(2)), (nn.MaxPool2d(2), nn.ReLU())):
+        leaf = maps.clone(memory_format=format_).requires_grad_()
+        out = nn.Sequential(*layers)(leaf)
+        (out * weights).sum().backward()
+        found.append((out, leaf.grad))
+    assert found[0][0].equal(found[1][0])
+    assert found[0][1].equal(found[1][1])
 
 
 # What a model gives
