@@ -139,6 +139,8 @@ class TrainConfig:
     """Updates with nan or infinity are left out; then the run ends, goes on, or returns to its last checkpoint."""
     overfit_batches: int = bounded(0, low=0)
     """Train on the first this many batches only, again and again, to see that the loss goes to 0. 0: off."""
+    profile: int = bounded(0, low=0, high=1000)
+    """Trace this many steps with torch's profiler, after the first ten, to run.dir/profile, and log the MFU. 0: off."""
     detect_anomaly: bool = False
     """Name the operation whose gradient is not finite (slow)."""
 

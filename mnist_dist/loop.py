@@ -23,6 +23,7 @@ from mnist_dist.learner import Learner
 from mnist_dist.metrics import Metrics
 from mnist_dist.models.summary import count_parameters
 from mnist_dist.nonfinite_policy import judge
+from mnist_dist.profiling import Profile, measure_peaks
 from mnist_dist.recorder import Recorder
 from mnist_dist.runtime import Runtime
 from mnist_dist.training_state import TrainingState
@@ -106,6 +107,7 @@ class Loop:
         checkpoints: Path,
         record: Callable[[dict[str, Any]], None],
         rewind: Callable[[int], None] = lambda step: None,
+        profile: Path = Path("profile"),
     ) -> None:
         """Train from the present position to the last step.
 
@@ -113,6 +115,7 @@ class Loop:
             checkpoints: the folder they go to.
             record: takes one row of metrics, on every process; only the main one keeps it.
             rewind: told a step, the rows of later ones are void.
+            profile: the folder that train.profile's trace goes to.
 
         Raises:
             Stopped: a stop was asked for, and a checkpoint is written.
@@ -120,9 +123,13 @@ class Loop:
         """
         self.recorder.record, self.rewind = record, rewind
         self.writer = CheckpointWriter(checkpoints, self.config.train.keep, self.console.warn)
+        steps = self.config.train.profile
+        self.recorder.peak = measure_peaks(self.runtime) if steps else 0.0
+        self.profile = Profile(steps, self.last_step - self.at.step, profile, self.recorder)
         try:
             self.train_epochs()
         finally:
+            self.profile.finish()
             self.writer.wait()
 
     def train_epochs(self) -> None:
@@ -152,6 +159,7 @@ class Loop:
         self.raw.train()
         self.clock.start()
         for batch in batches:
+            self.profile.before_step(batch.size)
             self.learner.learn(batch)
             at.step += 1
             at.step_in_epoch += 1
@@ -223,6 +231,7 @@ class Loop:
 
     def watch(self) -> Metrics:
         """Evaluate on the held-out set and record it."""
+        self.profile.finish()
         metrics = self.watched = self.evaluate(self.held_out)
         self.at.evaluated = self.at.step
         self.recorder.write(metrics.row(self.held_out) | metrics.details(self.held_out))
