@@ -11,6 +11,7 @@ from torch import nn
 from mnist_dist.checkpoint import Saved
 from mnist_dist.checkpoint_writer import CheckpointWriter
 from mnist_dist.clock import Clock
+from mnist_dist.compiling import compiled
 from mnist_dist.config import Config
 from mnist_dist.console import Console
 from mnist_dist.data.batches import Batches
@@ -123,11 +124,13 @@ class Loop:
         """
         self.recorder.record, self.rewind = record, rewind
         self.writer = CheckpointWriter(checkpoints, self.config.train.keep, self.console.warn)
-        steps = self.config.train.profile
-        self.recorder.peak = measure_peaks(self.runtime) if steps else 0.0
-        self.profile = Profile(steps, self.last_step - self.at.step, profile, self.recorder)
+        train, runtime = self.config.train, self.runtime
+        self.recorder.peak = measure_peaks(runtime) if train.profile else 0.0
+        self.profile = Profile(train.profile, self.last_step - self.at.step, profile, self.recorder)
+        images = train.batch_size // runtime.world_size // train.accumulate
         try:
-            self.train_epochs()
+            with compiled(self.raw, train.compile, images, runtime, self.console):
+                self.train_epochs()
         finally:
             self.profile.finish()
             self.writer.wait()
