@@ -139,6 +139,10 @@ class TrainConfig:
     """Updates with nan or infinity are left out; then the run ends, goes on, or returns to its last checkpoint."""
     overfit_batches: int = bounded(0, low=0)
     """Train on the first this many batches only, again and again, to see that the loss goes to 0. 0: off."""
+    compile: Literal["no", "default", "reduce-overhead"] = "no"
+    """Mode of torch.compile; reduce-overhead: CUDA graphs. no: none. Where it fails, that is said, and not done."""
+    profile: int = bounded(0, low=0, high=1000)
+    """Trace this many steps with torch's profiler, after the first ten, to run.dir/profile, and log the MFU. 0: off."""
     detect_anomaly: bool = False
     """Name the operation whose gradient is not finite (slow)."""
 
@@ -183,8 +187,8 @@ class Config:
         On a CPU four shards are also faster than the whole batch; on a GPU they are not.
         """
         train = self.train
-        if train.shards >= 0:
-            return train.shards
+        if train.shards >= 0 or train.compile != "no":  # which is for the whole batch
+            return max(train.shards, 0)
         divides = AUTO_SHARDS % world_size == 0 and train.batch_size % (AUTO_SHARDS * train.accumulate) == 0
         return AUTO_SHARDS if on_cpu and divides else 0
 
@@ -254,6 +258,13 @@ def check_together(config: Config, world_size: int, origins: Mapping[str, str]) 
         raise UserError(
             f"{named('train.batch_size')}: cannot be divided by {divisor} x {named('train.accumulate')}; "
             f"{multiples_near(train.batch_size, parts)} would work"
+        )
+    if train.compile != "no" and train.shards > 0:
+        raise UserError(f"{named('train.compile')}: not with {named('train.shards')}; use --train.shards=0")
+    if train.compile == "reduce-overhead" and train.accumulate > 1:
+        raise UserError(
+            f"{named('train.compile')}: keeps one pass's results, but {named('train.accumulate')}; set it to 1, or "
+            "use --train.compile=default"
         )
     if train.precision == "fp16" and config.run.device == "cpu":
         raise UserError(f"{named('train.precision')}: needs a GPU, but {named('run.device')}; use bf16 or no")

@@ -11,22 +11,22 @@ from torch import nn
 from mnist_dist.checkpoint import Saved
 from mnist_dist.checkpoint_writer import CheckpointWriter
 from mnist_dist.clock import Clock
+from mnist_dist.compiling import compiled
 from mnist_dist.config import Config
 from mnist_dist.console import Console
 from mnist_dist.data.batches import Batches
 from mnist_dist.data.order import GlobalBatchSampler
 from mnist_dist.data.splits import Splits
-from mnist_dist.errors import Stopped, TrainingError, UserError
+from mnist_dist.errors import Stopped, UserError
 from mnist_dist.evaluation import evaluate
 from mnist_dist.learner import Learner
 from mnist_dist.metrics import Metrics
 from mnist_dist.models.summary import count_parameters
+from mnist_dist.nonfinite_policy import judge
+from mnist_dist.profiling import Profile, measure_peaks
 from mnist_dist.recorder import Recorder
 from mnist_dist.runtime import Runtime
 from mnist_dist.training_state import TrainingState, can_fuse
-
-MAX_STREAK = 50  # updates left out one after the other, after which skipping more would be no training
-MAX_ROLLBACKS = 5
 
 
 class Loop:
@@ -108,6 +108,7 @@ class Loop:
         checkpoints: Path,
         record: Callable[[dict[str, Any]], None],
         rewind: Callable[[int], None] = lambda step: None,
+        profile: Path = Path("profile"),
     ) -> None:
         """Train from the present position to the last step.
 
@@ -115,6 +116,7 @@ class Loop:
             checkpoints: the folder they go to.
             record: takes one row of metrics, on every process; only the main one keeps it.
             rewind: told a step, the rows of later ones are void.
+            profile: the folder that train.profile's trace goes to.
 
         Raises:
             Stopped: a stop was asked for, and a checkpoint is written.
@@ -122,9 +124,15 @@ class Loop:
         """
         self.recorder.record, self.rewind = record, rewind
         self.writer = CheckpointWriter(checkpoints, self.config.train.keep, self.console.warn)
+        train, runtime = self.config.train, self.runtime
+        self.recorder.peak = measure_peaks(runtime) if train.profile else 0.0
+        self.profile = Profile(train.profile, self.last_step - self.at.step, profile, self.recorder)
+        images = train.batch_size // runtime.world_size // train.accumulate
         try:
-            self.train_epochs()
+            with compiled(self.raw, train.compile, images, runtime, self.console):
+                self.train_epochs()
         finally:
+            self.profile.finish()
             self.writer.wait()
 
     def train_epochs(self) -> None:
@@ -154,6 +162,7 @@ class Loop:
         self.raw.train()
         self.clock.start()
         for batch in batches:
+            self.profile.before_step(batch.size)
             self.learner.learn(batch)
             at.step += 1
             at.step_in_epoch += 1
@@ -177,43 +186,24 @@ class Loop:
         self.clock.stop()
 
     def went_back(self) -> bool:
-        """Act on updates that were left out, as train.nonfinite says; whether the run went back to its last snapshot.
+        """Act on updates that were left out; whether the run went back to its last snapshot, to go on at half the rate.
 
         Raises:
             TrainingError: it is not to go on, or cannot.
         """
-        at, train = self.at, self.config.train
-        left_out = self.learner.guard.take()
-        images = self.state.total(self.state.window).nonfinite
-        # With fp16 only losses tell: its gradients overflow as a matter of course, and its scaler skips them.
-        if not left_out.count and not (images and (train.nonfinite == "raise" or not self.learner.guard.active)):
+        setback = judge(self.learner.guard, self.state, self.config, self.console.warn)
+        if setback is None:
             return False
-        what = left_out.describe(at.step, images)
-        if train.nonfinite == "raise" or left_out.streak >= MAX_STREAK or at.rollbacks >= MAX_ROLLBACKS:
-            raise TrainingError(
-                f"{what} (epoch {at.epoch + 1}; it changed no weight; train.nonfinite={train.nonfinite}); lower "
-                f"optim.lr={self.config.optim.lr:g}, raise optim.warmup or set optim.clip, and find the operation with "
-                "--train.detect_anomaly=true",
-                everywhere=True,
-            )
-        if train.nonfinite == "skip":
-            at.left_out += left_out.count
-            self.console.warn(f"{what}; these updates were left out")
-            return False
-        self.go_back(left_out.first if left_out.count else at.step - 1)
-        self.console.warn(
-            f"{what}; went back to step {at.step}, to go on at half the rate, without the first such batch"
-        )
-        return True
-
-    def go_back(self, avoid: int) -> None:
-        """Return to the last snapshot, to go on at half the rate and without this batch."""
         assert self.snapshot is not None
         self.clock.stop()
-        rollbacks, avoided = self.at.rollbacks + 1, sorted({*self.at.avoided, avoid})
+        rollbacks, avoided = self.at.rollbacks + 1, sorted({*self.at.avoided, setback.avoid})
         self.restore(self.snapshot, "the last checkpoint")
         self.at.rollbacks, self.at.avoided = rollbacks, avoided
         self.rewind(self.at.step)
+        self.console.warn(
+            f"{setback.what}; went back to step {self.at.step}, to go on at half the rate, without the first such batch"
+        )
+        return True
 
     def finish_epoch(self) -> None:
         """Evaluate, show the epoch's row, and save."""
@@ -244,6 +234,7 @@ class Loop:
 
     def watch(self) -> Metrics:
         """Evaluate on the held-out set and record it."""
+        self.profile.finish()
         metrics = self.watched = self.evaluate(self.held_out)
         self.at.evaluated = self.at.step
         self.recorder.write(metrics.row(self.held_out) | metrics.details(self.held_out))

@@ -9,6 +9,8 @@ from typing import Any
 from mnist_dist.clock import Clock
 from mnist_dist.console import Console
 from mnist_dist.metrics import Metrics
+from mnist_dist.models.summary import count_flops
+from mnist_dist.peaks import peak_memory
 from mnist_dist.training_state import TrainingState
 
 Row = dict[str, Any]
@@ -25,12 +27,15 @@ class Recorder:
     def __init__(self, state: TrainingState, console: Console, clock: Clock) -> None:
         self.state, self.console, self.clock = state, console, clock
         self.record: Callable[[Row], None] = lambda row: None
+        self.flops = 3 * count_flops(state.model)  # to learn from one image: backward costs two forward passes
+        self.peak = 0.0  # FLOP/s of all processes at most; 0 where it was not measured
         self.images = 0  # of all processes, since the last row
         self.start = 0.0  # of the rate, in seconds of training
+        self.first_step = 0  # that of the last row
 
     def begin_window(self) -> None:
         """The next row's rate counts from here."""
-        self.start, self.images = self.clock.seconds, 0
+        self.start, self.images, self.first_step = self.clock.seconds, 0, self.state.at.step
 
     def write(self, row: Row) -> None:
         """Record metrics of the present step."""
@@ -44,13 +49,25 @@ class Recorder:
             "train.loss": metrics.loss,
             "train.accuracy": metrics.accuracy,
             "lr": lr,
-            "images_per_second": self.images / max(self.clock.seconds - self.start, 1e-9),
+            **self.speed(),
         }
         self.write(row)
         self.console.metrics(row)
         self.state.epoch_counts.merge(self.state.window)
         self.state.window.clear()
         self.begin_window()
+
+    def speed(self) -> Row:
+        """How fast the steps since the last row were, and the memory of this process at most."""
+        seconds = max(self.clock.seconds - self.start, 1e-9)
+        achieved = self.flops * self.images / seconds
+        return {
+            "images_per_second": self.images / seconds,
+            "step_seconds": seconds / (self.state.at.step - self.first_step),
+            "flops_per_second": achieved,
+            **({"mfu": achieved / self.peak} if self.peak else {}),
+            "memory.peak_bytes": peak_memory(self.state.runtime.device),
+        }
 
     def log_epoch(self, lr: float, split: str, watched: Metrics) -> None:
         """The same for the whole epoch, whose windows are all recorded, with what the evaluation at its end found."""

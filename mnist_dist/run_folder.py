@@ -21,6 +21,7 @@ from mnist_dist.whole_files import read_json, written_whole
 
 RUNS = Path("runs")
 CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
+PROFILE = "profile"
 
 # Settings that may change when a run goes on: none of them changes what it computes.
 FREE = {
@@ -37,6 +38,7 @@ FREE = {
     "train.eval_batch_size",
     "train.checkpoint_steps",
     "train.keep",
+    "train.profile",
 }
 
 
@@ -131,6 +133,8 @@ def start_over(path: Path) -> None:
     recover(path / CHECKPOINTS)
     for folder in list_checkpoints(path / CHECKPOINTS):
         shutil.rmtree(folder)
+    if (path / PROFILE).is_dir():
+        shutil.rmtree(path / PROFILE)
     for name in (METRICS, SUMMARY):
         (path / name).unlink(missing_ok=True)
 

@@ -12,13 +12,18 @@ from mnist_dist.checkpoint import weights_sha256
 from mnist_dist.loop import Loop
 from mnist_dist.metrics import Metrics
 from mnist_dist.models.summary import count_parameters
+from mnist_dist.peaks import peak_memory
 
 PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors")
 
 
 def summarize(loop: Loop, test: Metrics, resumed_from: Path | None) -> dict[str, Any]:
-    """The flat results of a run: test and validation metrics, work and time, machine, and the weights' digest."""
+    """The flat results of a run: test and validation metrics, work and time, machine, and the weights' digest.
+
+    Every process must call it.
+    """
     at, runtime = loop.at, loop.runtime
+    images_per_second = at.images / max(at.seconds, 1e-9)
     watched = loop.watched.row("val") if loop.watched and loop.held_out == "val" else {}
     return (
         test.row("test")
@@ -28,9 +33,12 @@ def summarize(loop: Loop, test: Metrics, resumed_from: Path | None) -> dict[str,
             "train.epochs": at.epoch,
             "train.images": at.images,
             "train.seconds": round(at.seconds, 3),
-            "train.images_per_second": round(at.images / max(at.seconds, 1e-9), 1),
+            "train.images_per_second": round(images_per_second, 1),
+            "train.step_seconds": at.seconds / max(at.step, 1),
+            "train.flops_per_second": round(loop.recorder.flops * images_per_second),
             "train.skipped_steps": at.skipped + at.left_out,
             "train.rollbacks": at.rollbacks,
+            "memory.peak_bytes": max(runtime.gather(peak_memory(runtime.device))),
             "world_size": runtime.world_size,
             "machines": runtime.topology.machines,
             "device": runtime.device_name,

@@ -106,7 +106,7 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
         checkpoint: where that came from, if from anywhere.
         same_run: it is this run's own, so that the records go on too.
     """
-    from mnist_dist.run_folder import CHECKPOINTS, METRICS, write_config, write_summary
+    from mnist_dist.run_folder import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
     from mnist_dist.summary import summarize
     from mnist_dist.tracking import MetricsFile, open_tracker
 
@@ -132,7 +132,7 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
 
     code, summary = EXIT_FAILED, {}
     try:
-        loop.train(folder / CHECKPOINTS, record, rewind)
+        loop.train(folder / CHECKPOINTS, record, rewind, folder / PROFILE)
         test = loop.watched if loop.held_out == "test" and loop.watched else loop.evaluate("test")
         summary = summarize(loop, test, checkpoint)
         code = EXIT_DONE

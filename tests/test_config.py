@@ -497,6 +497,17 @@ def test_configuration_imports_neither_torch_nor_wandb(tmp_path: Path) -> None:
             "train.accumulate=3 (command line); 252 or 264 would work",
         ),
         (["--train.shards=-2"], 1, "train.shards=-2 (command line): must be at least -1"),
+        (
+            ["--train.shards=4", "--train.compile=default"],
+            2,
+            "train.compile=default (command line): not with train.shards=4 (command line); use --train.shards=0",
+        ),
+        (
+            ["--train.compile=reduce-overhead", "--train.accumulate=2"],
+            1,
+            "train.compile=reduce-overhead (command line): keeps one pass's results, but train.accumulate=2 (command "
+            "line); set it to 1, or use --train.compile=default",
+        ),
     ],
 )
 def test_shards_that_cannot_be_are_refused(arguments: list[str], world_size: int, said: str) -> None:
@@ -516,6 +527,7 @@ def test_shards_that_cannot_be_are_refused(arguments: list[str], world_size: int
         (["--train.accumulate=128"], 1, True, 0),
         (["--train.shards=0"], 1, True, 0),
         (["--train.shards=8"], 8, False, 8),
+        (["--train.compile=default"], 1, True, 0),
     ],
 )
 def test_shards_are_decided_by_device_and_processes(

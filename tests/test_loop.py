@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from clocks import ROW_CLOCKS
 from torch import Tensor, nn
 
 from mnist_dist import checkpoint_writer
@@ -25,6 +26,7 @@ from mnist_dist.data.splits import ImageSet, Splits, split
 from mnist_dist.errors import Stopped, TrainingError, UserError
 from mnist_dist.loop import Loop
 from mnist_dist.models import create_model
+from mnist_dist.models.summary import count_flops
 from mnist_dist.optim.schedules import lr_at
 from mnist_dist.runtime import Runtime, start_runtime
 from mnist_dist.topology import Topology
@@ -146,7 +148,7 @@ def stop_after(step: int) -> Callable[[Run], None]:
 
 def comparable(rows: list[Row]) -> list[Row]:
     """Rows without what no two runs share."""
-    return [{k: v for k, v in row.items() if k not in ("time", "images_per_second", "epoch.seconds")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ROW_CLOCKS} for row in rows]
 
 
 def steps_of(checkpoints: Path) -> list[int]:
@@ -614,6 +616,22 @@ def test_rows_hold_the_means_since_the_row_before(tmp_path: Path) -> None:
     assert all(rate > 0 for _, rate in run.values("images_per_second"))
     assert [row["epoch"] for row in run.rows if "train.loss" in row] == [1, 1, 2, 2]
     assert [row["epoch"] for row in run.shown.epochs] == [1, 2]
+
+
+def test_rows_say_how_fast_the_steps_since_the_row_before_were(tmp_path: Path) -> None:
+    """The same time by steps, by images and by operations; a run that goes on counts from there."""
+    settings = config(log_steps=3)
+    first = start(settings, tmp_path, before=stop_after(2))
+    assert first.stopped
+    rest = start(settings, tmp_path, resume=list_checkpoints(tmp_path)[-1])
+    flops = 3 * count_flops(create_model("basic"))
+    rows = [row for row in first.rows + rest.rows if "train.loss" in row]
+    assert [row["step"] for row in rows] == [3, 4, 6, 8]
+    for row, images in zip(rows, [16, 2, 16, 9], strict=True):  # of a step, on average
+        assert row["step_seconds"] * row["images_per_second"] == pytest.approx(images)
+        assert row["flops_per_second"] == pytest.approx(flops * row["images_per_second"])
+        assert 1e6 < row["memory.peak_bytes"] < 1e12
+        assert "mfu" not in row  # nobody measured the peak
 
 
 def test_evaluations_count_every_image_once_whatever_the_batch(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_dist import loop as loop_module
+from mnist_dist import nonfinite_policy
 from mnist_dist.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint, step_of, weights_sha256
 from mnist_dist.config import Config
 from mnist_dist.config_loader import load
@@ -218,7 +218,7 @@ def test_skipping_goes_on_after_a_stop_at_any_step_as_if_undisturbed(tmp_path: P
 
 
 def test_skipping_without_end_is_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "MAX_STREAK", 5)
+    monkeypatch.setattr(nonfinite_policy, "MAX_STREAK", 5)
     run = train(
         ("--train.nonfinite=skip", "--optim.lr=1e30", "--optim.schedule=constant", "--optim.warmup=0"), tmp_path, None
     )

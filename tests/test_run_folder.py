@@ -27,6 +27,7 @@ from mnist_dist.run_folder import (
     claim_run_folder,
     find_checkpoint,
     read_summary,
+    start_over,
     write_config,
     write_summary,
 )
@@ -143,6 +144,16 @@ def test_a_new_folder_or_never_starts_from_nothing(tmp_path: Path, monkeypatch: 
     add_checkpoint(tmp_path, 3)  # run.dir="" means a new folder, not this one
     assert chosen(config()) is None
     assert chosen(config(dir=str(tmp_path), resume="never")) is None
+
+
+def test_starting_over_leaves_nothing_of_the_earlier_run(tmp_path: Path) -> None:
+    add_checkpoint(tmp_path, 3)
+    for name in ("metrics.jsonl", "summary.json", "profile/rank0.json", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    start_over(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "notes.txt"}
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_a_path_names_a_checkpoint_or_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

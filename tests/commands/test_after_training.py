@@ -73,6 +73,9 @@ def test_the_folder_holds_what_it_should(home: Path) -> None:
     assert (summary["train.steps"], summary["train.images"]) == (20, 1000)
     assert (summary["world_size"], summary["machines"], summary["device"]) == (1, 1, "cpu")
     assert summary["resumed_from"] is None
+    assert summary["train.step_seconds"] * summary["train.images_per_second"] == pytest.approx(50, rel=0.01)
+    assert summary["train.flops_per_second"] > 0
+    assert summary["memory.peak_bytes"] > 1e7
     rows = [json.loads(line) for line in (home / "run/metrics.jsonl").read_text().splitlines()]
     assert all({"step", "epoch", "time"} <= row.keys() for row in rows)
 

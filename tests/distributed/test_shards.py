@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from clocks import ROW_CLOCKS
 from harness import run_ranks
 from rehearsal import image_set, open_loop
 from torch import nn
@@ -88,8 +89,7 @@ def train(network: str, arguments: tuple[str, ...], folder: Path) -> Run:
         rows: list[dict[str, Any]] = []
         loop = open_loop(runtime, config, folder, SIZES, network=NETWORKS[network])
         loop.train(folder, rows.append)
-        hidden = ("time", "images_per_second", "epoch.seconds")
-        kept = [json.dumps({key: value for key, value in row.items() if key not in hidden}) for row in rows]
+        kept = [json.dumps({key: value for key, value in row.items() if key not in ROW_CLOCKS}) for row in rows]
         return Run(
             weights_sha256(loop.raw), weights_sha256(loop.network), kept, getattr(loop.learner.gradients, "draws", None)
         )

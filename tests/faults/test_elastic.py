@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from clocks import ROW_CLOCKS
 from programs import TORCHRUN, Program, read_rows, started, write_digits
 
 from mnist_dist.errors import EXIT_DONE
@@ -20,7 +21,6 @@ STEPS = 40
 RECIPE = ["--config=debug", "--train.detect_anomaly=false", "--tracking.log_steps=1"]
 """The size of the debug recipe, but a row for each step."""
 SAVING = ["--train.checkpoint_steps=5", "--run.resume=never"]  # that is for the first start only
-TIMES = {"time", "images_per_second", "epoch.seconds"}
 
 
 def command(data: Path) -> list[str]:
@@ -45,7 +45,7 @@ def outcome(work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary of the one run in `runs/`, and the rows of its metrics without what clocks said."""
     (folder,) = (work / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
-    rows = [{key: value for key, value in row.items() if key not in TIMES} for row in read_rows(folder)]
+    rows = [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in read_rows(folder)]
     return json.loads((folder / "summary.json").read_text()), rows
 
 

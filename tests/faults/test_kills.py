@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import ROW_CLOCKS, SUMMARY_CLOCKS
 from harness import Outcome, try_ranks
 from programs import write_digits
 
@@ -40,8 +41,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "ddp": ("--train.shards=0", "--train.accumulate=2"),
     "six shards": ("--train.shards=6",),
 }
-CLOCKS = {"time", "images_per_second", "epoch.seconds"}
-CHANCE = {"train.seconds", "train.images_per_second", "run_id", "resumed_from", "world_size"}
+CHANCE = SUMMARY_CLOCKS | {"run_id", "resumed_from", "world_size"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def end_of(folder: Path) -> End:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return End(
         {key: value for key, value in summary.items() if key not in CHANCE},
-        [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows],
+        [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in rows],
     )
 
 

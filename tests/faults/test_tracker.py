@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import ROW_CLOCKS
 from fake_wandb import FAKE_RUN, FAKE_SETTINGS
 from programs import write_digits
 
@@ -52,11 +53,10 @@ def run(work: Path, data: Path, *arguments: str, fake: str = "") -> tuple[dict[s
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    hidden = ("time", "images_per_second", "epoch.seconds")
     rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
     return (
         json.loads((work / "run" / "summary.json").read_text()),
-        [{key: value for key, value in row.items() if key not in hidden} for row in rows],
+        [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in rows],
     )
 
 

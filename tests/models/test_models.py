@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mnist_dist.config import ModelConfig
 from mnist_dist.models import ImageClassifier, create_model, describe_model, list_models, register_model, registry
-from mnist_dist.models.summary import count_parameters, summarize
+from mnist_dist.models.summary import count_flops, count_parameters, summarize
 
 ALL = list_models()
 
@@ -128,6 +129,27 @@ def test_pooling_before_the_relu_changes_no_bit(format_: torch.memory_format, dt
         found.append((out, leaf.grad))
     assert found[0][0].equal(found[1][0])
     assert found[0][1].equal(found[1][1])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_operations_are_those_that_torch_counts(name: str) -> None:
+    model = create_model(name).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 1, 28, 28))
+    assert count_flops(model) == counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counting_operations_changes_nothing(training: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(1352, 10))
+    model.train(training)
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    drawn = torch.get_rng_state()
+    assert count_flops(model) == 2 * (9 * 2 * 26 * 26 + 1352 * 10)
+    assert all(one.equal(other) for one, other in zip(before, model.state_dict().values(), strict=True))
+    assert drawn.equal(torch.get_rng_state())
+    assert all(module.training is training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 # What a model gives
