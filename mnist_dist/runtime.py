@@ -78,6 +78,7 @@ class Runtime:
         backend = f", {dist.get_backend()}" if self.world_size > 1 else ""
         machines = f" on {self.topology.machines} machine{'s' * (self.topology.machines > 1)}"
         return {
+            "launcher": self.topology.describe(),
             "processes": f"{self.world_size}{machines}{backend}",
             "device": f"{self.device_name}, {self.threads} CPU thread{'s' * (self.threads > 1)} each",
             "precision": f"{self.precision}, channels last",

@@ -16,7 +16,7 @@ from mnist_dist.config import Config
 from mnist_dist.config_loader import Loaded, load, print_config
 from mnist_dist.ending import leave_after, run_to_exit_code
 from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
-from mnist_dist.topology import Topology, read_topology, yield_while_waiting
+from mnist_dist.topology import Topology, resolve_topology, yield_while_waiting
 from mnist_dist.tracking import check_tracking, describe_tracking
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(arguments: Sequence[str]) -> int:
     """Check everything that can be checked before torch is imported, then train."""
-    topology = read_topology()
+    topology = resolve_topology()
     loaded = load(arguments, topology.world_size)
     if loaded.print_config:
         if topology.is_main:
