@@ -7,12 +7,15 @@ import os
 import shutil
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from harness import run_ranks, try_ranks
 from programs import ACCELERATE, LAUNCH, free_port, run, write_digits
 
+import mnist_dist.train
+from mnist_dist.software import software
 from mnist_dist.train import main
 
 MPIRUN = shutil.which("mpirun")
@@ -140,3 +143,28 @@ def test_mpirun_and_accelerate_train_the_same(data: Path, single: object, tmp_pa
     for name in ("mpi", "acc"):
         found = summary(tmp_path / name)
         assert (found["world_size"], found["weights_sha256"]) == (2, single)
+
+
+def train_apart(environments: list[dict[str, str]], data: Path, folder: Path, what: str) -> int:
+    """The second process has other code, or another time."""
+    if os.environ["RANK"] == "1" and what == "code":
+        mnist_dist.train.software = lambda: software() | {"code": "other"}  # type: ignore[attr-defined]
+    elif os.environ["RANK"] == "1":
+        now = time.time
+        time.time = lambda: now() + 60
+    return train(environments, data, folder)
+
+
+def test_other_code_on_one_machine_is_refused(data: Path, tmp_path: Path) -> None:
+    outcomes = try_ranks(2, train_apart, places("MPICH or Intel MPI"), data, tmp_path, "code")
+    assert [outcome.value for outcome in outcomes] == [2, 2]
+    (line,) = (tmp_path / "out-0").read_text().splitlines()
+    expected = f"the software of rank 1 differs from rank 0's: code='other' against {software()['code']!r}; start all"
+    assert line == f"mnist_dist: error: {expected} with the same"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_clock_that_is_far_off_is_told(data: Path, tmp_path: Path) -> None:
+    assert run_ranks(2, train_apart, places("MPICH or Intel MPI"), data, tmp_path, "clock") == [0, 0]
+    (line,) = [line for line in (tmp_path / "out-0").read_text().splitlines() if line.startswith("warning: ")]
+    assert line.startswith("warning: the clock of rank 1 is 60 s ahead of rank 0's")
