@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "what a run's network makes of pictures, or of MNIST's images",
     "models": "the networks, their cost and the walk of shapes",
     "data": "fetch, check or show the data",
+    "doctor": "whether a run would work here, on all its processes, and what to do",
     "benchmark": "the trainer's speed against other loops, as ratios",
 }
 

@@ -26,11 +26,10 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
 
     An unexpected exception is shown with its traceback and gives exit code 1.
     """
-    rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
     try:
         return action()
     except UserError as error:
-        if local_rank == "0":
+        if said_rank("LOCAL_RANK") == "0":
             return report(error, EXIT_USER)
         # Every process of this machine fails alike and its first one reports it. The launcher ends all the others as
         # soon as one has ended: let that one be the one that reports.
@@ -38,18 +37,23 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
         return EXIT_USER
     except TrainingError as error:
         if not error.everywhere:
-            return report(f"rank {rank}: {error}" if "WORLD_SIZE" in os.environ else error, EXIT_FAILED)
-        return report(error, EXIT_FAILED) if rank == "0" else EXIT_FAILED
+            return report(f"rank {said_rank()}: {error}" if "WORLD_SIZE" in os.environ else error, EXIT_FAILED)
+        return report(error, EXIT_FAILED) if said_rank() == "0" else EXIT_FAILED
     except Stopped as error:
-        return report(error, EXIT_STOPPED, "stopped") if rank == "0" else EXIT_STOPPED
+        return report(error, EXIT_STOPPED, "stopped") if said_rank() == "0" else EXIT_STOPPED
     except KeyboardInterrupt:
-        return report("interrupted", EXIT_FAILED) if rank == "0" else EXIT_FAILED
+        return report("interrupted", EXIT_FAILED) if said_rank() == "0" else EXIT_FAILED
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception:
         traceback.print_exc()
         return EXIT_FAILED
+
+
+def said_rank(name: str = "RANK") -> str:
+    """This process's rank. Read when it is needed: of some launchers it is known only once the entry has begun."""
+    return os.environ.get(name, "0")
 
 
 def skip_exit_hooks() -> None:

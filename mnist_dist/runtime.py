@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -78,6 +79,7 @@ class Runtime:
         backend = f", {dist.get_backend()}" if self.world_size > 1 else ""
         machines = f" on {self.topology.machines} machine{'s' * (self.topology.machines > 1)}"
         return {
+            "launcher": self.topology.describe(),
             "processes": f"{self.world_size}{machines}{backend}",
             "device": f"{self.device_name}, {self.threads} CPU thread{'s' * (self.threads > 1)} each",
             "precision": f"{self.precision}, channels last",
@@ -195,12 +197,22 @@ class Runtime:
         Raises:
             UserError: names the keys that differ and the ranks.
         """
-        first, *others = self.gather(values)
-        for rank, theirs in enumerate(others, start=1):
-            keys = sorted(key for key in first.keys() | theirs.keys() if theirs.get(key) != first.get(key))
-            if keys:
-                shown = ", ".join(f"{k}={theirs.get(k)!r} against {first.get(k)!r}" for k in keys[:3])
-                raise UserError(f"{what} of rank {rank} differs from rank 0's: {shown}; start all with the same")
+        self.agree_on_all({what: values})
+
+    def agree_on_all(self, claims: dict[str, dict[str, Any]]) -> list[float]:
+        """The same of several things, by name, in one exchange; the first that differs counts.
+
+        Gives every process's clock by rank, read as close together as the processes are, in seconds since 1970.
+        """
+        answers = self.gather((claims, time.time()))
+        for what, first in answers[0][0].items():
+            for rank, (theirs, _) in enumerate(answers[1:], start=1):
+                other = theirs.get(what, {})
+                keys = sorted(key for key in first.keys() | other.keys() if other.get(key) != first.get(key))
+                if keys:
+                    shown = ", ".join(f"{k}={other.get(k)!r} against {first.get(k)!r}" for k in keys[:3])
+                    raise UserError(f"{what} of rank {rank} differs from rank 0's: {shown}; start all with the same")
+        return [clock for _, clock in answers]
 
     # Stopping together
 

@@ -39,7 +39,6 @@ def take_seat(topology: Topology) -> tuple[socket.socket, Seat]:
         TrainingError: this machine has no such address.
     """
     host, _, port = topology.address.rpartition(":")
-    machine = topology.rank // topology.local_world_size
     with contextlib.suppress(OSError):
         for family, _, _, _, meeting in socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM):
             with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as route:
@@ -50,7 +49,7 @@ def take_seat(topology: Topology) -> tuple[socket.socket, Seat]:
                 listener.setblocking(False)
                 free_port = int(listener.getsockname()[1])
                 name, token = socket.gethostname(), secrets.token_hex(8)
-                return listener, Seat(topology.rank, machine, name, address, free_port, token)
+                return listener, Seat(topology.rank, topology.machine, name, address, free_port, token)
     raise TrainingError(f"this machine has no address from which it reaches {topology.address}")
 
 

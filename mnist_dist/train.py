@@ -16,7 +16,8 @@ from mnist_dist.config import Config
 from mnist_dist.config_loader import Loaded, load, print_config
 from mnist_dist.ending import leave_after, run_to_exit_code
 from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
-from mnist_dist.topology import Topology, read_topology, yield_while_waiting
+from mnist_dist.software import describe_clocks, software
+from mnist_dist.topology import Topology, resolve_topology, yield_while_waiting
 from mnist_dist.tracking import check_tracking, describe_tracking
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(arguments: Sequence[str]) -> int:
     """Check everything that can be checked before torch is imported, then train."""
-    topology = read_topology()
+    topology = resolve_topology()
     loaded = load(arguments, topology.world_size)
     if loaded.print_config:
         if topology.is_main:
@@ -64,10 +65,15 @@ def train(loaded: Loaded, topology: Topology) -> int:
         ensure(root, config.data.source, console.say)
 
     with RunLock(topology.launcher) as lock, start_runtime(config, topology) as runtime:
-        runtime.agree("the configuration", flat(config))
-        if runtime.shards:
-            runtime.agree("the machine (which --train.shards=0 would allow)", runtime.fingerprint())
-        runtime.agree("the precision (which --train.precision decides)", {"precision": runtime.precision})
+        alike = {
+            "the configuration": flat(config),
+            "the software": software() if runtime.world_size > 1 else {},
+            "the machine (which --train.shards=0 would allow)": runtime.fingerprint() if runtime.shards else {},
+            "the precision (which --train.precision decides)": {"precision": runtime.precision},
+        }
+        far_apart = describe_clocks(runtime.agree_on_all(alike))
+        if far_apart:
+            console.warn(far_apart)
         files = ensure(root, "local", console.say)
         splits = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
 

@@ -9,7 +9,7 @@ import dataclasses
 
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.errors import EXIT_DONE, UserError
-from mnist_dist.topology import read_topology, yield_while_waiting
+from mnist_dist.topology import resolve_topology, yield_while_waiting
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
         SystemExit: 0, after printing the help.
     """
     options = build_parser().parse_args(arguments)
-    topology = read_topology()
+    topology = resolve_topology()
     yield_while_waiting()
 
     from mnist_dist.commands.restore import restore

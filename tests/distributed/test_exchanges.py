@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -41,6 +42,9 @@ def describe() -> tuple[bool, int, dict[str, str]]:
 def test_the_resolved_topology_is_described() -> None:
     answers = run_ranks(4, describe, machines=2)
     assert [answer[0] for answer in answers] == [True, False, False, False]
+    for rank, (_, _, facts) in enumerate(answers):
+        said = rf"RANK in the environment, rank {rank} of 4, meeting at 127\.0\.0\.1:\d+"
+        assert re.fullmatch(said, facts.pop("launcher"))
     expected = {
         "processes": "4 on 2 machines, gloo",
         "device": "cpu, 1 CPU thread each",
