@@ -1,0 +1,238 @@
+"""The files for Kubernetes, SkyPilot and containers, as the tools read them that they are for, and their commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_files import (
+    CONTAINERFILE,
+    KUBERNETES,
+    SKYPILOT,
+    Check,
+    Refused,
+    check_kubernetes,
+    check_pytorchjob,
+    check_trainjob,
+    command_of,
+    containers,
+    documents,
+    pods,
+    settings_of,
+    sky_says,
+    sky_words,
+    spoilt,
+)
+from programs import LAUNCH
+
+from mnist_dist.config_loader import load
+from mnist_dist.errors import EXIT_USER
+
+CHECKS: dict[str, Check] = {
+    "volumes.yaml": check_kubernetes,
+    "job.yaml": check_kubernetes,
+    "trainjob.yaml": check_trainjob,
+    "pytorchjob.yaml": check_pytorchjob,
+}
+JOBS = [name for name in CHECKS if name != "volumes.yaml"]
+PROCESSES = {"job.yaml": 1, "trainjob.yaml": 2, "pytorchjob.yaml": 2}
+ROOT = LAUNCH.parent
+
+
+def job(name: str) -> Any:
+    """The one document of a file."""
+    (document,) = documents(KUBERNETES / name)
+    return document
+
+
+# The tools take them, and would not take them with a mistake
+
+
+def test_these_files_are_there() -> None:
+    assert {path.name for path in KUBERNETES.iterdir()} == CHECKS.keys()
+    assert [path.name for path in SKYPILOT.parent.iterdir()] == ["train.yaml"]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_published_schemas_take_it(name: str) -> None:
+    for document in documents(KUBERNETES / name):
+        CHECKS[name](document)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_each_key_misspelt_and_each_value_of_another_type_is_refused(name: str) -> None:
+    for document in documents(KUBERNETES / name):
+        copies = list(spoilt(document))
+        assert len(copies) > 10
+        taken = [where for where, copy in copies if not refused(CHECKS[name], copy)]
+        assert taken == []
+
+
+def refused(check: Check, document: Any) -> bool:
+    """Whether a tool refuses a document."""
+    try:
+        check(document)
+    except Refused:
+        return True
+    return False
+
+
+def test_skypilot_takes_its_file_and_no_copy_with_a_mistake(tmp_path: Path) -> None:
+    (task,) = documents(SKYPILOT)
+    copies = list(spoilt(task))
+    loose = [  # which SkyPilot's own schema takes: jobs may be recovered by plug-ins, variables have no value
+        "resources.job_recovery of another type",
+        "resources.job_recovery.strategy misspelt",
+        "resources.job_recovery.max_restarts_on_errors misspelt",
+        "envs.RUN of another type",
+        "file_mounts./runs of another type",
+    ]
+    first, *others = sky_says([task, *(copy for _, copy in copies)], tmp_path)
+    assert first == "taken"
+    assert len(others) == len(copies) > 10
+    assert [where for (where, _), said in zip(copies, others, strict=True) if said == "taken"] == loose
+
+
+HADOLINT = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
+@pytest.mark.skipif(not HADOLINT, reason="hadolint (extra `launchers`) is not installed")
+@pytest.mark.parametrize(
+    ("old", "new", "rule"),
+    [
+        ("", "", ""),
+        ("FROM ${BASE}\n", "FORM ${BASE}\n", "unexpected 'F'"),
+        ("WORKDIR /home/trainer", "WORKDIR home", "DL3000"),
+        ("USER 1000:1000", "USER root", "DL3002"),
+        ('ENTRYPOINT ["mnist-dist"]', "ENTRYPOINT mnist-dist", "DL3025"),
+        ("--from=build /opt/venv", "--from=built /opt/venv", "DL3022"),
+        ("    esac\n", "    fi\n", "SC1"),
+    ],
+)
+def test_hadolint_finds_nothing_in_the_containerfile_and_something_in_a_wrong_one(
+    old: str, new: str, rule: str, tmp_path: Path
+) -> None:
+    text = CONTAINERFILE.read_text()
+    assert old in text
+    (tmp_path / "Containerfile").write_text(text.replace(old, new, 1) if old else text)
+    command = [str(HADOLINT), "--no-color", "--failure-threshold", "style", "Containerfile"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert (said.returncode != 0) == bool(rule), said.stdout
+    assert rule in said.stdout + said.stderr
+
+
+# What they say fits together
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_configuration_takes_the_command(name: str) -> None:
+    for container in containers(job(name)):
+        config = load(settings_of(command_of(container)), PROCESSES[name]).config
+        assert config.run.dir  # the same for each pod, so that it goes on
+        limits = container["resources"]["limits"]
+        assert config.run.threads == int(limits["cpu"])  # a pod cannot see how many it may use
+
+
+def test_the_number_of_processes_is_the_one_that_was_checked() -> None:
+    trainer = job("trainjob.yaml")["spec"]["trainer"]
+    assert trainer["numNodes"] * trainer["numProcPerNode"] == PROCESSES["trainjob.yaml"]
+    spec = job("pytorchjob.yaml")["spec"]
+    nodes = sum(replicas["replicas"] for replicas in spec["pytorchReplicaSpecs"].values())
+    assert nodes * int(spec["nprocPerNode"]) == PROCESSES["pytorchjob.yaml"]
+
+
+def test_the_configuration_takes_skypilots_command() -> None:
+    (task,) = documents(SKYPILOT)
+    settings = [word.replace("$RUN", task["envs"]["RUN"]) for word in settings_of(sky_words())]
+    config = load(settings, world_size=task["num_nodes"]).config
+    folder, _, name = config.run.dir.rpartition("/")
+    assert (folder in task["file_mounts"], name) == (True, "mnist")
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_volumes_are_mounted_where_the_command_looks(name: str) -> None:
+    claims = {document["metadata"]["name"] for document in documents(KUBERNETES / "volumes.yaml")}
+    document = job(name)
+    config = load(settings_of(command_of(containers(document)[0]))).config
+    for pod in pods(document):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        (container,) = pod["containers"]
+        mounted = {mount["mountPath"]: volumes.pop(mount["name"]) for mount in container["volumeMounts"]}
+        assert volumes == {}
+        assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
+        for path in (config.data.root, str(Path(config.run.dir).parent)):
+            assert mounted[path]["persistentVolumeClaim"]["claimName"] in claims
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_pods_are_the_images_user_without_rights_and_have_time_to_stop(name: str) -> None:
+    (user,) = [line for line in CONTAINERFILE.read_text().splitlines() if line.startswith("USER ")]
+    for pod in pods(job(name)):
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert user == f"USER {context['runAsUser']}:{context['runAsGroup']}"
+        assert context["fsGroup"] == context["runAsGroup"]
+        assert pod["terminationGracePeriodSeconds"] > 30  # torchrun's own patience
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_a_users_mistake_is_not_tried_again() -> None:
+    rules = job("job.yaml")["spec"]["podFailurePolicy"]["rules"]
+    exits = [rule for rule in rules if rule["action"] == "FailJob"]
+    assert [rule["onExitCodes"]["values"] for rule in exits] == [[EXIT_USER]]
+    (container,) = containers(job("job.yaml"))
+    assert container["name"] == exits[0]["onExitCodes"]["containerName"]
+    assert "torchrun" not in container["command"]  # its exit code would be 1
+
+
+def test_the_trainjob_leaves_to_the_runtime_what_is_the_runtimes() -> None:
+    assert not [env for env in job("trainjob.yaml")["spec"]["trainer"]["env"] if env["name"].startswith("PET_")]
+
+
+# The image
+
+
+def instructions(keyword: str) -> list[str]:
+    """The arguments of the Containerfile's instructions of one kind, in order."""
+    lines = CONTAINERFILE.read_text().replace("\\\n", " ").splitlines()
+    return [line.removeprefix(keyword).strip() for line in lines if line.startswith(f"{keyword} ")]
+
+
+def test_the_images_program_is_its_first_process_and_gets_the_signal_that_stops_it() -> None:
+    assert json.loads(instructions("ENTRYPOINT")[0]) == ["mnist-dist"]  # no shell, which would keep signals to itself
+    assert json.loads(instructions("CMD")[0]) == ["train"]
+    assert instructions("STOPSIGNAL") == ["SIGTERM"]
+
+
+def test_all_that_the_package_is_built_of_is_in_the_images_context() -> None:
+    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+
+    def taken(path: str) -> bool:
+        answer = True
+        for pattern in patterns:
+            wanted, bare = pattern.startswith("!"), pattern.lstrip("!")
+            if fnmatch(path, bare) or path.startswith(f"{bare}/"):
+                answer = wanted
+        return answer
+
+    wheel = (ROOT / "pyproject.toml").read_text().partition("[tool.hatch.build.targets.wheel]")[2].partition("sdist")[0]
+    forced = [
+        line.split("=")[0].strip(' "') for line in wheel.partition("force-include]")[2].splitlines() if "=" in line
+    ]
+    assert forced == ["configs", "benchmarks/references"]
+    for path in ("pyproject.toml", "README.md", "LICENSE", "mnist_dist/train.py", *forced):
+        assert (ROOT / path).exists(), path
+        assert taken(path), path
+    for path in ("runs/one/summary.json", ".git/config", "tests/conftest.py", "wandb/x", "data/x"):
+        assert not taken(path), path
