@@ -10,6 +10,14 @@ import psutil
 
 from mnist_dist.errors import UserError
 
+ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+"""What `accelerate launch` sets for engines that cut up the model; on CPUs accelerate itself would pass over some."""
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -54,8 +62,14 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
     """The topology that torchrun or `accelerate launch` describes in the environment.
 
     Raises:
-        UserError: the variables are not numbers, or contradict each other.
+        UserError: the variables are not numbers, contradict each other, or ask for what is not supported.
     """
+    for name, engine in ENGINES.items():
+        if environment.get(name, "").lower() in ("1", "true", "yes"):
+            raise UserError(
+                f"{name}={environment[name]} (environment): {engine} is not supported, each process has the whole "
+                "model; start with a file from launch/"
+            )
 
     def number(name: str, default: int) -> int:
         text = environment.get(name, "")
