@@ -119,6 +119,8 @@ class TrainConfig:
     """Images in one global batch: over all processes and all accumulated parts."""
     shards: int = bounded(-1, low=-1)
     """Fixed parts of a global batch: the same bits on 1 process or several. 0: off. -1: 4 on CPUs, where it fits."""
+    compress: Literal["no", "bf16", "fp16"] = "no"
+    """Send gradients between processes in half precision, rounded. Instead of fixed shards, which it turns off."""
     accumulate: int = bounded(1, low=1)
     """Parts that each process splits each of its shards (its share, without shards) into, to save memory."""
     epochs: int = bounded(6, low=1)
@@ -184,10 +186,11 @@ class Config:
     def shards(self, world_size: int, on_cpu: bool) -> int:
         """The number of fixed shards on this kind of device, 0 for none: train.shards with -1 decided.
 
-        On a CPU four shards are also faster than the whole batch; on a GPU they are not.
+        On a CPU four shards are also faster than the whole batch; on a GPU they are not. Compressed gradients exclude
+        them: what is rounded depends on the number of processes.
         """
         train = self.train
-        if train.shards >= 0 or train.compile != "no":  # which is for the whole batch
+        if train.shards >= 0 or train.compile != "no" or train.compress != "no":  # both are for the whole batch
             return max(train.shards, 0)
         divides = AUTO_SHARDS % world_size == 0 and train.batch_size % (AUTO_SHARDS * train.accumulate) == 0
         return AUTO_SHARDS if on_cpu and divides else 0
@@ -249,6 +252,11 @@ def check_together(config: Config, world_size: int, origins: Mapping[str, str]) 
         return f"{key}={getattr(getattr(config, section), name)} ({origins.get(key, 'default')})"
 
     processes = f"{world_size} process{'es' * (world_size > 1)}"
+    if train.shards > 0 and train.compress != "no":
+        raise UserError(
+            f"{named('train.shards')} and {named('train.compress')} exclude each other: fixed shards give the "
+            "same bits at any number of processes, compressed gradients do not; use train.shards=0 or train.compress=no"
+        )
     if max(train.shards, 0) % world_size:
         near = multiples_near(train.shards, world_size)
         raise UserError(f"{named('train.shards')}: cannot be divided by {processes}; {near} or 0 would work")

@@ -89,7 +89,11 @@ class DataParallel:
     def describe(self) -> str:
         """The way in words."""
         processes = self.runtime.world_size
-        return f"averaged over {processes} processes by DistributedDataParallel" if processes > 1 else "whole batch"
+        if processes == 1:
+            return "whole batch"
+        compress = self.config.train.compress
+        sent = "" if compress == "no" else f", sent in {compress}"
+        return f"averaged over {processes} processes by DistributedDataParallel{sent}"
 
     def compute(self, batch: Batch, step: int) -> list[Seen]:
         """See `Gradients`."""

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 from torch.optim import Optimizer
@@ -298,6 +298,8 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
         precision, source = native_precision(cpu), "what this machine computes natively"
     if cpu and precision == "fp16":
         raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
+    # One process under torchrun is wrapped too, and would round what it does not send.
+    compress = config.train.compress if topology.world_size > 1 else "no"
     try:
         return Accelerator(
             cpu=cpu,
@@ -308,7 +310,9 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
                     init_method=MEETING if topology.machines == 1 and topology.world_size > 1 else None,
                     timeout=timedelta(seconds=config.run.timeout),
                 ),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                DistributedDataParallelKwargs(
+                    gradient_as_bucket_view=True, comm_hook=DDPCommunicationHookType(compress)
+                ),
             ],
         )
     except ValueError as error:

@@ -11,6 +11,14 @@ import psutil
 from mnist_dist.errors import UserError
 from mnist_dist.launchers import Place, find_place
 
+ENGINES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+"""What `accelerate launch` sets for engines that cut up the model; on CPUs accelerate itself would pass over some."""
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -95,8 +103,9 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
     was set without it must agree with the launcher that there is.
 
     Raises:
-        UserError: the variables are not numbers, or contradict each other.
+        UserError: the variables are not numbers, contradict each other, or ask for what is not supported.
     """
+    refuse_engines(environment)
     by_torchrun = "TORCHELASTIC_RUN_ID" in environment
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
     is_given = bool(environment.get("RANK") or environment.get("WORLD_SIZE"))
@@ -132,6 +141,16 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
         launcher=launcher,
         started_by="accelerate launch" if by_accelerate else "torchrun" if by_torchrun else by_hand,
     )
+
+
+def refuse_engines(environment: Mapping[str, str]) -> None:
+    """Raise UserError where `accelerate launch` was told to cut up the model."""
+    for name, engine in ENGINES.items():
+        if environment.get(name, "").lower() in ("1", "true", "yes"):
+            raise UserError(
+                f"{name}={environment[name]} (environment): {engine} is not supported, each process has the whole "
+                "model; start with a file from launch/"
+            )
 
 
 def check_agreement(environment: Mapping[str, str], place: Place) -> None:

@@ -508,6 +508,13 @@ def test_configuration_imports_neither_torch_nor_wandb(tmp_path: Path) -> None:
             "train.compile=reduce-overhead (command line): keeps one pass's results, but train.accumulate=2 (command "
             "line); set it to 1, or use --train.compile=default",
         ),
+        (
+            ["--train.shards=4", "--train.compress=bf16"],
+            2,
+            "train.shards=4 (command line) and train.compress=bf16 (command line) exclude each other: fixed shards "
+            "give the same bits at any number of processes, compressed gradients do not; use train.shards=0 or "
+            "train.compress=no",
+        ),
     ],
 )
 def test_shards_that_cannot_be_are_refused(arguments: list[str], world_size: int, said: str) -> None:
@@ -528,6 +535,8 @@ def test_shards_that_cannot_be_are_refused(arguments: list[str], world_size: int
         (["--train.shards=0"], 1, True, 0),
         (["--train.shards=8"], 8, False, 8),
         (["--train.compile=default"], 1, True, 0),
+        (["--train.compress=fp16"], 1, True, 0),
+        (["--train.compress=bf16", "--train.shards=0"], 2, True, 0),
     ],
 )
 def test_shards_are_decided_by_device_and_processes(

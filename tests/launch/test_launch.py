@@ -215,3 +215,14 @@ def test_a_batch_that_three_processes_do_not_divide_is_one_line(data: str, tmp_p
     expected = "train.batch_size=100 (command line): cannot be divided by 3 processes x train.accumulate=1 (default)"
     assert said == [f"mnist_dist: error: {expected}; 99 or 102 would work"]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_asks_for_fsdp_is_refused_in_one_line(data: str, tmp_path: Path) -> None:
+    """accelerate itself would pass over it on CPUs, and train otherwise than the file says."""
+    text = (LAUNCH / "cpu_2.yaml").read_text().replace("distributed_type: MULTI_GPU", "distributed_type: FSDP")
+    (tmp_path / "fsdp.yaml").write_text(text + "fsdp_config: {fsdp_version: 2}\n")
+    (ended,) = run([*ACCELERATE, "--config_file", str(tmp_path / "fsdp.yaml"), *SMALL, data], work=tmp_path)
+    assert ended.code != EXIT_DONE
+    (said,) = {line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")}
+    assert said.startswith("mnist_dist: error: ACCELERATE_USE_FSDP=true (environment): FSDP is not supported")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,93 @@
+"""Gradients sent in half precision: a little rounding more, the same on every process, and resumable bit by bit."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from harness import run_ranks
+from rehearsal import Run, train
+
+from mnist_dist.config import Config, TrainConfig
+from mnist_dist.gradients import DataParallel
+from mnist_dist.runtime import start_runtime
+from mnist_dist.topology import read_topology
+
+SIZES = (24 * 5 + 17, 30)
+ARGUMENTS = ["--optim.name=sgd", "--optim.lr=0.05", "--train.epochs=4", "--train.batch_size=24", "--train.accumulate=2"]
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@cache
+def trained(world_size: int, compress: str) -> list[Run]:
+    """Every rank's view of 24 steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [*ARGUMENTS, "--train.shards=0", f"--train.compress={compress}"]
+        return run_ranks(world_size, train, arguments, Path(folder), SIZES)
+
+
+def losses(run: Run) -> list[float]:
+    return [row["train.loss"] for row in run.rows if "train.loss" in row]
+
+
+@pytest.mark.parametrize("compress", TYPES)
+def test_two_processes_learn_the_same_and_nearly_what_they_learn_uncompressed(compress: str) -> None:
+    first, second = trained(2, compress)
+    exact = trained(2, "no")[0]
+    assert first.sha256 == second.sha256 != exact.sha256
+    assert len(losses(first)) == 24
+    assert losses(first)[-1] < losses(first)[0] * 0.8
+    assert losses(first) == pytest.approx(losses(exact), rel=0.02)
+
+
+def test_one_process_sends_nothing_and_rounds_nothing() -> None:
+    assert trained(1, "bf16")[0].sha256 == trained(1, "no")[0].sha256
+
+
+@pytest.mark.parametrize("compress", TYPES)
+def test_a_run_goes_on_as_if_it_had_not_stopped(compress: str, tmp_path: Path) -> None:
+    for last_step in (9, 0):
+        arguments = [*ARGUMENTS, f"--train.compress={compress}", f"--train.max_steps={last_step}"]
+        runs = run_ranks(2, train, arguments, tmp_path, SIZES)
+    assert [run.sha256 for run in runs] == [trained(2, compress)[0].sha256] * 2
+    assert len(losses(runs[0])) == 15
+
+
+def sent(compress: str) -> list[tuple[torch.dtype, int]]:
+    """What a backward pass sends: the type and the number of values of each all-reduce."""
+    config = Config(train=TrainConfig(compress=compress, shards=0))  # type: ignore[arg-type]
+    with start_runtime(config, read_topology()) as runtime:
+        ways = DataParallel(torch.nn.Linear(28, 10), config, runtime)
+        found, original = [], dist.all_reduce
+
+        def noting(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            found.append((tensor.dtype, tensor.numel()))
+            return original(tensor, *arguments, **options)
+
+        dist.all_reduce = noting
+        ways.model(torch.ones(1, 1, 28, 28)).sum().backward()
+        return found
+
+
+@pytest.mark.parametrize("compress", TYPES)
+def test_each_gradient_is_sent_once_in_half_precision(compress: str) -> None:
+    for found in run_ranks(2, sent, compress):
+        assert {dtype for dtype, _ in found} == {TYPES[compress]}
+        assert sum(numbers for _, numbers in found) == 28 * 10 + 10
+
+
+def describe(compress: str) -> str:
+    config = Config(train=TrainConfig(compress=compress, shards=0))  # type: ignore[arg-type]
+    with start_runtime(config, read_topology()) as runtime:
+        return DataParallel(torch.nn.Linear(28, 10), config, runtime).describe()
+
+
+def test_it_says_what_is_sent() -> None:
+    assert run_ranks(2, describe, "fp16")[0] == "averaged over 2 processes by DistributedDataParallel, sent in fp16"
+    assert run_ranks(2, describe, "no")[0] == "averaged over 2 processes by DistributedDataParallel"
+    assert run_ranks(1, describe, "fp16")[0] == "whole batch"
