@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 
-from mnist_dist.errors import TrainingError
+from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.topology import Topology
 
 LOST_PEER = ("closed by peer", "reset by peer", "timed out", "timeout", "connection refused", "broken pipe", "nccl")
@@ -36,12 +36,18 @@ def joining(topology: Topology, timeout: float, present: Callable[[str], bool]) 
 
     Raises:
         TrainingError: names the ranks that did not arrive in time.
+        UserError: somebody else listens where they are to meet.
     """
     try:
         yield
     except RuntimeError as error:
         if topology.world_size == 1 or not is_lost_peer(error):
             raise
+        if "eaddrinuse" in str(error).lower():
+            raise UserError(
+                f"rank {topology.rank} of {topology.world_size} cannot listen at {topology.address}, which is in use: "
+                "by another run (choose another port), or by another process that was given the same rank"
+            ) from error
         absent = absent_ranks(error, topology.world_size, present)
         raise TrainingError(
             f"rank {topology.rank} of {topology.world_size} could not meet "

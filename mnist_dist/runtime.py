@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -307,7 +308,7 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
                 InitProcessGroupKwargs(
-                    init_method=MEETING if topology.machines == 1 and topology.world_size > 1 else None,
+                    init_method=meeting_of(topology),
                     timeout=timedelta(seconds=config.run.timeout),
                 ),
                 DistributedDataParallelKwargs(
@@ -319,16 +320,39 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
         raise UserError(f"precision {precision} ({source}): {str(error).splitlines()[0]}") from error
 
 
-def meet(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
-    """The launcher's store, rank and world size, as env:// gives them, with keys that only this start of them uses.
+def meeting_of(topology: Topology) -> str | None:
+    """How the processes find each other, as torch's `init_method`; None is torch's own way."""
+    if topology.world_size == 1:
+        return None
+    if topology.machines == 1:
+        return f"{MEETING}://one-machine"
+    # torchrun gave the ranks, and its store may remember an earlier start's.
+    return None if "TORCHELASTIC_RUN_ID" in os.environ else f"{MEETING}://"
 
-    torchrun keeps its store when it starts processes again, and these then find each other's old addresses in it
-    (pytorch#135712). Launchers of several machines do not count their starts alike: they must be told to keep none.
+
+def meet(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    """The launcher's store, rank and world size, as env:// gives them, but no rank twice.
+
+    On one machine, with keys that only this start of the processes uses: torchrun keeps its store when it starts them
+    again, and these then find each other's old addresses in it (pytorch#135712). Launchers of several machines do not
+    count their starts alike: they must be told to keep none.
+
+    Raises:
+        UserError: another process has this rank.
     """
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    yield dist.PrefixStore(f"start-{start}", store), rank, world_size  # type: ignore[attr-defined]
+    if "one-machine" in url:
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"start-{start}", store)  # type: ignore[attr-defined]
+    me = f"process {os.getpid()} on {socket.gethostname()}"
+    holder = store.compare_set(f"holder of rank {rank}", "", me).decode()
+    if holder != me:
+        raise UserError(
+            f"rank {rank} of {world_size} was given twice, to {holder} and to {me}: give each process its own (RANK, "
+            "PET_NODE_RANK, --machine_rank or --node-rank)"
+        )
+    yield store, rank, world_size
 
 
-MEETING = "mnistdist://"
-register_rendezvous_handler(MEETING.partition(":")[0], meet)
+MEETING = "mnistdist"
+register_rendezvous_handler(MEETING, meet)

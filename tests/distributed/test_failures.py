@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import run_ranks, try_ranks
+from programs import free_port
 from rehearsal import BASICS, open_loop
 
 from mnist_dist.config_loader import load
@@ -38,6 +40,31 @@ def test_ranks_that_never_arrive_are_named_within_the_timeout(world_size: int, a
             assert f"rank {rank} of {world_size} could not meet {named} at 127.0.0.1:" in str(outcome.error)
             assert f"within run.timeout={TIMEOUT} s" in str(outcome.error)
             assert "\n" not in str(outcome.error)
+
+
+def join_as(ranks: list[str], port: str) -> None:
+    """Join as the rank that is in the list, at a store that rank 0 opens."""
+    os.environ.update(RANK=ranks[int(os.environ["RANK"])], MASTER_PORT=port)
+    del os.environ["TORCHELASTIC_USE_AGENT_STORE"], os.environ["LOCAL_RANK"]
+    join()
+
+
+def test_a_rank_that_was_given_twice_is_refused() -> None:
+    first, *others = try_ranks(3, join_as, ["0", "1", "1"], str(free_port()))
+    (refused,) = [outcome for outcome in others if isinstance(outcome.error, UserError)]
+    (other,) = [outcome for outcome in others if outcome is not refused]
+    host = re.escape(socket.gethostname())
+    said = rf"rank 1 of 3 was given twice, to process \d+ on {host} and to process \d+ on {host}: give each process .*"
+    assert re.fullmatch(said, str(refused.error))
+    for outcome in (first, other):
+        assert isinstance(outcome.error, TrainingError)
+        assert "could not meet rank 2 at 127.0.0.1:" in str(outcome.error)
+
+
+def test_two_processes_of_rank_0_on_one_machine() -> None:
+    outcomes = try_ranks(2, join_as, ["0", "0"], str(free_port()))
+    (refused,) = [outcome for outcome in outcomes if isinstance(outcome.error, UserError)]
+    assert re.match(r"rank 0 of 2 cannot listen at 127.0.0.1:\d+, which is in use: by another run", str(refused.error))
 
 
 def train_until(folder: Path, event: str, odd_rank: int, timeout: float) -> None:
