@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mnist_dist.errors import UserError
 from mnist_dist.launchers import Place, find_place, first_host, read_tasks
+from mnist_dist.seats import take_seat
 from mnist_dist.topology import Topology, read_topology, resolve_topology
 
 Variables = dict[str, str]
@@ -253,3 +254,13 @@ def test_without_a_launcher_nothing_is_handed_on(monkeypatch: pytest.MonkeyPatch
     assert resolve_topology().describe() == "none"
     assert dict(os.environ) == before
     assert not re.search("RANK", " ".join(before))
+
+
+def test_who_is_asked_knows_on_which_machine_a_process_is() -> None:
+    """Dealt out like cards, rank 1 is on the second machine, although the first has two processes."""
+    tasks = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "2,1", "MASTER_ADDR": "127.0.0.1"}
+    for rank, machine, local_rank in (("0", "0", "0"), ("1", "1", "0"), ("2", "0", "1")):
+        topology = read_topology(srun(int(rank), **tasks, SLURM_NODEID=machine, SLURM_LOCALID=local_rank))
+        listener, seat = take_seat(topology)
+        listener.close()
+        assert seat.machine == int(machine)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
 import statistics
 import sys
@@ -31,7 +32,7 @@ from mnist_dist.commands.checkup import (
 )
 from mnist_dist.config import Config
 from mnist_dist.config_loader import load
-from mnist_dist.ending import skip_exit_hooks
+from mnist_dist.ending import report, skip_exit_hooks
 from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, TrainingError, UserError
 from mnist_dist.lost_peer import name_ranks
 from mnist_dist.software import describe_clocks, software
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 MEETING_SECONDS = 60.0
 """How long processes wait for each other, if run.timeout does not say less."""
+LATE_SECONDS = 30.0
+"""What they may need beyond that to join, measure and leave."""
 SLOW_MS = 5.0
 """An all-reduce of one number that takes longer holds a run of small steps back."""
 
@@ -77,9 +80,15 @@ def main(arguments: list[str]) -> int:
     findings += run_checks(WITH_TORCH, config, topology, TORCH_SECONDS)
     if threading.active_count() > 1:
         skip_exit_hooks()  # a check that hangs must not keep this process
+    as_json = "--json" in arguments
+    # gloo can take five times its timeout to find that nobody answers; a device can hang for good.
+    watch = threading.Timer(seconds + LATE_SECONDS, give_up, [topology, wrong + findings, seconds, as_json])
+    watch.daemon = True
+    watch.start()
     rows = wrong + meet(config, topology, findings)
+    watch.cancel()
     if topology.is_main:
-        show(rows, as_json="--json" in arguments)
+        show(rows, as_json)
     return EXIT_FAILED if any(row.verdict == PROBLEM for row in rows) else EXIT_DONE
 
 
@@ -107,6 +116,18 @@ def meet(config: Config, topology: Topology, findings: list[Finding]) -> list[Fi
             raise TrainingError(f"{error}; {found}") from error
         advice = f"check that every machine was started, with its own rank and this address; {found}"
         return [*findings, Finding("meeting", str(error), PROBLEM, advice if topology.world_size > 1 else "")]
+
+
+def give_up(topology: Topology, findings: list[Finding], seconds: float, as_json: bool) -> None:
+    """Say what is known, and end this process, which is stuck where the processes meet."""
+    told = f"rank {topology.rank} of {topology.world_size} is stuck: nothing came of it within {seconds:g} s"
+    advice = f"{topology.address} {probe(topology.address)}" if topology.address else "is a device or a driver stuck?"
+    if topology.is_main:
+        show([*findings, Finding("meeting", told, PROBLEM, advice)], as_json)
+    else:
+        report(f"{told}; {advice}", EXIT_FAILED)
+    sys.stdout.flush()
+    os._exit(EXIT_FAILED)
 
 
 def together(runtime: Runtime, hosts: Sequence[str]) -> list[Finding]:

@@ -119,6 +119,27 @@ def test_a_process_that_is_missing_is_named_in_time(folder: Path) -> None:
     assert "could not meet" in str(third.error)
 
 
+def examine_stuck(folder: Path) -> None:
+    """The processes are stuck where they meet, as gloo is where it knocks at a machine that drops everything."""
+    rank = os.environ["RANK"]
+    with (folder / f"err-{rank}").open("w") as file:
+        os.dup2(file.fileno(), 2)
+    doctor.LATE_SECONDS = 0.5
+    doctor.meet = lambda config, topology, findings: threading.Event().wait()
+    examine(folder, ["--run.timeout=1"])
+
+
+def test_processes_that_are_stuck_say_what_is_known_and_end(folder: Path) -> None:
+    outcomes = try_ranks(2, examine_stuck, folder)
+    assert [outcome.exit_code for outcome in outcomes] == [1, 1]
+    works, checks = report(folder)
+    assert not works
+    assert checks["meeting"]["found"] == "rank 0 of 2 is stuck: nothing came of it within 1 s"
+    assert checks["data"]["verdict"] == OK
+    (line,) = (folder / "err-1").read_text().splitlines()
+    assert line.startswith("mnist_dist: error: rank 1 of 2 is stuck: nothing came of it within 1 s; 127.0.0.1:")
+
+
 def test_a_launcher_that_contradicts_itself_is_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_STEP_NUM_TASKS", "2")
