@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -50,3 +52,12 @@ def test_memory_is_in_bytes_and_never_less_than_now() -> None:
     assert now * 0.95 <= peak < psutil.virtual_memory().total
     del held
     assert peak_memory(CPU) >= peak
+
+
+def test_the_memory_of_the_process_that_started_it_is_not_counted() -> None:
+    """getrusage's peak, on Linux, starts with that of the process which was forked."""
+    held = bytearray(1 << 30)
+    held[:: 1 << 12] = b"x" * len(range(0, 1 << 30, 1 << 12))  # resident
+    program = "import torch; from mnist_dist.peaks import peak_memory; print(peak_memory(torch.device('cpu')))"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(out.stdout) < 1 << 30
