@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from mnist_dist import roll_call
-from mnist_dist.errors import Stopped, TrainingError, UserError
+from mnist_dist.errors import EXIT_FAILED, Stopped, TrainingError, UserError
 from mnist_dist.lost_peer import absent_ranks, is_lost_peer, name_ranks
 from mnist_dist.roll_call import RollCall, open_roll_call
 from mnist_dist.seats import Seat, connect
@@ -84,6 +86,21 @@ def test_who_listens_is_seen_from_this_machine_only_unless_there_are_more() -> N
         assert call.listener.getsockname()[0] == address
         assert call.seat.address == "127.0.0.1"
         call.close()
+
+
+def test_who_still_tries_to_meet_the_others_after_the_timeout_says_so_and_is_ended() -> None:
+    """Stuck in gloo, which tries again and again where a firewall drops packets; here in a lock."""
+    code = (
+        "import threading; from mnist_dist import lost_peer; from mnist_dist.topology import Topology\n"
+        "lost_peer.STUCK_SECONDS = 0.1\n"
+        "with lost_peer.joining(Topology(0, 1), 0.1, bool): pass\n"
+        "with lost_peer.joining(Topology(1, 2, address='n0:7'), 60, bool): pass\n"
+        "with lost_peer.joining(Topology(1, 2, address='n0:7'), 0.1, bool): threading.Event().wait(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert ended.returncode == EXIT_FAILED
+    assert ended.stderr.startswith("mnist_dist: error: rank 1: rank 1 of 2 could not meet the others at n0:7 within ")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_a_machine_that_takes_the_main_address_for_loopback_is_reached_by_the_main_address(
