@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from network import Machine
-from programs import ACCELERATE, LAUNCH, TORCHRUN
+from programs import ACCELERATE, LAUNCH, PYTHON, TORCHRUN
 
 PORT = "29500"
 
@@ -27,6 +27,14 @@ def torchrun_static(machine: int, machines: int, each: int, address: str) -> lis
 def torchrun_c10d(machine: int, machines: int, each: int, address: str) -> list[str]:
     meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{PORT}", "--rdzv-id", "two"]
     return [*TORCHRUN, "--nnodes", str(machines), "--nproc-per-node", str(each), *meeting]
+
+
+def by_hand(machine: int, machines: int, each: int, address: str) -> list[str]:
+    """One process without a launcher that would wait for the others first, as srun and Kubeflow start it."""
+    assert each == 1
+    place = {"RANK": machine, "WORLD_SIZE": machines, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    meeting = {"MASTER_ADDR": address, "MASTER_PORT": PORT}
+    return ["env", *(f"{name}={value}" for name, value in (place | meeting).items()), *PYTHON]
 
 
 LAUNCHERS = (accelerate, torchrun_static, torchrun_c10d)

@@ -56,13 +56,14 @@ class Machine:
     def __init__(self, namespace: str, number: int, folder: Path, hosts: Path) -> None:
         self.namespace, self.name, self.address = namespace, f"machine{number}", address_of(number)
         self.folder, self.hosts = folder, hosts
-        self.cache = folder / "cache"
+        self.cache, self.programs = folder / "cache", folder / "bin"
 
     def command(self, *command: str) -> list[str]:
         """The command that runs a command on this machine, in its folder."""
         place = [self.name, str(self.hosts), str(self.folder)]
         entry = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", "sh", "-c", INSIDE, "sh"]
-        return [*entry, *place, "env", f"XDG_CACHE_HOME={self.cache}", *command]
+        path = f"{self.programs}:{os.environ['PATH']}"
+        return [*entry, *place, "env", f"XDG_CACHE_HOME={self.cache}", f"PATH={path}", *command]
 
     def run(self, *command: str) -> str:
         """What a command prints here. Raises CalledProcessError if it fails."""
@@ -71,6 +72,10 @@ class Machine:
     def unplug(self) -> None:
         """Cut the link, as by pulling the cable: whatever is sent is lost, and nobody is told."""
         call("ip", "-n", self.namespace, "link", "set", "net", "down")
+
+    def plug(self) -> None:
+        """Join the link again that `unplug` cut."""
+        call("ip", "-n", self.namespace, "link", "set", "net", "up")
 
     def drop(self, *what: str) -> None:
         """A firewall that drops packets that arrive here, all or those that iptables' options select."""
@@ -104,7 +109,8 @@ def network(
             machine = Machine(namespace, number, work / f"machine{number}", work / f"hosts{number}")
             link(switch, machine, f"port{number}", wire, stack)
             machines.append(machine)
-            machine.cache.mkdir(parents=True)
+            for own in (machine.cache, machine.programs):
+                own.mkdir(parents=True)
             machine.hosts.write_text(hosts(number, count, names))
         yield machines
 

