@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 
-from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.errors import EXIT_FAILED, TrainingError, UserError
 from mnist_dist.topology import Topology
+
+STUCK_SECONDS = 10.0  # after run.timeout, that torch has to say by itself that it waited in vain
 
 LOST_PEER = ("closed by peer", "reset by peer", "timed out", "timeout", "connection refused", "broken pipe", "nccl")
 
@@ -39,7 +43,8 @@ def joining(topology: Topology, timeout: float, present: Callable[[str], bool]) 
         UserError: somebody else listens where they are to meet.
     """
     try:
-        yield
+        with ended_if_stuck(topology, timeout):
+            yield
     except RuntimeError as error:
         if topology.world_size == 1 or not is_lost_peer(error):
             raise
@@ -54,6 +59,32 @@ def joining(topology: Topology, timeout: float, present: Callable[[str], bool]) 
             f"{name_ranks(absent) if absent else 'the others'} at {topology.address} within run.timeout={timeout:g} s "
             f"({first_line(error)}); check that every machine was started with its own rank and this address"
         ) from error
+
+
+@contextlib.contextmanager
+def ended_if_stuck(topology: Topology, timeout: float) -> Iterator[None]:
+    """Meanwhile, a process that still tries to reach the others after run.timeout says so and is ended.
+
+    gloo tries again and again where packets are dropped, five times as long as it was told (seen in torch 2.15).
+    """
+
+    def end() -> None:
+        who = f"rank {topology.rank}: rank {topology.rank} of {topology.world_size}"
+        error = (
+            f"{who} could not meet the others at {topology.address} within run.timeout={timeout:g} s (still trying to "
+            "connect to them); check that no firewall drops what machines say to each other, at whatever port"
+        )
+        os.write(2, f"mnist_dist: error: {error}\n".encode())
+        os._exit(EXIT_FAILED)
+
+    timer = threading.Timer(timeout + STUCK_SECONDS, end)
+    timer.daemon = True
+    if topology.world_size > 1:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def absent_ranks(error: RuntimeError, world_size: int, present: Callable[[str], bool]) -> list[int]:

@@ -31,6 +31,7 @@ from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.lanes import Lanes
 from mnist_dist.lost_peer import joining
 from mnist_dist.roll_call import open_roll_call
+from mnist_dist.routes import choose_interface
 from mnist_dist.topology import Topology
 
 T = TypeVar("T")
@@ -256,6 +257,8 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
     cpu = decide_cpu(config, topology)
     shards = config.shards(topology.world_size, cpu)
     threads = prepare_machine(config, topology, shards)
+    if topology.machines > 1:
+        choose_interface(topology.address)
     try:
         with joining(topology, config.run.timeout, partial(is_in_store, topology)):
             accelerator = open_accelerator(config, topology, cpu)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mnist_dist.errors import TrainingError
+from mnist_dist.routes import is_loopback, source
 from mnist_dist.topology import Topology
 
 MESSAGE_BYTES = 1 << 20
@@ -39,31 +40,29 @@ def take_seat(topology: Topology) -> tuple[socket.socket, Seat]:
         TrainingError: this machine has no such address.
     """
     host, _, port = topology.address.rpartition(":")
-    with contextlib.suppress(OSError):
-        for family, _, _, _, meeting in socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM):
-            with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as route:
-                route.connect(meeting)  # sends nothing
-                address = str(route.getsockname()[0])
-                bound = (address if topology.machines == 1 else "", 0)
-                listener = socket.create_server(bound, family=family, backlog=2 * topology.world_size + 16)
-                listener.setblocking(False)
-                free_port = int(listener.getsockname()[1])
-                name, token = socket.gethostname(), secrets.token_hex(8)
-                return listener, Seat(topology.rank, topology.machine, name, address, free_port, token)
+    if found := source(host, int(port)):
+        family, address = found
+        bound = (address if topology.machines == 1 else "", 0)
+        with contextlib.suppress(OSError):
+            listener = socket.create_server(bound, family=family, backlog=2 * topology.world_size + 16)
+            listener.setblocking(False)
+            free_port = int(listener.getsockname()[1])
+            name, token = socket.gethostname(), secrets.token_hex(8)
+            return listener, Seat(topology.rank, topology.machine, name, address, free_port, token)
     raise TrainingError(f"this machine has no address from which it reaches {topology.address}")
 
 
 def connect(seat: Seat, own: Seat, topology: Topology, seconds: float) -> socket.socket:
     """A connection to another rank.
 
-    The name of rank 0's machine leads there from every other machine, also where it calls itself something else, as
-    Debian's 127.0.1.1.
+    A machine that finds the main address at a loopback one, as Debian's 127.0.1.1, is where that leads from every
+    other machine. It need not be rank 0's: under torchrun with c10d it is where the store is.
 
     Raises:
         OSError: there is none; TimeoutError: not in time.
     """
-    of_first_machine = seat.machine == 0 and own.machine != 0
-    address = topology.address.rpartition(":")[0] if of_first_machine else seat.address
+    is_main_address = is_loopback(seat.address) and own.machine != seat.machine
+    address = topology.address.rpartition(":")[0] if is_main_address else seat.address
     return socket.create_connection((address, seat.port), timeout=seconds)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +15,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from mnist_dist import roll_call
-from mnist_dist.errors import Stopped, TrainingError, UserError
+from mnist_dist.errors import EXIT_FAILED, Stopped, TrainingError, UserError
 from mnist_dist.lost_peer import absent_ranks, is_lost_peer, name_ranks
 from mnist_dist.roll_call import RollCall, open_roll_call
-from mnist_dist.seats import connect
+from mnist_dist.seats import Seat, connect
 from mnist_dist.topology import Topology
 from mnist_dist.whereabouts import Standing, find_missing, standing_of
 
@@ -86,13 +88,33 @@ def test_who_listens_is_seen_from_this_machine_only_unless_there_are_more() -> N
         call.close()
 
 
-def test_the_first_machine_is_reached_by_the_name_that_the_others_were_given() -> None:
-    call = RollCall(topology(0, 2, machines=2), TIMEOUT)
-    own = replace(call.seat, rank=1, machine=1)
-    unknown = replace(call.seat, address="192.0.2.1")  # what the first machine calls itself; nobody has this address
-    connect(unknown, own, topology(1, 2, machines=2), 5).close()
-    connect(call.seat, call.seat, topology(0, 2, machines=2), 5).close()
-    call.close()
+def test_who_still_tries_to_meet_the_others_after_the_timeout_says_so_and_is_ended() -> None:
+    """Stuck in gloo, which tries again and again where a firewall drops packets; here in a lock."""
+    code = (
+        "import threading; from mnist_dist import lost_peer; from mnist_dist.topology import Topology\n"
+        "lost_peer.STUCK_SECONDS = 0.1\n"
+        "with lost_peer.joining(Topology(0, 1), 0.1, bool): pass\n"
+        "with lost_peer.joining(Topology(1, 2, address='n0:7'), 60, bool): pass\n"
+        "with lost_peer.joining(Topology(1, 2, address='n0:7'), 0.1, bool): threading.Event().wait(60)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert ended.returncode == EXIT_FAILED
+    assert ended.stderr.startswith("mnist_dist: error: rank 1: rank 1 of 2 could not meet the others at n0:7 within ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_machine_that_takes_the_main_address_for_loopback_is_reached_by_the_main_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And every other one by its own, also that of rank 0, which under c10d may be elsewhere."""
+    monkeypatch.setattr(socket, "create_connection", lambda place, timeout: place)
+    two = replace(topology(0, 2, machines=2), address="main:29500")
+    first, second = (Seat(rank, rank, "n", f"10.0.0.{rank + 1}", 7, "token") for rank in (0, 1))
+    debian = replace(first, address="127.0.1.1")
+    assert connect(debian, second, two, 5) == ("main", 7)
+    assert connect(debian, debian, two, 5) == ("127.0.1.1", 7)
+    assert connect(first, second, two, 5) == ("10.0.0.1", 7)
+    assert connect(second, first, two, 5) == ("10.0.0.2", 7)
 
 
 def test_a_rank_is_stuck_where_its_main_thread_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 from mnist_dist.config import Config
 from mnist_dist.errors import UserError
+from mnist_dist.routes import interface
 from mnist_dist.software import installed
 from mnist_dist.topology import Topology
 
@@ -159,23 +160,10 @@ def check_address(config: Config, topology: Topology) -> Finding:
     with contextlib.suppress(OSError):
         if topology.machines > 1 and not host.startswith("127.") and host != "localhost":
             own = socket.gethostbyname(name)
-            if own.startswith("127."):
-                advice = (
-                    f"gloo may tell others that address: correct /etc/hosts, or GLOO_SOCKET_IFNAME={interface(host)}"
-                )
+            if own.startswith("127.") and not interface(host, int(port)):
+                advice = "gloo may tell others that address: correct /etc/hosts, or set GLOO_SOCKET_IFNAME, as to eth0"
                 return Finding("main address", f"{found}; this machine takes itself for {own}", NOTE, advice)
     return Finding("main address", found)
-
-
-def interface(host: str) -> str:
-    """The network interface by which this machine reaches a host; `eth0` if it cannot be found out."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
-        route.connect((host, 9))  # sends nothing
-        address = route.getsockname()[0]
-        for name, addresses in psutil.net_if_addrs().items():
-            if any(each.address == address for each in addresses):
-                return name
-    return "eth0"
 
 
 def check_run_folder(config: Config, topology: Topology) -> Finding:

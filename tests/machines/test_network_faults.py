@@ -1,0 +1,196 @@
+"""What a network does to a run on real machines: each end is as docs/reliability.md promises, and none hangs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launchers import LAUNCHERS, PORT, Launcher, accelerate, by_hand, commands, torchrun_static
+from network import Machine, missing, missing_wire, network
+from programs import PYTHON, Ended, Program, run, started
+from small_run import LOCAL, assert_as_alone, give_data, make_digits, train_alone
+
+from mnist_dist.errors import EXIT_DONE, EXIT_FAILED
+
+pytestmark = [
+    pytest.mark.launcher,
+    pytest.mark.skipif(bool(missing()), reason=missing()),
+]
+
+TIMEOUT = 10
+SHORT = [*LOCAL, f"--run.timeout={TIMEOUT}"]
+LONG = [*SHORT, "--train.max_steps=400", "--train.epochs=20", "--train.checkpoint_steps=10"]
+LATE = 6.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def alone(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run on one process."""
+    return train_alone(tmp_path_factory.mktemp("alone"), *LOCAL, f"--data.root={digits}")
+
+
+def errors(ended: Ended) -> list[str]:
+    """The program's lines of what went wrong."""
+    return re.findall(r"^mnist_dist: error: (.*)$", ended.err, re.MULTILINE)
+
+
+def end(*programs: Program) -> list[Ended]:
+    """How programs end that must fail, and leave nothing behind."""
+    ended = [program.end() for program in programs]
+    assert [program.family() for program in programs] == [[] for _ in programs]
+    assert all(one.code not in (EXIT_DONE, None) for one in ended), ended
+    return ended
+
+
+def out_of_reach(rank: int, other: int) -> str:
+    """What a rank says of another one that it does not hear of any more."""
+    why = f"did not answer within run.timeout={TIMEOUT} s (stopped, or cannot be reached)"
+    return f"rank {rank}: rank {other} on machine{other} {why}"
+
+
+def test_a_cut_link_ends_both_machines_and_plugged_in_again_they_go_on(digits: Path, tmp_path: Path) -> None:
+    with network(2, tmp_path) as machines:
+        give_data(machines, digits)
+        with started(*commands(accelerate, machines, *LONG), work=tmp_path) as programs:
+            programs[0].wait_for_line("step 20/")
+            machines[1].unplug()
+            for rank, ended in enumerate(end(*programs)):
+                assert errors(ended) == [out_of_reach(rank, 1 - rank)], ended.err
+        machines[1].plug()
+        again = run(*commands(accelerate, machines, *LONG), work=tmp_path)
+        alone = train_alone(tmp_path, *LONG, f"--data.root={digits}")
+        assert_as_alone(machines, again, alone)
+
+
+def cut(machine: Machine, program: Program) -> None:
+    machine.unplug()
+
+
+def firewall(machine: Machine, program: Program) -> None:
+    """Comes up while training: connections that are open are dropped, too."""
+    machine.drop()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("happens", [cut, firewall])
+@pytest.mark.parametrize("where", [0, 1])
+def test_machines_that_lose_each_other_both_say_so(
+    launcher: Launcher, happens: Callable[[Machine, Program], None], where: int, digits: Path, tmp_path: Path
+) -> None:
+    with network(2, tmp_path, "known") as machines:
+        give_data(machines, digits)
+        with started(*commands(launcher, machines, *LONG), work=tmp_path) as programs:
+            programs[0].wait_for_line("step 20/")
+            happens(machines[where], programs[where])
+            for rank, ended in enumerate(end(*programs)):
+                assert errors(ended) == [out_of_reach(rank, 1 - rank)], ended.err
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("gone", [0, 2])
+def test_of_three_machines_one_is_gone(launcher: Launcher, gone: int, digits: Path, tmp_path: Path) -> None:
+    """As by a power cut: its link is down before anything of it could say a word."""
+    with network(3, tmp_path, "known") as machines:
+        give_data(machines, digits)
+        with started(*commands(launcher, machines, *LONG), work=tmp_path) as programs:
+            programs[0].wait_for_line("step 20/")
+            machines[gone].unplug()
+            programs[gone].kill()
+            left = [rank for rank in range(3) if rank != gone]
+            for rank, ended in zip(left, end(*(programs[rank] for rank in left)), strict=True):
+                assert errors(ended) == [out_of_reach(rank, gone)], ended.err
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("launcher", [*LAUNCHERS, by_hand])
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_machine_that_comes_late(launcher: Launcher, late: int, digits: Path, tmp_path: Path, alone: Path) -> None:
+    with network(2, tmp_path, "known") as machines:
+        give_data(machines, digits)
+        starts = commands(launcher, machines, *LOCAL)
+        with started(starts[1 - late], work=tmp_path) as first:
+            time.sleep(LATE)
+            with started(starts[late], work=tmp_path) as second:
+                ended = [program.end() for program in (*first, *second)]
+        assert_as_alone(machines, ended if late else ended[::-1], alone)
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(bool(missing_wire()), reason=missing_wire())
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_slow_link_that_loses_packets_changes_nothing(launcher: Launcher, digits: Path, tmp_path: Path) -> None:
+    """20 ms each way at each machine, so 80 ms there and back, and one packet in a hundred lost at each of the four."""
+    few = [*LOCAL, "--train.max_steps=5", "--train.shards=2", "--run.timeout=60"]
+    with network(2, tmp_path, "known", wire=(0.02, 0.01)) as machines:
+        give_data(machines, digits)
+        ended = run(*commands(launcher, machines, *few), work=tmp_path)
+        assert_as_alone(machines, ended, train_alone(tmp_path, *few, f"--data.root={digits}"))
+
+
+def start_by_hand(machines: list[Machine], digits: Path, addresses: tuple[str, str], work: Path) -> list[Ended]:
+    """How two machines end that were told these main addresses, each by its own error."""
+    give_data(machines, digits)
+    starts = [commands(by_hand, machines, *SHORT, address=each)[rank] for rank, each in enumerate(addresses)]
+    with started(*starts, work=work) as programs:
+        ended = end(*programs)
+    assert [one.code for one in ended] == [EXIT_FAILED, EXIT_FAILED]
+    assert [len(errors(one)) for one in ended] == [1, 1], ended
+    return ended
+
+
+def could_not_meet(rank: int, address: str) -> str:
+    """How the line begins."""
+    return rf"rank {rank}: rank {rank} of 2 could not meet (rank {1 - rank}|the others) at {re.escape(address)}:{PORT} "
+
+
+def test_a_wrong_address_is_named(digits: Path, tmp_path: Path) -> None:
+    with network(2, tmp_path) as machines:
+        first, second = start_by_hand(machines, digits, ("10.9.8.1", "10.9.8.99"), tmp_path)
+        assert re.match(could_not_meet(0, "10.9.8.1"), errors(first)[0]), first.err
+        assert re.match(could_not_meet(1, "10.9.8.99"), errors(second)[0]), second.err
+
+
+@pytest.mark.faults
+def test_a_port_that_somebody_else_has_is_named(digits: Path, tmp_path: Path) -> None:
+    code = f"import socket, time; s = socket.create_server(('', {PORT})); print('taken', flush=True); time.sleep(600)"
+    with network(2, tmp_path) as machines:
+        with started(machines[0].command(*PYTHON, "-c", code), work=tmp_path) as (other,):
+            other.wait_for_line("taken")
+            first, second = start_by_hand(machines, digits, ("10.9.8.1", "10.9.8.1"), tmp_path)
+        assert re.match(could_not_meet(0, "10.9.8.1") + ".*EADDRINUSE", errors(first)[0]), first.err
+        assert re.match(could_not_meet(1, "10.9.8.1"), errors(second)[0]), second.err
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_firewall_that_drops_everything(where: int, digits: Path, tmp_path: Path) -> None:
+    with network(2, tmp_path) as machines:
+        machines[where].drop()
+        for rank, ended in enumerate(start_by_hand(machines, digits, ("10.9.8.1", "10.9.8.1"), tmp_path)):
+            assert re.match(could_not_meet(rank, "10.9.8.1"), errors(ended)[0]), ended.err
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("launcher", [accelerate, torchrun_static])
+def test_a_firewall_that_lets_only_the_main_port_through(launcher: Launcher, digits: Path, tmp_path: Path) -> None:
+    """As a cloud's rules for one open port: the processes meet, and cannot talk."""
+    with network(2, tmp_path) as machines:
+        give_data(machines, digits)
+        for machine in machines:
+            for port in ("--dport", "--sport"):
+                machine.run("iptables", "-A", "INPUT", "-p", "tcp", port, PORT, "-j", "ACCEPT")
+            machine.drop()
+        with started(*commands(launcher, machines, *SHORT), work=tmp_path) as programs:
+            for rank, ended in enumerate(end(*programs)):
+                (said,) = errors(ended)
+                assert re.match(could_not_meet(rank, "10.9.8.1"), said), ended.err
