@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mnist_dist.peaks import measure_peak
 from rich.console import Console
 from rich.table import Table
 
 from mnist_dist.commands.contestants import Contestant, run
+from mnist_dist.peaks import measure_peak
 
 COMPILE = ("no", "default", "reduce-overhead")
 MODELS, BATCHES = ("cnn", "unshuffle", "compact"), (256, 1024, 4096)
