@@ -81,5 +81,5 @@ def test_a_killed_worker_is_started_again_and_its_run_ends_as_if_undisturbed(
     assert 10 <= step < STEPS  # it went on from a checkpoint of its own
     assert rows == expected_rows
     same = [key for key in expected_summary if not key.startswith("train.") or key == "train.steps"]
-    for key in set(same) - {"resumed_from", "run_id"}:
+    for key in set(same) - {"resumed_from", "run_id", "memory.peak_bytes"}:
         assert summary[key] == expected_summary[key], key
