@@ -79,12 +79,15 @@ def ended_if_stuck(topology: Topology, timeout: float) -> Iterator[None]:
 
     timer = threading.Timer(timeout + STUCK_SECONDS, end)
     timer.daemon = True
-    if topology.world_size > 1:
-        timer.start()
+    if topology.world_size == 1:
+        yield
+        return
+    timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        timer.join()
 
 
 def absent_ranks(error: RuntimeError, world_size: int, present: Callable[[str], bool]) -> list[int]:
