@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,9 +118,15 @@ GPU = Compute(fixed=0.4e-3, per_image=0.15e-6)
 """Assumed, not measured: 80 kernels of 5 us to launch; 7.2 MFLOP an image at 50 TFLOP/s."""
 
 
-def load(path: Path) -> list[dict[str, Any]]:
-    """The points of one of the files."""
-    return json.loads(path.read_text())["points"]
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The points of steps.py's file: processes, batch, and the median of its runs' seconds."""
+    runs = [json.loads(line) for line in path.read_text().splitlines()]
+    points = dict.fromkeys((run["processes"], run["batch"]) for run in runs)
+    return [
+        {"processes": n, "batch": batch, "seconds": statistics.median(own), "runs": len(own)}
+        for n, batch in points
+        for own in [[run["seconds"] for run in runs if (run["processes"], run["batch"]) == (n, batch)]]
+    ]
 
 
 def check(points: Sequence[dict[str, Any]], compute: Compute, network: Network) -> list[dict[str, Any]]:
@@ -147,10 +154,10 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--allreduce", type=Path, default=RESULTS / "allreduce.json")
-    parser.add_argument("--steps", type=Path, default=RESULTS / "steps.json")
+    parser.add_argument("--steps", type=Path, default=RESULTS / "steps.jsonl")
     options = parser.parse_args()
-    exchanges, steps = load(options.allreduce), load(options.steps)
-    cores = json.loads(options.allreduce.read_text())["machine"]["cores"]
+    measured, steps = json.loads(options.allreduce.read_text()), read_steps(options.steps)
+    exchanges, cores = measured["points"], measured["machine"]["cores"]
 
     compute = fit_compute([(p["batch"], p["seconds"]) for p in steps if p["processes"] == 1])
     # gloo cuts a tensor into two segments a process; smaller ones give too few, and fewer messages than the ring's.

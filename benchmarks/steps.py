@@ -1,6 +1,6 @@
 """Seconds of a training step by batch and number of processes: what `scaling_model.py` is fitted to and checked on.
 
-    python benchmarks/steps.py > steps.json           the table goes to the terminal, JSON to standard output
+    python benchmarks/steps.py >> steps.jsonl         a JSON line a run, at once: it may be stopped, and go on later
 
 The default recipe on processes of one thread, gradients averaged by DistributedDataParallel (`--train.shards=0`). Whole
 runs of the trainer, rounds interleaved; a step's time is the median over a run's rows, evaluations left out. A
@@ -11,23 +11,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from quiet import machine, when_quiet
-from rich.console import Console
-from rich.table import Table
+from quiet import when_quiet
 
-ALONE = [(1, batch) for batch in (16, 32, 64, 128, 256, 512, 1024)]
+ALONE = [(1, batch) for batch in (32, 64, 128, 256, 512, 1024)]
 STRONG = [(2, 256), (4, 256), (8, 256)]  # the same global batch on more processes
-WEAK = [(2, 512), (4, 1024), (8, 2048)]  # 256 images a process
+WEAK = [(2, 512), (4, 1024)]  # 256 images a process
 POINTS = [*ALONE, *STRONG, *WEAK]  # processes, global batch
-IMAGES = 20_000  # of one run, where that is 60 to 300 steps
+IMAGES = 15_000  # of one run, where that is 50 to 200 steps
 OPTIONS = [
     *("--run.device=cpu", "--run.threads=1", "--run.quiet=true", "--tracking.mode=disabled", "--tracking.log_steps=5"),
     *("--data.val_size=0", "--train.precision=no", "--train.shards=0", "--train.epochs=100"),
@@ -36,12 +34,12 @@ OPTIONS = [
 
 def step_seconds(processes: int, batch: int) -> float:
     """Seconds of a step of one run."""
-    steps = max(60, min(300, IMAGES // batch))
+    steps = max(50, min(200, IMAGES // batch))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     with tempfile.TemporaryDirectory(prefix="mnist_dist-") as folder:
         options = [*OPTIONS, f"--train.batch_size={batch}", f"--train.max_steps={steps}", f"--run.dir={folder}/run"]
         command = [sys.executable, *launcher, "-m", "mnist_dist.train", *options]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
     rates = [row["images_per_second"] for row in rows if "images_per_second" in row]
     return batch / statistics.median(rates[2:])  # the first steps warm up
@@ -51,23 +49,10 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    options = parser.parse_args()
-    times: dict[tuple[int, int], list[float]] = {point: [] for point in POINTS}
-    for _ in range(options.rounds):
-        for point, own in times.items():
-            own.append(when_quiet(partial(step_seconds, *point)))
-    found: list[dict[str, Any]] = [
-        {"processes": n, "batch": batch, "seconds": statistics.median(own), "least": min(own), "most": max(own)}
-        for (n, batch), own in times.items()
-    ]
-    table = Table(title=f"a training step, ms: medians of {options.rounds} runs", title_justify="left")
-    for heading in ("processes", "batch", "median", "least", "most"):
-        table.add_column(heading, justify="right")
-    for point in found:
-        cells = [f"{1e3 * point[key]:.2f}" for key in ("seconds", "least", "most")]
-        table.add_row(str(point["processes"]), str(point["batch"]), *cells)
-    Console(stderr=True, highlight=False).print(table)
-    print(json.dumps({"machine": machine(), "rounds": options.rounds, "points": found}, indent=1))
+    for _ in range(parser.parse_args().rounds):
+        for processes, batch in POINTS:
+            seconds = when_quiet(partial(step_seconds, processes, batch))
+            print(json.dumps({"processes": processes, "batch": batch, "seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":
