@@ -75,13 +75,17 @@ def test_each_machine_fetches_the_data_once(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("names", ["known", "debian", "unknown"])
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [accelerate, torchrun_static])
 def test_however_machines_know_their_names(
     launcher: Launcher, names: Names, digits: Path, tmp_path: Path, alone: Path
 ) -> None:
-    """On three machines; where torchrun's c10d knows of no name that leads here, it has to be told who is the host."""
     address = "machine0" if names != "unknown" else "10.9.8.1"
     check(launcher, 3, names, address, digits, tmp_path, alone)
+
+
+@pytest.mark.faults
+def test_c10d_meets_at_an_address_where_names_are_known(digits: Path, tmp_path: Path, alone: Path) -> None:
+    check(torchrun_c10d, 3, "known", "10.9.8.1", digits, tmp_path, alone)
 
 
 def test_three_machines_that_meet_at_a_name(digits: Path, tmp_path: Path, alone: Path) -> None:
