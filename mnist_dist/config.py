@@ -161,8 +161,20 @@ class TrackingConfig:
     """wandb user or team. Empty: the key's own."""
     group: str = ""
     """wandb group, to see several runs as one."""
+    job_type: str = "train"
+    """wandb job type."""
     tags: tuple[str, ...] = ()
     """wandb tags."""
+    notes: str = ""
+    """wandb notes: what this run is for."""
+    share: tuple[Literal["console", "code", "system"], ...] = ()
+    """What else wandb gets: what the run prints, this package's code, the machine's load and memory."""
+    examples: int = bounded(16, low=0, high=100)
+    """Worst mistakes, and fixed samples, that wandb shows at each epoch's end, with maps and filters. 0: none."""
+    histograms: bool = True
+    """Have wandb show histograms of parameters and gradients at each epoch's end."""
+    artifacts: bool = True
+    """Have wandb keep the model with its configuration as an artifact: aliases `latest` and `best`."""
     log_steps: int = bounded(50, low=1)
     """Steps between two rows of training metrics."""
     timeout: float = bounded(30.0, low=1)

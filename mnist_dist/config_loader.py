@@ -182,6 +182,8 @@ def describe(kind: Any) -> str:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is tuple:
         item, *rest = get_args(kind)
+        if get_origin(item) is Literal:
+            return f"a list of some of {', '.join(get_args(item))}, as in [{get_args(item)[0]}]"
         what, example = {str: ("texts", "[a, b]"), float: ("numbers", "[0.9, 0.99]")}[item]
         return f"a list of {'' if rest == [Ellipsis] else f'{len(rest) + 1} '}{what}, as in {example}"
     return {

@@ -156,14 +156,17 @@ def find_checkpoint(path: Path, key: str, warn: Callable[[str], None]) -> Verifi
 def check_same_run(config: Config, saved: Mapping[str, Mapping[str, Any]], checkpoint: Path) -> None:
     """Refuse to go on from a checkpoint with settings that would change what the run computes.
 
+    Settings that the checkpoint does not know yet had their defaults.
+
     Raises:
         UserError: names the settings that differ.
     """
+    before = {section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()}
     differing = [
-        f"{section}.{key}={value!r} (was {repr(saved.get(section, {}).get(key))[:60]})"
+        f"{section}.{key}={value!r} (was {repr(before[section][key])[:60]})"
         for section, values in config.to_dict().items()
         for key, value in values.items()
-        if section != "tracking" and f"{section}.{key}" not in FREE and saved.get(section, {}).get(key) != value
+        if section != "tracking" and f"{section}.{key}" not in FREE and before[section][key] != value
     ]
     if differing:
         raise UserError(

@@ -165,6 +165,10 @@ def test_every_number_that_python_prints_is_read_exactly(number: float) -> None:
         ("--optim.betas=0.9", "optim.betas=0.9 (command line): must be a list of 2 numbers, as in [0.9, 0.99]"),
         ("--optim.betas=0.9,1", "optim.betas=0.9,1 (command line): must be at least 0 and below 1"),
         ("--tracking.tags=[a", "tracking.tags=[a (command line): must be a list of texts, as in [a, b]"),
+        (
+            "--tracking.share=[all]",
+            "tracking.share=[all] (command line): must be a list of some of console, code, system, as in [console]",
+        ),
         ("--tracking.tags=[[a]]", "tracking.tags (command line): must be one value or a flat list of values"),
         ("--run.seed=1.0", "run.seed=1.0 (command line): must be a whole number in plain digits"),
         ("--run.seed=010", "run.seed=010 (command line): must be a whole number in plain digits"),

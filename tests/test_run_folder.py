@@ -246,14 +246,15 @@ def test_of_many_differences_the_first_are_named(tmp_path: Path) -> None:
     assert "data.std" not in str(error.value)
 
 
-def test_settings_that_a_checkpoint_does_not_have_differ(tmp_path: Path) -> None:
+def test_settings_that_a_checkpoint_does_not_know_had_their_defaults(tmp_path: Path) -> None:
     """A checkpoint of another version; and no traceback for one that says nothing."""
     saved = Config().to_dict()
     del saved["optim"]["clip"]
-    with pytest.raises(UserError, match=r"optim\.clip=0\.0 \(was None\)"):
-        check_same_run(Config(), saved, tmp_path)
-    with pytest.raises(UserError, match=r"run\.seed=0 \(was None\)"):
-        check_same_run(Config(), {}, tmp_path)
+    check_same_run(Config(), saved, tmp_path)
+    with pytest.raises(UserError, match=r"optim\.clip=1\.0 \(was 0\.0\)"):
+        check_same_run(Config(optim=OptimConfig(clip=1.0)), saved, tmp_path)
+    with pytest.raises(UserError, match=r"run\.seed=3 \(was 0\)"):
+        check_same_run(Config(run=RunConfig(seed=3)), {}, tmp_path)
 
 
 def test_settings_that_change_nothing_may_change(tmp_path: Path) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_wandb import FAKE_RUN, FAKE_SETTINGS
+from wandb_records import items, read_records
 
 from mnist_dist import wandb_tracker
 from mnist_dist.config import Config, RunConfig, TrackingConfig
@@ -277,30 +276,6 @@ def test_wandb_refuses_and_takes_the_same_names() -> None:
 
 
 # wandb, the real one, offline
-
-
-def read_records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: protocol buffers in a LevelDB log with a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, at, parts = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while at < len(data):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        size, kind = struct.unpack_from("<HB", data, at + 4)  # after a checksum of 4 bytes
-        parts += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # a record's only or last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
-
-
-def items(entries: Any) -> dict[str, Any]:
-    return {entry.key or "/".join(entry.nested_key): json.loads(entry.value_json) for entry in entries}
 
 
 def record_run(folder: Path, config: Config, rows: list[dict[str, Any]], resumed: bool = False) -> Any:
