@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 
@@ -11,6 +12,9 @@ import torch
 from mnist_dist.config import Config
 from mnist_dist.errors import UserError
 from mnist_dist.topology import Topology
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+MOST_MMAP_THRESHOLD = 32 << 20  # glibc refuses more
 
 
 def decide_cpu(config: Config, topology: Topology) -> bool:
@@ -51,10 +55,22 @@ def prepare_machine(config: Config, topology: Topology, shards: int) -> int:
     threads = config.run.threads or topology.default_threads()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate decides, and warns
     torch.set_num_threads(1 if shards else threads)  # with shards, each thread computes one of them
+    keep_freed_memory()
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return threads
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: given back to the system, a step's tensors cost a page fault for each 4 KiB.
+
+    Measured with two threads: a seventh of an fp32 step of a whole batch of 256 (1,700 faults), 2 % with four shards.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries do not have it
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, MOST_MMAP_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def fingerprint(device: torch.device, precision: str) -> dict[str, str]:
