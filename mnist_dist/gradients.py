@@ -151,6 +151,7 @@ class FixedShards:
         self.rows = torch.zeros(runtime.local_shards, size, dtype=content[0].dtype, device=content[0].device)
         self.row_views = [views(row, content) for row in self.rows]
         self.total = torch.zeros_like(self.rows[0])
+        runtime.share_memory(self.rows.nbytes)
         self.gradient_size = sum(parameter.numel() for parameter in self.parameters)
         self.total_views = views(self.total, content)
         self.draws: bool | None = None  # whether the model draws random numbers; unknown before it was seen at work

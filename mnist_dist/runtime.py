@@ -32,6 +32,7 @@ from mnist_dist.lanes import Lanes
 from mnist_dist.lost_peer import joining
 from mnist_dist.roll_call import open_roll_call
 from mnist_dist.routes import choose_interface
+from mnist_dist.shared_rows import SharedRows, open_shared_rows
 from mnist_dist.topology import Topology
 
 T = TypeVar("T")
@@ -65,6 +66,10 @@ class Runtime:
         self.stop_flag = torch.zeros((), dtype=torch.int32)
         self.stop_work: tuple[Any, Tensor] | None = None
         self.control: Any = None
+        self.timeout = timeout.total_seconds()
+        self.memory = contextlib.ExitStack()
+        self.shared: SharedRows | None = None
+        self.asked: bool | None = None  # whether a stop was asked for, where this step's exchange said it already
         if self.world_size > 1:
             # In torch 2.15 the gloo backend can abort a process that exits (`terminate called without an active
             # exception`; seen in 13 of 90 runs of a bare DistributedDataParallel loop): the run would count as failed.
@@ -86,6 +91,7 @@ class Runtime:
     def describe(self) -> dict[str, str]:
         """The resolved topology, for the console."""
         backend = f", {dist.get_backend()}" if self.world_size > 1 else ""
+        backend += " and shared memory" if self.shared else ""
         machines = f" on {self.topology.machines} machine{'s' * (self.topology.machines > 1)}"
         return {
             "launcher": self.topology.describe(),
@@ -151,6 +157,13 @@ class Runtime:
 
     # Exchanges between all processes: every process must call them, in the same order
 
+    def share_memory(self, capacity: int) -> None:
+        """Have exchanges of so many bytes at most go through memory, where all processes share one."""
+        if self.device.type == "cpu" and self.world_size > self.topology.machines == 1:
+            self.shared = open_shared_rows(self.rank, capacity, self.timeout, self.gather)
+            if self.shared is not None:
+                self.memory.callback(self.shared.close)
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place."""
         if self.world_size > 1:
@@ -159,7 +172,9 @@ class Runtime:
 
     def max(self, tensor: Tensor) -> Tensor:
         """The elementwise maximum of a tensor over all processes, in place."""
-        if self.world_size > 1:
+        if self.shared is not None and tensor.nbytes <= self.shared.capacity:
+            tensor.copy_(self.shared.gather(tensor[None]).amax(0))
+        elif self.world_size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
@@ -167,6 +182,10 @@ class Runtime:
         """The rows (n, P) of every process, by rank: (world_size * n, P)."""
         if self.world_size == 1:
             return rows
+        if self.shared is not None and rows.nbytes <= self.shared.capacity:
+            gathered = self.shared.gather(rows, asking=bool(self.stop_flag))
+            self.asked = self.shared.asked
+            return gathered
         gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
         dist.all_gather_into_tensor(gathered, rows)
         return gathered
@@ -234,13 +253,16 @@ class Runtime:
     def should_stop(self) -> bool:
         """Whether any process was asked to stop. Call it once a step, on every process.
 
-        The answer is the one asked for at the previous call, so that the exchange overlaps with the step between; it
-        is the same on every process.
+        The answer is the one that this step's exchange of gradients brought along or, without one, the one asked for at
+        the previous call, so that the exchange overlaps with the step between; it is the same on every process.
         """
         if self.topology.launcher and os.getppid() != self.topology.launcher:
             self.request_stop()  # the launcher was killed and took nobody along: do not train on unseen
         if self.control is None:
             return bool(self.stop_flag)
+        if self.asked is not None:
+            answer, self.asked = self.asked, None
+            return answer
         answer = self.answer()
         flag = self.stop_flag.clone()
         self.stop_work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.control, async_op=True), flag
@@ -279,7 +301,7 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
                 )
             runtime = Runtime(accelerator, topology, threads, shards, timedelta(seconds=config.run.timeout))
             roll_call = open_roll_call(topology, config.run.timeout, runtime.gather)
-        with stop_on_signals(runtime.request_stop), roll_call, runtime.lanes:
+        with stop_on_signals(runtime.request_stop), roll_call, runtime.lanes, runtime.memory:
             yield runtime
             runtime.answer()  # a group that is destroyed with work in flight can abort the process
     finally:
