@@ -3,7 +3,7 @@
     python benchmarks/tracking.py                     one JSON object
 
 Whole runs of the default recipe, rounds interleaved: `--tracking.mode=offline` with everything at its defaults against
-`--tracking.mode=disabled`, and with rows only. `ratio` is of the epochs after the first, during which wandb starts, with
+`--tracking.mode=disabled`, and with rows only. `ratio` is of the epochs after the first (in which wandb starts), with
 what happens between epochs. `whole` has the first epoch in it too.
 """
 

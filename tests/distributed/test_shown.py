@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -12,18 +13,23 @@ import torch
 import torch.nn.functional as F
 from clocks import ROW_CLOCKS
 from harness import run_ranks
+from programs import write_digits
 from rehearsal import image_set
 from shown import ARGUMENTS, Shown, plain, train
 from torch import nn
 
+from mnist_dist import tracking
 from mnist_dist.config_loader import load
 from mnist_dist.data.batches import normalize
 from mnist_dist.data.splits import Splits
+from mnist_dist.errors import EXIT_DONE
 from mnist_dist.evaluation import evaluate
 from mnist_dist.insights import Insights
+from mnist_dist.media import Media
 from mnist_dist.models import ImageClassifier
 from mnist_dist.runtime import start_runtime
 from mnist_dist.topology import read_topology
+from mnist_dist.train import main as program_main
 from mnist_dist.training_state import TrainingState
 
 SIZES = (24 * 5 + 1, 31)
@@ -92,6 +98,30 @@ def test_a_run_that_was_stopped_shows_what_one_that_was_not_does(stop: int, worl
         assert shown[0][2].pop("gradients") == {}
         expected = [(*expected[0][:2], {k: v for k, v in expected[0][2].items() if k != "gradients"}), *expected[1:]]
     assert shown == expected
+
+
+def program(mode: str, arguments: list[str]) -> tuple[int, list[tuple[int, int, bool]]]:
+    """The program on a rank whose environment says offline if it is the main one; what its tracker is given."""
+    os.environ["WANDB_MODE"] = mode if read_topology().is_main else "disabled"
+    shown: list[tuple[int, int, bool]] = []
+
+    class Tracker(tracking.NullTracker):
+        def show(self, step: int, epoch: int, media: Media) -> None:
+            shown.append((step, epoch, bool(media.samples and media.gradients)))
+
+    tracking.open_tracker = lambda *_: Tracker()
+    return program_main(arguments), shown
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_the_main_process_decides_for_all_whether_anything_is_shown(mode: str, tmp_path: Path) -> None:
+    """Whatever the environment of the others says: who did not take part would be missed in the exchange."""
+    (tmp_path / "data").mkdir()
+    write_digits(tmp_path / "data", train=48, test=20)
+    options = [f"--data.root={tmp_path}/data", "--data.source=local", "--data.val_size=0", f"--run.dir={tmp_path}/run"]
+    main, *others = run_ranks(3, program, mode, [*ARGUMENTS, *options, "--run.quiet=true"])
+    assert main == (EXIT_DONE, [(2, 1, True), (4, 2, True)] if mode == "offline" else [])
+    assert others == [(EXIT_DONE, [])] * 2
 
 
 # The mistakes of a net without training, against all that it says
