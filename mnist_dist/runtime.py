@@ -34,6 +34,7 @@ from mnist_dist.roll_call import open_roll_call
 from mnist_dist.routes import choose_interface
 from mnist_dist.shared_rows import SharedRows, open_shared_rows
 from mnist_dist.topology import Topology
+from mnist_dist.waits import Waits
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -63,6 +64,7 @@ class Runtime:
         self.shards = shards
         self.local_shards = max(shards // self.world_size, 1)
         self.lanes = Lanes(min(threads, self.local_shards) if self.device.type == "cpu" else 1)
+        self.waits = Waits()
         self.stop_flag = torch.zeros((), dtype=torch.int32)
         self.stop_work: tuple[Any, Tensor] | None = None
         self.control: Any = None
@@ -135,6 +137,10 @@ class Runtime:
         scaler = self.accelerator.scaler
         return loss if scaler is None else scaler.scale(loss)
 
+    def unscale(self, norm: Tensor) -> Tensor:
+        """The norm of a gradient of what `scale` gave, as if it had not been scaled; does not wait for the device."""
+        return norm if self.accelerator.scaler is None else norm / self.scale(torch.ones_like(norm))
+
     def clip(self, model: nn.Module, limit: float) -> Tensor:
         """Scale the whole gradient down to L2 norm `limit` if it is larger; gives the norm before, on the device."""
         return self.accelerator.clip_grad_norm_(model.parameters(), limit)
@@ -167,15 +173,18 @@ class Runtime:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            with self.waits.exchange():
+                dist.all_reduce(tensor)
         return tensor
 
     def max(self, tensor: Tensor) -> Tensor:
         """The elementwise maximum of a tensor over all processes, in place."""
-        if self.shared is not None and tensor.nbytes <= self.shared.capacity:
-            tensor.copy_(self.shared.gather(tensor[None]).amax(0))
-        elif self.world_size > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        if self.world_size > 1:
+            with self.waits.exchange():
+                if self.shared is not None and tensor.nbytes <= self.shared.capacity:
+                    tensor.copy_(self.shared.gather(tensor[None]).amax(0))
+                else:
+                    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def gather_rows(self, rows: Tensor) -> Tensor:
@@ -183,11 +192,13 @@ class Runtime:
         if self.world_size == 1:
             return rows
         if self.shared is not None and rows.nbytes <= self.shared.capacity:
-            gathered = self.shared.gather(rows, asking=bool(self.stop_flag))
+            with self.waits.exchange():
+                gathered = self.shared.gather(rows, asking=bool(self.stop_flag))
             self.asked = self.shared.asked
             return gathered
         gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
-        dist.all_gather_into_tensor(gathered, rows)
+        with self.waits.exchange():
+            dist.all_gather_into_tensor(gathered, rows)
         return gathered
 
     def broadcast(self, value: T) -> T:
@@ -195,7 +206,8 @@ class Runtime:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        with self.waits.exchange():
+            dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def gather(self, value: T) -> list[T]:
@@ -203,7 +215,8 @@ class Runtime:
         if self.world_size == 1:
             return [value]
         box: list[Any] = [None] * self.world_size
-        dist.all_gather_object(box, value, group=self.control)
+        with self.waits.exchange():
+            dist.all_gather_object(box, value, group=self.control)
         return box
 
     def on_main(self, action: Callable[[], T]) -> T:
@@ -273,7 +286,8 @@ class Runtime:
         if self.stop_work is None:
             return False
         (work, flag), self.stop_work = self.stop_work, None
-        work.wait()
+        with self.waits.exchange():
+            work.wait()
         return bool(flag)
 
 
