@@ -10,6 +10,7 @@ import contextlib
 import json
 import netrc
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,9 @@ from mnist_dist.wandb_tracker import WandbTracker
 Warn = Callable[[str], None]
 
 WANDB_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+WANDB_KEY = re.compile(
+    r"[^-]*-[\w-]{40,}|\w{40,}|[\w-]+\.[\w-]+\.[\w-]+"
+)  # as wandb itself checks it, without a network
 WANDB_SERVERS = {"api.wandb.ai", "api.forge.coreweave.com"}  # wandb's own; newer releases use the second name
 
 
@@ -109,7 +113,7 @@ def check_tracking(config: Config) -> None:
     """Check what wandb would refuse, before training and without wandb or a network.
 
     Raises:
-        UserError: a name that wandb does not take, or online without a key.
+        UserError: a name or a key that wandb does not take, or online without a key.
     """
     tracking = config.tracking
     if set(tracking.project) & set("/\\#?%:") or not 1 <= len(tracking.project) <= 128:
@@ -117,7 +121,12 @@ def check_tracking(config: Config) -> None:
     for tag in tracking.tags:
         if not 1 <= len(tag) <= 64:
             raise UserError(f"tracking.tags: {tag!r} must be 1 to 64 characters")
-    tracking_mode(tracking)
+    key, where = find_key()
+    if tracking_mode(tracking)[0] == "online" and key and not WANDB_KEY.fullmatch(key):
+        raise UserError(
+            f"{where}: is no wandb key (40 or more letters, digits, _ and -, no space or line end);"
+            " mend it, run `wandb login --relogin`, or go offline by --tracking.mode=offline"
+        )
 
 
 def describe_tracking(config: Config) -> str:
@@ -147,28 +156,39 @@ def tracking_mode(tracking: TrackingConfig) -> tuple[str, str]:
 
 
 def has_key() -> bool:
-    """Whether wandb would find a key for its server: in the environment, or in netrc."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
+    """Whether wandb would find a key for its server, or a token that it exchanges for one."""
+    return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or find_key()[0])
+
+
+def find_key() -> tuple[str, str]:
+    """The key that wandb would find for its server, and where: in the environment or in netrc. Empty: none."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key, "WANDB_API_KEY (environment)"
     servers = {server} if (server := wandb_server()) else WANDB_SERVERS
     for path in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
         with contextlib.suppress(OSError, netrc.NetrcParseError, ValueError, RuntimeError):
             hosts = netrc.netrc(str(Path(path).expanduser())).hosts
-            return any(password for host, (_, _, password) in hosts.items() if host in servers)
-    return False
+            return next(((key, path) for host, (_, _, key) in hosts.items() if host in servers and key), ("", ""))
+    return "", ""
 
 
 def wandb_server() -> str:
-    """The host of the wandb server that the environment or wandb's settings file names; empty for wandb's own."""
+    """The host of wandb's server, with its port; empty for wandb's own."""
+    address = wandb_address()
+    with contextlib.suppress(ValueError):
+        return "" if urlsplit(address).netloc in WANDB_SERVERS else urlsplit(address).netloc
+    return address  # no address at all: no key is for it
+
+
+def wandb_address() -> str:
+    """The address of the wandb server that the environment or wandb's settings file names, or of wandb's own."""
     url = os.environ.get("WANDB_BASE_URL", "")
     if not url:
         file = configparser.RawConfigParser()
         with contextlib.suppress(OSError, configparser.Error, ValueError, RuntimeError):
             file.read(Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings")
             url = file.get("default", "base_url", fallback="")
-    with contextlib.suppress(ValueError):
-        return "" if urlsplit(url).netloc in WANDB_SERVERS else urlsplit(url).netloc
-    return url  # no address at all: no key is for it
+    return url.rstrip("/") or "https://api.wandb.ai"
 
 
 # Trackers

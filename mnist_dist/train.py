@@ -19,6 +19,7 @@ from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
 from mnist_dist.software import describe_clocks, software
 from mnist_dist.topology import Topology, resolve_topology, yield_while_waiting
 from mnist_dist.tracking import check_tracking, describe_tracking
+from mnist_dist.wandb_key import KeyCheck
 
 if TYPE_CHECKING:
     from mnist_dist.loop import Loop
@@ -37,13 +38,15 @@ def start(arguments: Sequence[str]) -> int:
         if topology.is_main:
             print_config(loaded.config)
         return EXIT_DONE
+    key = None
     if topology.is_main:
         check_tracking(loaded.config)
+        key = KeyCheck(loaded.config)
     yield_while_waiting()
-    return train(loaded, topology)
+    return train(loaded, topology, key)
 
 
-def train(loaded: Loaded, topology: Topology) -> int:
+def train(loaded: Loaded, topology: Topology, key: KeyCheck | None) -> int:
     """Build one run, in this order: data, processes, checkpoint, model, folder; then train it to its summary."""
     import torch
 
@@ -99,25 +102,27 @@ def train(loaded: Loaded, topology: Topology) -> int:
         if finished and loop.at.step >= loop.last_step:
             console.say(f"{claim.folder} holds this run, finished; --run.resume=never starts it over")
         else:
-            train_to_summary(loop, claim.folder, source, claim.same_run)
+            train_to_summary(loop, claim.folder, source, claim.same_run, key)
         lock.finished = True
     return EXIT_DONE
 
 
-def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run: bool) -> None:
+def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run: bool, key: KeyCheck | None) -> None:
     """Open the records, train, test, and write the summary.
 
     Args:
         loop: at the step to go on from.
         checkpoint: where that came from, if from anywhere.
         same_run: it is this run's own, so that the records go on too.
+        key: what wandb's server says of its key, on the main process.
     """
     from mnist_dist.run_folder import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
     from mnist_dist.summary import summarize
     from mnist_dist.tracking import MetricsFile, open_tracker
 
     config, runtime, console = loop.config, loop.runtime, loop.console
-    facts = {"data": loop.data.describe(), "tracking": describe_tracking(config), "run": str(folder)}
+    recording = key.settle(config, console.warn) if key else config
+    facts = {"data": loop.data.describe(), "tracking": describe_tracking(recording), "run": str(folder)}
     console.header(runtime.describe() | loop.describe() | facts)
     if checkpoint:
         console.say(f"going on from {checkpoint}")
@@ -125,7 +130,7 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     if runtime.is_main:
         write_config(folder, config)
         rows = MetricsFile(folder / METRICS, loop.at.step if same_run else -1, console.warn)
-    tracker = open_tracker(config, folder, loop.run_id, same_run, console.warn, runtime.is_main)
+    tracker = open_tracker(recording, folder, loop.run_id, same_run, console.warn, runtime.is_main)
 
     def record(row: dict[str, Any]) -> None:
         if rows is not None:
