@@ -58,9 +58,12 @@ def train(loaded: Loaded, topology: Topology, key: KeyCheck | None) -> int:
     from mnist_dist.models import create_model
     from mnist_dist.run_folder import begin_run, check_same_run, claim_run_folder
     from mnist_dist.runtime import start_runtime
+    from mnist_dist.transcript import SharedConsole
 
     config = loaded.config
     console = open_console(topology.is_main, config.run.quiet)
+    if "console" in config.tracking.share and topology.is_main and not config.run.quiet:
+        console = SharedConsole(console)
 
     # The data: one process a machine fetches it, before any process waits for another.
     root = resolve_root(config.data.root)
@@ -117,8 +120,9 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
         key: what wandb's server says of its key, on the main process.
     """
     from mnist_dist.run_folder import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
-    from mnist_dist.summary import summarize
+    from mnist_dist.summary import resolved, summarize, versions
     from mnist_dist.tracking import MetricsFile, open_tracker
+    from mnist_dist.transcript import SharedConsole
 
     config, runtime, console = loop.config, loop.runtime, loop.console
     recording = key.settle(config, console.warn) if key else config
@@ -130,7 +134,10 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     if runtime.is_main:
         write_config(folder, config)
         rows = MetricsFile(folder / METRICS, loop.at.step if same_run else -1, console.warn)
-    tracker = open_tracker(recording, folder, loop.run_id, same_run, console.warn, runtime.is_main)
+    known = resolved(loop) | versions()
+    tracker = open_tracker(recording, folder, loop.run_id, same_run, console.warn, runtime.is_main, known)
+    if isinstance(console, SharedConsole):
+        console.share(tracker.say)
 
     def record(row: dict[str, Any]) -> None:
         if rows is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,74 @@ def read_records(path: Path) -> Iterator[Any]:
 def items(entries: Any) -> dict[str, Any]:
     """Keys and values of a history, config or summary record."""
     return {entry.key or "/".join(entry.nested_key): json.loads(entry.value_json) for entry in entries}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What an offline run holds of an artifact."""
+
+    name: str
+    kind: str
+    aliases: list[str]
+    metadata: dict[str, Any]
+    files: dict[str, Path]
+    """Where the content of each file waits to be uploaded."""
+
+
+@dataclass
+class Recorded:
+    """Everything that one segment of an offline run holds."""
+
+    folder: Path
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[Artifact] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)
+    system: list[dict[str, float]] = field(default_factory=list)
+    run: Any = None
+    exit_code: int | None = None
+
+    def logged(self, key: str) -> list[tuple[int, Any]]:
+        """Each value of a key with its global step."""
+        return [(entry["global_step"], entry[key]) for entry in self.history if key in entry]
+
+    def table(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a table that the history names, from its file."""
+        assert value["_type"] == "table-file"
+        table = json.loads((self.folder / "files" / value["path"]).read_text())
+        assert (len(table["columns"]), len(table["data"])) == (value["ncols"], value["nrows"])
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
+def read_run(folder: Path) -> Recorded:
+    """Read a segment of an offline run, by its folder `offline-run-...`."""
+    (file,) = folder.glob("*.wandb")
+    found = Recorded(folder)
+    for record in read_records(file):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            found.history.append(items(record.history.item))
+        elif kind == "summary":
+            found.summary |= items(record.summary.update)
+        elif kind in ("run", "config"):
+            found.run = record.run if kind == "run" else found.run
+            found.config |= items((record.run.config if kind == "run" else record.config).update)
+        elif kind == "metric":
+            found.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "output_raw":
+            found.output.append(record.output_raw.line)
+        elif kind == "stats":
+            found.system.append({item.key: json.loads(item.value_json) for item in record.stats.item})
+        elif kind == "artifact":
+            found.artifacts.append(read_artifact(record.artifact))
+        elif kind == "exit":
+            found.exit_code = record.exit.exit_code
+    return found
+
+
+def read_artifact(record: Any) -> Artifact:
+    """An artifact that waits to be uploaded."""
+    files = {entry.path: Path(entry.local_path) for entry in record.manifest.contents}
+    return Artifact(record.name, record.type, list(record.aliases), json.loads(record.metadata or "{}"), files)
