@@ -49,6 +49,7 @@ PRIVATE = {
     "disable_code": True,
     "disable_git": True,
     "disable_job_creation": True,
+    "program": "mnist_dist",  # else its path
     "x_disable_meta": True,
     "x_disable_machine_info": True,
     "x_disable_stats": True,
@@ -188,7 +189,11 @@ class WandbTracker:
         if self._files is None:
             return ""
         path, folder = shlex.quote(str(self._files)), shlex.quote(str(self._files.parent))
-        upload = f"beta sync --id {self._run_id} {folder}" if self._resumed else f"sync {path}"
+        online = self._mode == "online"  # wandb sync skips such folders, though not all in them was uploaded
+        if self._resumed:
+            upload = f"beta sync {'--no-skip-online ' * online}--id {self._run_id} {folder}"
+        else:
+            upload = f"sync {'--include-online ' * online}{path}"
         return f"wandb, offline: see it with `wandb beta leet {path}`, upload it with `wandb {upload}`"
 
     def _mirror(self, wandb: Any, run: Any) -> None:
@@ -210,7 +215,14 @@ class WandbTracker:
             log(run, summary["train.steps"], time.time(), row_values(wandb, charts, self._config.data.classes))
         if self._config.tracking.artifacts:
             self._keep_models(wandb, run, rows)
-        run.finish(exit_code=exit_code)
+        try:
+            run.finish(exit_code=exit_code)
+            whole = self._mode == "offline" or not upload_failed(self._files)
+        except TimeoutError:
+            whole = False
+        if not whole and not self.hung:
+            self.look = self._how_to_look()
+            self._warn("wandb's server did not take everything; metrics.jsonl has everything")
 
     def _keep_models(self, wandb: Any, run: Any, rows: list[Row]) -> None:
         """Record the newest and the best checkpoint; what cannot be read is said."""
@@ -223,13 +235,22 @@ class WandbTracker:
 
 def settings_for(tracking: TrackingConfig) -> dict[str, Any]:
     """wandb's settings: private but for what is shared."""
-    begin_again = {"init_timeout": tracking.timeout / 2}  # leaves time to begin again offline
-    return PRIVATE | begin_again | (SYSTEM if "system" in tracking.share else {})
+    # Leaves time to begin again offline, and to write down what was not uploaded.
+    in_time = {"init_timeout": tracking.timeout / 2, "finish_timeout": tracking.timeout / 2}
+    return PRIVATE | in_time | {"finish_timeout_raises": True} | (SYSTEM if "system" in tracking.share else {})
 
 
 def log(run: Any, step: int, when: float, values: Mapping[str, Any]) -> None:
     """An entry of the run's history, of its own."""
     run.log({"global_step": step, "_timestamp": when, **values})
+
+
+def upload_failed(files: Path | None) -> bool:
+    """Whether wandb gave up on uploading rows, as on a key that was taken back: it says so in its log alone."""
+    try:
+        return files is not None and b"filestream: fatal error" in (files / "logs" / "debug-internal.log").read_bytes()
+    except OSError:
+        return False
 
 
 def plain_summary(summary: Row) -> dict[str, Any]:
