@@ -22,7 +22,7 @@ from wandb_server import ENTITY, HISTORY, Fault, Run, WandbServer
 from mnist_dist.tracking import WANDB_KEY
 from mnist_dist.train import main
 from mnist_dist.wandb_key import refuses_key
-from mnist_dist.wandb_tracker import wandb_key
+from mnist_dist.wandb_media import wandb_key
 
 pytest.importorskip("wandb")
 
@@ -34,6 +34,7 @@ RECIPE = (
     *("--tracking.log_steps=1", "--tracking.group=g", "--tracking.job_type=j", "--tracking.notes=why"),
     *("--tracking.tags=[one,two]", "--tracking.timeout=60"),
 )
+TOLD = {"groupName": "g", "jobType": "j", "notes": "why", "tags": ["one", "two"]}
 
 
 @pytest.fixture
@@ -100,6 +101,7 @@ def assert_nothing_private(server: WandbServer) -> None:
         assert KEY not in request
         assert SECRET not in request
         assert sys.executable not in request
+        assert str(Path(__file__).parents[1]) not in request
 
 
 # What the server has
@@ -114,21 +116,29 @@ def test_the_server_has_what_the_run_knows(server: WandbServer, data: Path, tmp_
     for key in ("test.accuracy", "test.loss", "weights_sha256", "train.steps"):
         assert told.summary[wandb_key(key)] == summary[key]
     best = max(row["val.accuracy"] for row in read_rows(tmp_path / "run") if "val.accuracy" in row)
-    assert told.summary["val/accuracy"] == {"max": best}
+    assert told.summary["val/accuracy"]["max"] == best
     assert told.exit_codes == [0]
     assert told.config["train"]["batch_size"] == 24
-    assert set(told.config) == {"run", "data", "model", "optim", "train", "tracking", "_wandb"}
-    told_of = {key: told.fields[key] for key in ("project", "displayName", "groupName", "jobType", "notes", "tags")}
-    assert told_of == {
-        "project": "mnist_dist",
-        "displayName": "run",
-        "groupName": "g",
-        "jobType": "j",
-        "notes": "why",
-        "tags": ["one", "two"],
-    }
+    assert set(told.config) == {"run", "data", "model", "optim", "train", "tracking", "facts", "_wandb"}
+    assert set(told.fields) <= {"id", "name", "project", "entity", "displayName", "program", *TOLD}
+    assert {key: told.fields[key] for key in TOLD} == TOLD
     assert f"wandb: {server.url}/{ENTITY}/mnist_dist/runs/{run_id}" in ended.out.splitlines()
+    assert_models(server, run_id, summary["weights_sha256"], tmp_path / "run")
     assert_nothing_private(server)
+    assert not any("/sdk/otel" in request for request in server.requests)  # wandb tells nothing of itself
+
+
+def assert_models(server: WandbServer, run_id: str, digest: str, folder: Path) -> None:
+    """The last model is there whole, as `latest`; so is the best."""
+    models = [each for each in server.artifacts if each.kind == "model"]
+    assert {each.name for each in models} == {f"model-{run_id}"}
+    assert all(each.committed and each.run == run_id for each in models)
+    (latest,) = [each for each in models if "latest" in each.aliases]
+    assert len([each for each in models if "best" in each.aliases]) == 1
+    assert latest.metadata["weights_sha256"] == digest
+    (checkpoint,) = {name.rpartition("/")[0] for name in latest.files if "/" in name}
+    for name in ("config.yaml", f"{checkpoint}/model.safetensors", f"{checkpoint}/manifest.json"):
+        assert latest.files[name] == (folder / name).read_bytes()
 
 
 def stop_early(work: Path, data: Path, *arguments: str) -> int:
@@ -174,7 +184,7 @@ def test_offline_parts_of_a_stopped_run_join_into_one(server: WandbServer, data:
 # A server that fails
 
 OFFLINE = r"wandb cannot go online \(.*\); this run is recorded offline"
-GIVEN_UP = r"wandb did not finish within 6 s and was stopped; metrics.jsonl has everything"
+GIVEN_UP = r"wandb's server did not take everything; metrics.jsonl has everything"
 FAULTS = {
     "500s for a while": (Fault(times=3), None),
     "500s for ever": (Fault(), OFFLINE),

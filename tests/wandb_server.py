@@ -267,6 +267,10 @@ class WandbServer:
         lines = {"historyLineCount": len(run.lines.get(HISTORY, {})), "config": told.get("config") or "{}"}
         return {"upsertBucket": {"bucket": bucket | lines | {"project": project}, "inserted": inserted}}
 
+    def query_ArtifactType(self, asked: dict[str, Any]) -> dict[str, Any]:
+        kinds = [each.kind for each in self.artifacts if each.name == asked["name"].partition(":")[0]]
+        return {"project": {"artifact": {"artifactType": {"name": kinds[0]}} if kinds else None}}
+
     def mutation_CreateRunFiles(self, told: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/run-files/{told['run']}/{name}"} for name in told["files"]]
         return {"createRunFiles": {"runID": told["run"], "uploadHeaders": [], "files": files}}
