@@ -160,10 +160,10 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     finally:
         console.close()
         tracker.finish(summary, code)
+        if tracker.look:
+            console.say(tracker.look)
     if runtime.is_main:
         write_summary(folder, summary)
-    if tracker.look:
-        console.say(tracker.look)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
 
 
