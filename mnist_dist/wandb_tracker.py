@@ -189,11 +189,10 @@ class WandbTracker:
         if self._files is None:
             return ""
         path, folder = shlex.quote(str(self._files)), shlex.quote(str(self._files.parent))
-        online = self._mode == "online"  # wandb sync skips such folders, though not all in them was uploaded
-        if self._resumed:
-            upload = f"beta sync {'--no-skip-online ' * online}--id {self._run_id} {folder}"
+        if self._mode == "online":  # wandb sync skips such folders unasked, though not all in them was uploaded
+            upload = f"sync --include-online {path}"
         else:
-            upload = f"sync {'--include-online ' * online}{path}"
+            upload = f"beta sync --id {self._run_id} {folder}" if self._resumed else f"sync {path}"
         return f"wandb, offline: see it with `wandb beta leet {path}`, upload it with `wandb {upload}`"
 
     def _mirror(self, wandb: Any, run: Any) -> None:
