@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ RECIPE = (
     *("--tracking.log_steps=1", "--tracking.group=g", "--tracking.job_type=j", "--tracking.notes=why"),
     *("--tracking.tags=[one,two]", "--tracking.timeout=60"),
 )
+PLAIN = ("--tracking.examples=0", "--tracking.histograms=false", "--tracking.artifacts=false")  # rows only: quicker
+LONG = (*PLAIN, "--train.epochs=100", "--train.batch_size=2")
 TOLD = {"groupName": "g", "jobType": "j", "notes": "why", "tags": ["one", "two"]}
 
 
@@ -59,6 +61,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def much(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More than is learned from before a run of LONG is stopped."""
+    folder = tmp_path_factory.mktemp("much")
+    write_digits(folder, train=30 + 20_000, test=50)
+    return folder
+
+
 def train(work: Path, data: Path, *arguments: str, code: int = 0) -> Ended:
     """A whole run in a process of its own, which leaves no process behind."""
     work.mkdir(exist_ok=True)
@@ -79,17 +89,26 @@ def upload(ended: Ended, work: Path) -> None:
     assert done.code == 0, done.err
 
 
-def assert_mirrored(run: Run, folder: Path) -> None:
-    """The server's history is that of metrics.jsonl: the same rows in the same order, each sent once."""
+def assert_mirrored(run: Run, folder: Path, resent: bool = False) -> None:
+    """The server's history is that of metrics.jsonl: the same rows in the same order, each sent once.
+
+    Args:
+        resent: rows may have come twice, as the same step of wandb's with the same values.
+    """
     rows = [
         {"global_step": row["step"], "_timestamp": row["time"]}
         | {wandb_key(k): v for k, v in row.items() if k not in ("step", "time") and not isinstance(v, list)}
         for row in read_rows(folder)
     ]
+    history = run.history
+    if resent:
+        steps = {each["_step"]: each for each in history}
+        assert [steps[each["_step"]] for each in history] == history
+        history = list(steps.values())
     keys = {key for row in rows for key in row} - {"global_step", "_timestamp", "epoch"}
-    shown = [each for each in run.history if keys & set(each)]  # what holds pictures only may stand between
+    shown = [each for each in history if keys & set(each)]  # what holds pictures only may stand between
     assert [{key: each.get(key) for key in row} for each, row in zip(shown, rows, strict=True)] == rows
-    assert [each["_step"] for each in run.history] == list(range(len(run.history)))
+    assert [each["_step"] for each in history] == list(range(len(history)))
     sent = [number for name, number in run.sent if name == HISTORY]
     assert sent == sorted(set(sent))
 
@@ -141,25 +160,28 @@ def assert_models(server: WandbServer, run_id: str, digest: str, folder: Path) -
         assert latest.files[name] == (folder / name).read_bytes()
 
 
-def stop_early(work: Path, data: Path, *arguments: str) -> int:
-    """Start a long run, stop it by SIGTERM, and give the step that its checkpoint is of."""
+def stop_early(
+    work: Path, data: Path, *arguments: str, meanwhile: Callable[[], object] = lambda: None
+) -> tuple[int, Ended]:
+    """Start a long run, stop it by SIGTERM, and give the step that its checkpoint is of, and how it ended."""
     work.mkdir(exist_ok=True)
-    command = [*RECIPE, f"--data.root={data}", "--train.epochs=2000", *arguments]
+    command = [*RECIPE, *LONG, f"--data.root={data}", *arguments]
     with started(command, work=work) as (program,):
         program.wait_for_line("step 6/")
+        meanwhile()
         program.signal(signal.SIGTERM)
         ended = program.end()
         assert program.family() == []
     assert ended.code == 3, ended.err
     newest = max((work / "run" / "checkpoints").iterdir())
-    return int(newest.name.removeprefix("step-"))
+    return int(newest.name.removeprefix("step-")), ended
 
 
-def test_a_stopped_run_goes_on_as_the_same_run(server: WandbServer, data: Path, tmp_path: Path) -> None:
-    step = stop_early(tmp_path, data)
+def test_a_stopped_run_goes_on_as_the_same_run(server: WandbServer, much: Path, tmp_path: Path) -> None:
+    step, _ = stop_early(tmp_path, much)
     (told,) = server.runs.values()
     assert_mirrored(told, tmp_path / "run")
-    ended = train(tmp_path, data, "--train.epochs=2000", f"--train.max_steps={step + 6}")
+    ended = train(tmp_path, much, *LONG, f"--train.max_steps={step + 6}")
     assert warnings(ended) == []
     assert list(server.runs.values()) == [told]
     assert told.exit_codes == [3, 0]
@@ -168,10 +190,10 @@ def test_a_stopped_run_goes_on_as_the_same_run(server: WandbServer, data: Path, 
     assert told.fields["tags"] == ["one", "two"]
 
 
-def test_offline_parts_of_a_stopped_run_join_into_one(server: WandbServer, data: Path, tmp_path: Path) -> None:
+def test_offline_parts_of_a_stopped_run_join_into_one(server: WandbServer, much: Path, tmp_path: Path) -> None:
     offline = "--tracking.mode=offline"
-    step = stop_early(tmp_path, data, offline)
-    ended = train(tmp_path, data, "--train.epochs=2000", f"--train.max_steps={step + 6}", offline)
+    step, _ = stop_early(tmp_path, much, offline)
+    ended = train(tmp_path, much, *LONG, f"--train.max_steps={step + 6}", offline)
     assert server.requests == []
     upload(ended, tmp_path)
     (told,) = server.runs.values()
@@ -191,8 +213,6 @@ FAULTS = {
     "500s for rows": (Fault(at="file_stream"), GIVEN_UP),
     "never answers": (Fault("hold"), OFFLINE),
     "never takes rows": (Fault("hold", at="file_stream"), GIVEN_UP),
-    "drops every connection": (Fault("drop"), OFFLINE),
-    "drops every row": (Fault("drop", at='"global_step'), GIVEN_UP),
     "gone at the end": (Fault("drop", at='"complete":true'), GIVEN_UP),
     "takes the key back": (Fault(status=401, at="file_stream"), GIVEN_UP),
     "refuses the project": (Fault(status=403, at="UpsertBucket"), OFFLINE),
@@ -234,7 +254,7 @@ def assert_unchanged(name: str, server: WandbServer, data: Path, without: tuple[
     """The same weights and rows, one line of warning at most, no long wait; the server gets all once it is well."""
     fault, warning = FAULTS[name]
     server.fault, start = replace(fault), time.monotonic()
-    ended = train(work, data, "--train.epochs=2", f"--tracking.timeout={6 if warning else 60}")
+    ended = train(work, data, *PLAIN, "--train.epochs=2", f"--tracking.timeout={6 if warning else 60}")
     assert time.monotonic() - start < 2 * without[0] + 6 + 20
     assert outcome(work / "run") == without[1]
     if warning:
@@ -250,6 +270,7 @@ def assert_unchanged(name: str, server: WandbServer, data: Path, without: tuple[
     assert_nothing_private(server)
 
 
+@pytest.mark.faults
 def test_a_server_that_is_gone_leaves_a_run_that_another_takes(
     server: WandbServer, data: Path, without: tuple[float, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +284,7 @@ def test_a_server_that_is_gone_leaves_a_run_that_another_takes(
         assert_mirrored(*other.runs.values(), tmp_path / "run")
 
 
+@pytest.mark.faults
 def test_a_slow_server_gets_everything(
     server: WandbServer, data: Path, without: tuple[float, Any], tmp_path: Path
 ) -> None:
@@ -276,6 +298,37 @@ def test_a_slow_server_gets_everything(
     assert (ended.code, ended.err) == (0, "")
     assert outcome(tmp_path / "run") == without[1]
     assert_mirrored(*server.runs.values(), tmp_path / "run")
+
+
+@pytest.mark.faults
+def test_a_server_that_is_lost_in_mid_run_gets_the_rest_later(
+    server: WandbServer, much: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.2")
+
+    def lose() -> None:
+        server.wait_for(lambda: any(len(told.history) > 5 for told in server.runs.values()))
+        server.fault = Fault("drop", at="file_stream")
+
+    _, ended = stop_early(tmp_path, much, "--tracking.timeout=6", meanwhile=lose)
+    assert len(*(told.history for told in server.runs.values())) < len(read_rows(tmp_path / "run"))
+    server.fault = None
+    upload(ended, tmp_path)
+    assert_mirrored(*server.runs.values(), tmp_path / "run", resent=True)
+
+
+@pytest.mark.faults
+def test_the_stop_button_in_the_browser_stops_with_a_checkpoint(
+    server: WandbServer, much: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.2")
+    server.stopped = True
+    ended = train(tmp_path, much, *LONG, "--tracking.log_steps=500", code=3)  # wandb asks every 15 s
+    assert "stopped" in ended.err
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+    (told,) = server.runs.values()
+    assert told.exit_codes == [3]
+    assert_mirrored(told, tmp_path / "run")
 
 
 # A key that is wrong

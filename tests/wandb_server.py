@@ -99,6 +99,8 @@ class WandbServer:
         self.unknown: set[str] = set()
         """Requests that it has no answer for, and its own mistakes."""
         self.fault: Fault | None = None
+        self.stopped = False
+        """Whether somebody pressed the stop button in the browser."""
         self.changed = threading.Condition()
         self._released, self._gone = threading.Event(), False
         server = self
@@ -201,7 +203,7 @@ class WandbServer:
                 return 200, {"data": method(asked.get("variables") or {})}
         elif parts[0] == "files" and parts[-1] == "file_stream":
             self.stream(self.runs[parts[3]], json.loads(body))
-            return 200, {}
+            return 200, {"stopped": self.stopped}
         elif parts[0] == "run-files":
             self.runs[parts[1]].files["/".join(parts[2:])] = body
             return 200, {}
