@@ -19,6 +19,9 @@ from clocks import ROW_CLOCKS
 from programs import Ended, read_rows, run, started, write_digits
 from wandb_server import ENTITY, HISTORY, Fault, Run, WandbServer
 
+from mnist_dist.commands.checkup import NOTE, OK, check_wandb
+from mnist_dist.config_loader import load
+from mnist_dist.topology import Topology
 from mnist_dist.tracking import WANDB_KEY
 from mnist_dist.train import main
 from mnist_dist.wandb_key import refuses_key
@@ -386,3 +389,13 @@ def test_only_a_clear_answer_is_a_refusal(server: WandbServer, fault: Fault) -> 
     server.go_away()
     assert not refuses_key(server.url, KEY)
     assert not refuses_key("http://[", KEY)
+
+
+def test_the_doctor_asks_whether_the_key_is_taken(server: WandbServer) -> None:
+    config = load(["--tracking.mode=online"]).config
+    assert check_wandb(config, Topology()).verdict == OK
+    server.fault = Fault(status=401)
+    found = check_wandb(config, Topology())
+    assert found.verdict == NOTE
+    assert found.found.endswith(f"{server.url} does not take the key of WANDB_API_KEY (environment)")
+    assert KEY not in found.found + found.advice
