@@ -60,6 +60,7 @@ class Recorded:
     output: list[str] = field(default_factory=list)
     system: list[dict[str, float]] = field(default_factory=list)
     run: Any = None
+    environment: Any = None
     exit_code: int | None = None
 
     def logged(self, key: str) -> list[tuple[int, Any]]:
@@ -105,6 +106,8 @@ def read_run(folder: Path) -> Recorded:
             found.output.append(record.output_logger.line)
         elif kind == "stats":
             found.system.append({item.key: json.loads(item.value_json) for item in record.stats.item})
+        elif kind == "environment":
+            found.environment = record.environment
         elif kind == "artifact":
             found.artifacts.append(read_artifact(record.artifact))
         elif kind == "exit":

@@ -64,6 +64,7 @@ def media(seed: int) -> Media:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """Rows and media of two steps, and a summary."""
     confusion = [[10 * (i == j) + (i == 4 and j == 9) for j in range(10)] for i in range(10)]
+    train = {"epoch__train__recall": [1.0] * 10, "epoch__train__confusion": confusion, "epoch__train__loss": 0.5}
     details = {"val__recall": [0.5, math.nan] + [1.0] * 8, "val__precision": [0.25] * 10, "val__confusion": confusion}
     test = {"test.recall": [0.75] * 10, "test.precision": [1.0] * 10, "test.confusion": confusion}
     return record(
@@ -71,14 +72,15 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
         row(50, val__accuracy=0.9, **details),
         ("show", (50, 1, media(0))),
         row(100, val__accuracy=0.8, **details),
+        row(100, **train),
         ("show", (100, 2, media(1))),
         summary={"train.steps": 100, "test.accuracy": 0.75, **test},
     )
 
 
 def test_rows_and_media_of_a_step_are_entries_of_their_own(shown: Recorded) -> None:
-    assert [entry["global_step"] for entry in shown.history] == [50, 50, 100, 100, 100]
-    assert [entry["_step"] for entry in shown.history] == [0, 1, 2, 3, 4]
+    assert [entry["global_step"] for entry in shown.history] == [50, 50, 100, 100, 100, 100]
+    assert [entry["_step"] for entry in shown.history] == [0, 1, 2, 3, 4, 5]
     assert shown.logged("val/accuracy") == [(50, 0.9), (100, 0.8)]
     assert [step for step, _ in shown.logged("mistakes")] == [50, 100]
     assert shown.metrics["*"].step_metric == "global_step"
@@ -99,6 +101,11 @@ def test_bars_of_each_class(shown: Recorded, split: str, steps: list[int]) -> No
     chart = shown.config["_wandb"]["visualize"][f"{split}/recall"]
     assert chart["panel_config"]["panelDefId"] == "wandb/bar/v0"
     assert chart["panel_config"]["fieldSettings"] == {"label": "class", "value": "recall"}
+
+
+def test_an_epochs_training_has_numbers_alone(shown: Recorded) -> None:
+    assert shown.logged("epoch/train/loss") == [(100, 0.5)]
+    assert not [key for entry in shown.history for key in entry if key.startswith("epoch/train") and "table" in key]
 
 
 def test_confusion_matrix(shown: Recorded) -> None:
