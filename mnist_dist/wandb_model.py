@@ -47,7 +47,7 @@ def model_artifacts(
         return
     newest = kept[-1]
     best = json.loads((newest / "state.json").read_bytes())["position"]["best"].get("step")
-    for checkpoint in kept:  # the newest last: wandb itself calls the last one `latest`
+    for checkpoint in kept:  # the newest last: wandb calls each one `latest`, until the next
         aliases = ["best"] * (step_of(checkpoint) == best) + ["latest"] * (checkpoint == newest)
         if aliases:
             final = summary if checkpoint == newest else {}

@@ -44,6 +44,7 @@ PRIVATE = {
     "silent": True,
     "quiet": True,
     "console": "off",
+    "host": "",
     "symlink": False,
     "save_code": False,
     "disable_code": True,
@@ -55,7 +56,7 @@ PRIVATE = {
     "x_disable_stats": True,
     "x_save_requirements": False,
 }
-SYSTEM = {"x_disable_stats": False, "x_stats_sampling_interval": 5.0}
+SYSTEM = {"x_disable_stats": False, "x_disable_machine_info": False, "x_stats_sampling_interval": 5.0}
 Warn = Callable[[str], None]
 CODE = Path(__file__).parent
 
