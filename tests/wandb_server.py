@@ -210,7 +210,7 @@ class WandbServer:
         elif parts[0] == "artifact-files":
             self.artifacts[int(parts[1])].files["/".join(parts[2:])] = body
             return 200, {}
-        elif parts == ["healthz"] or parts[:2] == ["sdk", "otel"]:  # the latter: what wandb's commands tell of themselves
+        elif parts == ["healthz"] or parts[:2] == ["sdk", "otel"]:  # or what wandb's commands tell of themselves
             return 200, {}
         self.unknown.add(f"{path} {body[:300].decode(errors='replace')}")
         return 200, {"errors": [{"message": "the stand-in does not know this"}]}
