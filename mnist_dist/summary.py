@@ -39,14 +39,7 @@ def summarize(loop: Loop, test: Metrics, resumed_from: Path | None) -> dict[str,
             "train.skipped_steps": at.skipped + at.left_out,
             "train.rollbacks": at.rollbacks,
             "memory.peak_bytes": max(runtime.gather(peak_memory(runtime.device))),
-            "world_size": runtime.world_size,
-            "machines": runtime.topology.machines,
-            "device": runtime.device_name,
-            "threads": runtime.threads,
-            "shards": runtime.shards,
-            "precision": runtime.precision,
-            "model.name": loop.config.model.name,
-            "model.parameters": count_parameters(loop.raw),
+            **resolved(loop),
             "weights_sha256": weights_sha256(loop.network),
             "resumed_from": str(resumed_from) if resumed_from else None,
             "run_id": loop.run_id,
@@ -54,6 +47,21 @@ def summarize(loop: Loop, test: Metrics, resumed_from: Path | None) -> dict[str,
         | versions()
         | test.details("test")
     )
+
+
+def resolved(loop: Loop) -> dict[str, Any]:
+    """What the run's processes, machine and model turned out to be."""
+    runtime = loop.runtime
+    return {
+        "world_size": runtime.world_size,
+        "machines": runtime.topology.machines,
+        "device": runtime.device_name,
+        "threads": runtime.threads,
+        "shards": runtime.shards,
+        "precision": runtime.precision,
+        "model.name": loop.config.model.name,
+        "model.parameters": count_parameters(loop.raw),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import netrc
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,9 @@ from mnist_dist.wandb_tracker import WandbTracker
 Warn = Callable[[str], None]
 
 WANDB_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+# A key as wandb checks it without a network
+WANDB_KEY = re.compile(r"[^-]*-[\w-]{40,}|\w{40,}|[\w-]+\.[\w-]+\.[\w-]+")
+NAME = "1 to 128 characters, none of them / \\ # ? % :"  # what is part of addresses may be
 WANDB_SERVERS = {"api.wandb.ai", "api.forge.coreweave.com"}  # wandb's own; newer releases use the second name
 
 
@@ -107,18 +111,33 @@ def append(path: Path, data: bytes) -> None:
 
 
 def check_tracking(config: Config) -> None:
-    """Check what wandb would refuse, before training and without wandb or a network.
+    """Check what wandb or its server would refuse, before training and without wandb or a network.
 
     Raises:
-        UserError: a name that wandb does not take, or online without a key.
+        UserError: a name or a key that wandb does not take, or online without a key.
     """
     tracking = config.tracking
-    if set(tracking.project) & set("/\\#?%:") or not 1 <= len(tracking.project) <= 128:
-        raise UserError(f"tracking.project={tracking.project}: must be 1 to 128 characters, none of them / \\ # ? % :")
+    if not is_name(tracking.project):
+        raise UserError(f"tracking.project={tracking.project!r}: must be {NAME}")
+    if tracking.entity and not is_name(tracking.entity):
+        raise UserError(f"tracking.entity={tracking.entity!r}: must be a user's or a team's name alone, {NAME}")
     for tag in tracking.tags:
         if not 1 <= len(tag) <= 64:
             raise UserError(f"tracking.tags: {tag!r} must be 1 to 64 characters")
-    tracking_mode(tracking)
+    for key, most in (("group", 128), ("job_type", 64)):  # the server's limits: too late when it is asked
+        if len(getattr(tracking, key)) > most:
+            raise UserError(f"tracking.{key}={getattr(tracking, key)!r}: must be {most} characters at most")
+    key, where = find_key()
+    if tracking_mode(tracking)[0] == "online" and key and not WANDB_KEY.fullmatch(key):
+        raise UserError(
+            f"{where}: is no wandb key (40 or more letters, digits, _ and -, no space or line end);"
+            " mend it, run `wandb login --relogin`, or go offline by --tracking.mode=offline"
+        )
+
+
+def is_name(name: str) -> bool:
+    """Whether wandb takes this name of a project, a user or a team."""
+    return 1 <= len(name) <= 128 and name.isprintable() and not set(name) & set("/\\#?%:")
 
 
 def describe_tracking(config: Config) -> str:
@@ -148,35 +167,46 @@ def tracking_mode(tracking: TrackingConfig) -> tuple[str, str]:
 
 
 def has_key() -> bool:
-    """Whether wandb would find a key for its server: in the environment, or in netrc."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
+    """Whether wandb would find a key for its server, or a token that it exchanges for one."""
+    return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or find_key()[0])
+
+
+def find_key() -> tuple[str, str]:
+    """The key that wandb would find for its server, and where: in the environment or in netrc. Empty: none."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key, "WANDB_API_KEY (environment)"
     servers = {server} if (server := wandb_server()) else WANDB_SERVERS
     for path in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
         with contextlib.suppress(OSError, netrc.NetrcParseError, ValueError, RuntimeError):
             hosts = netrc.netrc(str(Path(path).expanduser())).hosts
-            return any(password for host, (_, _, password) in hosts.items() if host in servers)
-    return False
+            return next(((key, path) for host, (_, _, key) in hosts.items() if host in servers and key), ("", ""))
+    return "", ""
 
 
 def wandb_server() -> str:
-    """The host of the wandb server that the environment or wandb's settings file names; empty for wandb's own."""
+    """The host of wandb's server, with its port; empty for wandb's own."""
+    address = wandb_address()
+    with contextlib.suppress(ValueError):
+        return "" if urlsplit(address).netloc in WANDB_SERVERS else urlsplit(address).netloc
+    return address  # no address at all: no key is for it
+
+
+def wandb_address() -> str:
+    """The address of the wandb server that the environment or wandb's settings file names, or of wandb's own."""
     url = os.environ.get("WANDB_BASE_URL", "")
     if not url:
         file = configparser.RawConfigParser()
         with contextlib.suppress(OSError, configparser.Error, ValueError, RuntimeError):
             file.read(Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings")
             url = file.get("default", "base_url", fallback="")
-    with contextlib.suppress(ValueError):
-        return "" if urlsplit(url).netloc in WANDB_SERVERS else urlsplit(url).netloc
-    return url  # no address at all: no key is for it
+    return url.rstrip("/") or "https://api.wandb.ai"
 
 
 # Trackers
 
 
 class Tracker(Protocol):
-    """What mirrors the rows of metrics.jsonl elsewhere. No method ever raises."""
+    """What mirrors the rows of metrics.jsonl elsewhere, and shows what is no number. No method ever raises."""
 
     @property
     def hung(self) -> bool:
@@ -190,7 +220,10 @@ class Tracker(Protocol):
         """Take a row of metrics.jsonl. Returns at once."""
 
     def show(self, step: int, epoch: int, media: Media) -> None:
-        """Take what is shown of a step. Returns at once."""
+        """Take what is shown of a step of an epoch, from 1. Returns at once."""
+
+    def say(self, line: str) -> None:
+        """Take a line that the run prints. Returns at once."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Take the run's summary and wait until everything is recorded, tracking.timeout seconds at most."""
@@ -208,11 +241,22 @@ class NullTracker:
     def show(self, step: int, epoch: int, media: Media) -> None:
         """Nothing."""
 
+    def say(self, line: str) -> None:
+        """Nothing."""
+
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Nothing."""
 
 
-def open_tracker(config: Config, folder: Path, run_id: str, resumed: bool, warn: Warn, is_main: bool) -> Tracker:
+def open_tracker(
+    config: Config,
+    folder: Path,
+    run_id: str,
+    resumed: bool,
+    warn: Warn,
+    is_main: bool,
+    facts: Mapping[str, Any] | None = None,
+) -> Tracker:
     """The tracker that the configuration asks for.
 
     Args:
@@ -220,6 +264,9 @@ def open_tracker(config: Config, folder: Path, run_id: str, resumed: bool, warn:
         run_id: the same for all segments of a run that was resumed.
         resumed: whether this is not the first of them.
         warn: takes one line; called from another thread.
+        facts: what the configuration does not say and runs are worth filtering by, with dotted keys.
     """
     mode = tracking_mode(config.tracking)[0] if is_main else "disabled"
-    return NullTracker() if mode == "disabled" else WandbTracker(config, folder, run_id, resumed, mode, warn)
+    if mode == "disabled":
+        return NullTracker()
+    return WandbTracker(config, folder, run_id, resumed, mode, warn, facts or {})

@@ -19,6 +19,7 @@ from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
 from mnist_dist.software import describe_clocks, software
 from mnist_dist.topology import Topology, resolve_topology, yield_while_waiting
 from mnist_dist.tracking import check_tracking, describe_tracking, tracking_mode
+from mnist_dist.wandb_key import KeyCheck
 
 if TYPE_CHECKING:
     from mnist_dist.loop import Loop
@@ -38,13 +39,15 @@ def start(arguments: Sequence[str]) -> int:
         if topology.is_main:
             print_config(loaded.config)
         return EXIT_DONE
+    key = None
     if topology.is_main:
         check_tracking(loaded.config)
+        key = KeyCheck(loaded.config)
     yield_while_waiting()
-    return train(loaded, topology)
+    return train(loaded, topology, key)
 
 
-def train(loaded: Loaded, topology: Topology) -> int:
+def train(loaded: Loaded, topology: Topology, key: KeyCheck | None) -> int:
     """Build one run, in this order: data, processes, checkpoint, model, folder; then train it to its summary."""
     import torch
 
@@ -56,9 +59,12 @@ def train(loaded: Loaded, topology: Topology) -> int:
     from mnist_dist.models import create_model
     from mnist_dist.run_folder import begin_run, check_same_run, claim_run_folder
     from mnist_dist.runtime import start_runtime
+    from mnist_dist.transcript import SharedConsole
 
     config = loaded.config
     console = open_console(topology.is_main, config.run.quiet)
+    if "console" in config.tracking.share and topology.is_main and not config.run.quiet:
+        console = SharedConsole(console)
 
     # The data: one process a machine fetches it, before any process waits for another.
     root = resolve_root(config.data.root)
@@ -100,26 +106,29 @@ def train(loaded: Loaded, topology: Topology) -> int:
         if finished and loop.at.step >= loop.last_step:
             console.say(f"{claim.folder} holds this run, finished; --run.resume=never starts it over")
         else:
-            train_to_summary(loop, claim.folder, source, claim.same_run)
+            train_to_summary(loop, claim.folder, source, claim.same_run, key)
         lock.finished = True
     return EXIT_DONE
 
 
-def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run: bool) -> None:
+def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run: bool, key: KeyCheck | None) -> None:
     """Open the records, train, test, and write the summary.
 
     Args:
         loop: at the step to go on from.
         checkpoint: where that came from, if from anywhere.
         same_run: it is this run's own, so that the records go on too.
+        key: what wandb's server says of its key, on the main process.
     """
     from mnist_dist.insights import Insights
     from mnist_dist.run_folder import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
-    from mnist_dist.summary import summarize
+    from mnist_dist.summary import resolved, summarize, versions
     from mnist_dist.tracking import MetricsFile, open_tracker
+    from mnist_dist.transcript import SharedConsole
 
     config, runtime, console = loop.config, loop.runtime, loop.console
-    described = describe_tracking(config) if runtime.is_main else ""  # others may not have the key that it tells of
+    recording = key.settle(config, console.warn) if key else config
+    described = describe_tracking(recording) if runtime.is_main else ""  # others may not have the key that it tells of
     facts = {"data": loop.data.describe(), "tracking": described, "run": str(folder)}
     console.header(runtime.describe() | loop.describe() | facts)
     if checkpoint:
@@ -128,9 +137,12 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     if runtime.is_main:
         write_config(folder, config)
         rows = MetricsFile(folder / METRICS, loop.at.step if same_run else -1, console.warn)
-    shows = shows_media(config, runtime)
-    tracker = open_tracker(config, folder, loop.run_id, same_run, console.warn, runtime.is_main)
+    known = resolved(loop) | versions()
+    shows = shows_media(config, recording, runtime)
+    tracker = open_tracker(recording, folder, loop.run_id, same_run, console.warn, runtime.is_main, known)
     insights = Insights(loop.state, loop.data, config, tracker.show) if shows else None
+    if isinstance(console, SharedConsole):
+        console.share(tracker.say)
 
     def record(row: dict[str, Any]) -> None:
         if rows is not None:
@@ -153,19 +165,24 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     finally:
         console.close()
         tracker.finish(summary, code)
+        if tracker.look:
+            console.say(tracker.look)
     if runtime.is_main:
         write_summary(folder, summary)
-    if tracker.look:
-        console.say(tracker.look)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
 
 
-def shows_media(config: Config, runtime: Runtime) -> bool:
-    """Whether there is a tracker that shows more than rows: the main process knows, and all compute it together."""
+def shows_media(config: Config, recording: Config, runtime: Runtime) -> bool:
+    """Whether there is a tracker that shows more than rows: the main process knows, and all compute it together.
+
+    Args:
+        config: the same on all processes.
+        recording: with the tracking that the main process settled on.
+    """
     tracking = config.tracking
     if tracking.mode == "disabled" or not (tracking.examples or tracking.histograms):
         return False
-    return runtime.broadcast(runtime.is_main and tracking_mode(tracking)[0] != "disabled")
+    return runtime.broadcast(runtime.is_main and tracking_mode(recording.tracking)[0] != "disabled")
 
 
 def warn_of_other_machine(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:

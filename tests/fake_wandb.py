@@ -15,4 +15,9 @@ FAKE_RUN = """
         def log(self, row): pass
         def finish(self, exit_code): pass
     def init(**kwargs): return Run()
+    def __getattr__(name):  # tables, charts, images
+        if name.startswith("__"):
+            raise AttributeError(name)
+        from unittest.mock import MagicMock
+        return MagicMock()
 """

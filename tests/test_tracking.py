@@ -18,6 +18,7 @@ from wandb_records import items, read_records
 from mnist_dist import wandb_tracker
 from mnist_dist.config import Config, RunConfig, TrackingConfig
 from mnist_dist.errors import UserError
+from mnist_dist.media import Media
 from mnist_dist.tracking import (
     MetricsFile,
     NullTracker,
@@ -319,7 +320,7 @@ def test_wandb_mirrors_rows_configuration_and_summary(tmp_path: Path, offline: C
     (run,) = [record.run for record in records if record.HasField("run")]
     recorded = items(run.config.update)
     recorded.pop("_wandb", None)
-    assert recorded == offline.to_dict()
+    assert recorded == offline.to_dict() | {"facts": {}}
     assert (run.run_id, run.project, run.display_name, run.run_group) == ("run1234", "mnist_dist", "my run", "g")
     assert list(run.tags) == ["one", "two"]
 
@@ -334,7 +335,7 @@ def test_wandb_mirrors_rows_configuration_and_summary(tmp_path: Path, offline: C
         summary |= items(record.summary.update)
     assert summary["test/accuracy"] == 0.99
     assert summary["device"] == "cpu"
-    assert summary["val/accuracy"] == {"max": 0.9}  # the best, not the last
+    assert summary["val/accuracy"] == {"max": 0.9, "last": 0.9}
     assert records[-1].exit.exit_code == 0
 
     path = file.parent
@@ -369,6 +370,8 @@ def test_other_processes_and_disabled_record_nothing(tmp_path: Path, monkeypatch
         tracker = open_tracker(config, tmp_path, "run1234", False, pytest.fail, is_main)
         assert isinstance(tracker, NullTracker)
         tracker.log(row(1))
+        tracker.show(1, 1, Media("val"))
+        tracker.say("a line")
         tracker.finish({}, 0)
         assert not tracker.hung
         assert tracker.look == ""
@@ -508,13 +511,15 @@ def test_wandb_that_hangs_is_never_waited_for_but_at_the_end(tmp_path: Path, fak
     assert said == ["trained", HANGS, "hung: True", "children: []"]
 
 
-def test_rows_that_wandb_does_not_take_are_not_hoarded(tmp_path: Path) -> None:
-    script = """
-        wandb_tracker.QUEUE_ROWS = 5
+@pytest.mark.parametrize("take", ["log(row(step))", "show(step, 1, Media('val'))"], ids=["rows", "media"])
+def test_what_wandb_does_not_take_is_not_hoarded(tmp_path: Path, take: str) -> None:
+    script = f"""
+        from mnist_dist.media import Media
+        wandb_tracker.QUEUE_{"ROWS" if "row" in take else "MEDIA"} = 5
         tracker = start()
         for step in range(100):
-            tracker.log(row(step))
-        print("waiting:", tracker._rows.qsize())
+            tracker.{take}
+        print("waiting:", tracker._jobs.qsize())
         end(tracker)
     """
     said = drive(script, tmp_path, "import threading\nthreading.Event().wait()")

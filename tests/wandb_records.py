@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,99 @@ def read_records(path: Path) -> Iterator[Any]:
 def items(entries: Any) -> dict[str, Any]:
     """Keys and values of a history, config or summary record."""
     return {entry.key or "/".join(entry.nested_key): json.loads(entry.value_json) for entry in entries}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What an offline run holds of an artifact."""
+
+    name: str
+    kind: str
+    aliases: list[str]
+    metadata: dict[str, Any]
+    files: dict[str, Path]
+    """Where the content of each file waits to be uploaded."""
+
+
+@dataclass
+class Recorded:
+    """Everything that one segment of an offline run holds."""
+
+    folder: Path
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[Artifact] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)
+    system: list[dict[str, float]] = field(default_factory=list)
+    run: Any = None
+    environment: Any = None
+    exit_code: int | None = None
+
+    def logged(self, key: str) -> list[tuple[int, Any]]:
+        """Each value of a key with its global step."""
+        return [(entry["global_step"], entry[key]) for entry in self.history if key in entry]
+
+    def table(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a table that the history names, from its file."""
+        assert value["_type"] == "table-file"
+        found = rows_of(self.folder / "files" / value["path"])
+        assert (len(found[0]), len(found)) == (value["ncols"], value["nrows"])
+        return found
+
+    def tables_with_images(self, key: str) -> list[tuple[list[dict[str, Any]], dict[str, Path]]]:
+        """The rows of each table of this key, in order, and its images by the path that the rows name."""
+        kept = [each for each in self.artifacts if f"{key}.table.json" in each.files]
+        return [(rows_of(each.files[f"{key}.table.json"]), each.files) for each in kept]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table's file."""
+    table = json.loads(path.read_text())
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
+def read_run(folder: Path) -> Recorded:
+    """Read a segment of an offline run, by its folder `offline-run-...`."""
+    (file,) = folder.glob("*.wandb")
+    found = Recorded(folder)
+    for record in read_records(file):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            found.history.append({})
+            merge(found.history[-1], record.history.item)
+        elif kind == "summary":
+            merge(found.summary, record.summary.update)
+        elif kind in ("run", "config"):
+            found.run = record.run if kind == "run" else found.run
+            merge(found.config, (record.run.config if kind == "run" else record.config).update)
+        elif kind == "metric":
+            found.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "output_logger":
+            found.output.append(record.output_logger.line)
+        elif kind == "stats":
+            found.system.append({item.key: json.loads(item.value_json) for item in record.stats.item})
+        elif kind == "environment":
+            found.environment = record.environment
+        elif kind == "artifact":
+            found.artifacts.append(read_artifact(record.artifact))
+        elif kind == "exit":
+            found.exit_code = record.exit.exit_code
+    return found
+
+
+def merge(into: dict[str, Any], entries: Any) -> None:
+    """Set what the entries of a record say, each value where its path of keys leads."""
+    for entry in entries:
+        *folders, name = list(entry.nested_key) or [entry.key]
+        at = into
+        for folder in folders:
+            at = at.setdefault(folder, {})
+        at[name] = json.loads(entry.value_json)
+
+
+def read_artifact(record: Any) -> Artifact:
+    """An artifact that waits to be uploaded."""
+    files = {entry.path: Path(entry.local_path) for entry in record.manifest.contents}
+    return Artifact(record.name, record.type, list(record.aliases), json.loads(record.metadata or "{}"), files)

@@ -187,13 +187,14 @@ def check_run_folder(config: Config, topology: Topology) -> Finding:
 
 def check_wandb(config: Config, topology: Topology) -> Finding:
     """Where wandb will record, and whether its server answers. Training never waits for it."""
-    from mnist_dist.tracking import check_tracking, describe_tracking, tracking_mode, wandb_server
+    from mnist_dist.tracking import check_tracking, describe_tracking, find_key, tracking_mode, wandb_address
+    from mnist_dist.wandb_key import refuses_key
 
     check_tracking(config)
     told = describe_tracking(config)
     if tracking_mode(config.tracking)[0] != "online":
         return Finding("wandb", told)
-    base = os.environ.get("WANDB_BASE_URL") or f"https://{wandb_server() or 'api.wandb.ai'}"
+    base, (key, where) = wandb_address(), find_key()
     try:
         with urllib.request.urlopen(f"{base}/healthz", timeout=ANSWER_SECONDS):
             pass
@@ -202,6 +203,9 @@ def check_wandb(config: Config, topology: Topology) -> Finding:
     except (OSError, ValueError) as error:
         advice = "the run records offline, as --tracking.mode=offline does at once; wandb sync sends it later"
         return Finding("wandb", f"{told}, but {base} does not answer ({error})", NOTE, advice)
+    if key and refuses_key(base, key):
+        advice = "`wandb login --relogin` takes another; until then runs are recorded offline"
+        return Finding("wandb", f"{told}, but {base} does not take the key of {where}", NOTE, advice)
     return Finding("wandb", f"{told}, {base} answers")
 
 

@@ -222,7 +222,7 @@ def test_wandbs_server_may_be_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("WANDB_API_KEY", "canary")
+    monkeypatch.setenv("WANDB_API_KEY", "canary" * 8)
     found = checkup.check_wandb(load(["--tracking.mode=online"]).config, Topology())
     assert found.verdict == NOTE
     assert f"http://127.0.0.1:{port} does not answer" in found.found
