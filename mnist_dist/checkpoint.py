@@ -18,7 +18,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from mnist_dist.checkpoint_files import (
 )
 from mnist_dist.checkpoint_state import check_state
 from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.norms import NormSums
 from mnist_dist.strict_json import parse_strict
 from mnist_dist.whole_files import sync
 
@@ -176,6 +177,7 @@ class Verified:
                 raise Damaged(f"{name}: {error}") from None
         try:
             state = parse_strict(self.files[STATE])
+            state.setdefault("norms", asdict(NormSums()))  # earlier versions kept none
             check_state(state, step_of(self.folder))
         except ValueError as error:
             raise Damaged(f"{STATE}: {error}") from None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mnist_dist.metrics import SIZE
+from mnist_dist.norms import NormSums
 from mnist_dist.position import Position
 from mnist_dist.strict_json import misfit
 
@@ -25,6 +26,7 @@ class State:
     ema_updates: int
     window: list[int]
     epoch_counts: list[int]
+    norms: NormSums
     scaler: dict[str, float]
     config: dict[str, dict[str, Any]]
     machine: dict[str, str]

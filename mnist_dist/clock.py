@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mnist_dist.position import Position
+from mnist_dist.waits import Waits
 
 
 class Clock:
-    """Adds the time while it runs to a position's `seconds`."""
+    """Adds the time while it runs to a position's `seconds`, and has waits for other processes counted meanwhile."""
 
-    def __init__(self, at: Position) -> None:
-        self.at = at
+    def __init__(self, at: Position, waits: Waits) -> None:
+        self.at, self.waits = at, waits
         self.started = 0.0  # by the system's clock; 0 while it stands
 
     @property
@@ -23,11 +24,12 @@ class Clock:
 
     def start(self) -> None:
         """Time counts from here."""
-        self.started = time.perf_counter()
+        self.started, self.waits.counting = time.perf_counter(), True
 
     def stop(self) -> None:
         """Time no longer counts; the position says how much did."""
         self.at.seconds, self.started = self.seconds, 0.0
+        self.waits.counting = False
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -14,6 +14,12 @@ from mnist_dist.data.splits import ImageSet
 from mnist_dist.metrics import Counts, Metrics
 from mnist_dist.runtime import Runtime
 
+Note = Callable[[int, Tensor, Tensor, Tensor], None]
+
+
+def ignore(start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+    """A Note that keeps nothing."""
+
 
 def evaluate(
     model: nn.Module,
@@ -22,6 +28,7 @@ def evaluate(
     runtime: Runtime,
     batch_size: int,
     between: Callable[[], None] = lambda: None,
+    note: Note = ignore,
 ) -> Metrics:
     """Metrics of the unwrapped model on a whole set; the same on every process.
 
@@ -32,6 +39,8 @@ def evaluate(
         data: the whole set, on this process's device.
         batch_size: images of one batch.
         between: called now and then, equally often on every process; what it raises ends the evaluation.
+        note: given, of each batch of this process in the order of the set, the place of its first image in it, its
+            logits float32 (B, 10), labels and losses float32 (B,), all on the device.
     """
     model.eval()
     counts = Counts(runtime.device)
@@ -44,7 +53,9 @@ def evaluate(
 
     mine, stride = runtime.local_shards * batch_size, runtime.world_size * runtime.local_shards * batch_size
     for first in range(runtime.rank * mine, len(data) + runtime.rank * mine, stride):
-        for predictions in runtime.each(predict, range(first, min(first + mine, len(data)), batch_size)):
+        starts = range(first, min(first + mine, len(data)), batch_size)
+        for start, predictions in zip(starts, runtime.each(predict, starts), strict=True):
             counts.add(*predictions)
+            note(start, *predictions)
         between()
     return Metrics.from_counts(runtime.sum(counts.tensor).tolist())

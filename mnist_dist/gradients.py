@@ -68,6 +68,9 @@ class DataParallel:
         self.model = runtime.wrap(model)
         self.buffers = list(model.buffers()) if runtime.world_size > 1 else []
         if runtime.world_size > 1:
+            # Backward waits for the other processes at its end. So from the last gradient to its return, it waits.
+            for parameter in model.parameters():
+                parameter.register_post_accumulate_grad_hook(runtime.waits.begin)
             self.settle()
 
     def settle(self) -> None:
@@ -107,6 +110,8 @@ class DataParallel:
                 losses = losses_of(logits, labels, config)
                 # Gradients are averaged over processes, so this makes their average the mean over the global batch.
                 runtime.scale(losses.sum() * (runtime.world_size / batch.size)).backward()
+            if part == config.train.accumulate:
+                runtime.waits.end()
             seen.append(Seen(logits.detach(), labels, losses.detach()))
         self.combine_buffers(sum(len(part.labels) for part in seen) / batch.size)
         return seen

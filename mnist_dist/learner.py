@@ -38,7 +38,9 @@ class Learner:
         self.guard.before()
         for seen in self.gradients.compute(batch, at.step):
             state.window.add(*seen)
-        norm = self.runtime.clip(state.model, optim.clip) if optim.clip else self.gradients.norm()
+        runtime = self.runtime
+        norm = runtime.clip(state.model, optim.clip) if optim.clip else runtime.unscale(self.gradients.norm())
+        state.norms.add(norm)
         self.guard.decide(at.step, norm)
         self.stepper.step()
         if self.stepper.step_was_skipped:

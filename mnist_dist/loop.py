@@ -18,7 +18,8 @@ from mnist_dist.data.batches import Batches
 from mnist_dist.data.order import GlobalBatchSampler
 from mnist_dist.data.splits import Splits
 from mnist_dist.errors import Stopped, UserError
-from mnist_dist.evaluation import evaluate
+from mnist_dist.evaluation import Note, evaluate, ignore
+from mnist_dist.insights import Insights
 from mnist_dist.learner import Learner
 from mnist_dist.metrics import Metrics
 from mnist_dist.models.summary import count_parameters
@@ -54,7 +55,7 @@ class Loop:
         self.run_id = run_id
         self.state = TrainingState(model, config, runtime)
         self.raw, self.at = model, self.state.at
-        self.clock = Clock(self.at)
+        self.clock = Clock(self.at, runtime.waits)
         self.recorder = Recorder(self.state, console, self.clock)
         self.sampler = GlobalBatchSampler(
             len(data.train),
@@ -87,7 +88,7 @@ class Loop:
     @property
     def held_out(self) -> str:
         """The set that is watched while training: `val`, or `test` where nothing is held out."""
-        return "val" if len(self.data.val) else "test"
+        return self.data.held_out[0]
 
     def describe(self) -> dict[str, str]:
         """The choices of this run, for the console."""
@@ -109,6 +110,7 @@ class Loop:
         record: Callable[[dict[str, Any]], None],
         rewind: Callable[[int], None] = lambda step: None,
         profile: Path = Path("profile"),
+        insights: Insights | None = None,
     ) -> None:
         """Train from the present position to the last step.
 
@@ -117,12 +119,13 @@ class Loop:
             record: takes one row of metrics, on every process; only the main one keeps it.
             rewind: told a step, the rows of later ones are void.
             profile: the folder that train.profile's trace goes to.
+            insights: shows what an evaluation at an epoch's or the run's end saw; on all processes or none.
 
         Raises:
             Stopped: a stop was asked for, and a checkpoint is written.
             TrainingError: an update was not finite, as train.nonfinite says, or the last checkpoint cannot be written.
         """
-        self.recorder.record, self.rewind = record, rewind
+        self.recorder.record, self.rewind, self.insights = record, rewind, insights
         self.writer = CheckpointWriter(checkpoints, self.config.train.keep, self.console.warn)
         train, runtime = self.config.train, self.runtime
         self.recorder.peak = measure_peaks(runtime) if train.profile else 0.0
@@ -147,7 +150,7 @@ class Loop:
             if self.is_epoch_done():
                 self.finish_epoch()
         if self.at.evaluated != self.at.step:
-            self.watch()
+            self.watch(self.insights)
         if self.watched is None:  # it was recorded before a stop between the last checkpoint and the summary
             self.watched = self.evaluate(self.held_out)
         if self.saved_step != self.at.step:
@@ -208,7 +211,7 @@ class Loop:
     def finish_epoch(self) -> None:
         """Evaluate, show the epoch's row, and save."""
         at = self.at
-        watched = self.watch()
+        watched = self.watch(self.insights)
         self.recorder.log_epoch(self.learner.lr, self.held_out, watched)
         at.epoch += 1
         at.step_in_epoch = 0
@@ -232,19 +235,22 @@ class Loop:
         """Evaluate on the held-out set in the middle of an epoch."""
         self.console.evaluation(self.held_out, self.watch().row(self.held_out))
 
-    def watch(self) -> Metrics:
-        """Evaluate on the held-out set and record it."""
+    def watch(self, insights: Insights | None = None) -> Metrics:
+        """Evaluate on the held-out set and record it, and show what it saw."""
         self.profile.finish()
-        metrics = self.watched = self.evaluate(self.held_out)
+        metrics = self.watched = self.evaluate(self.held_out, insights.note if insights else ignore)
         self.at.evaluated = self.at.step
         self.recorder.write(metrics.row(self.held_out) | metrics.details(self.held_out))
+        if insights:
+            with self.clock.paused():
+                insights.show()
         return metrics
 
-    def evaluate(self, name: str) -> Metrics:
+    def evaluate(self, name: str, note: Note = ignore) -> Metrics:
         """Metrics of the network on a split, `train`, `val` or `test`; a stop may be asked for meanwhile."""
         size, data = self.config.train.eval_batch_size, getattr(self.data, name)
         with self.clock.paused():
-            metrics = evaluate(self.network, data, self.config.data, self.runtime, size, self.stop_if_asked)
+            metrics = evaluate(self.network, data, self.config.data, self.runtime, size, self.stop_if_asked, note)
         self.raw.train()
         return metrics
 

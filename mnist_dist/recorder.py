@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from mnist_dist.clock import Clock
 from mnist_dist.console import Console
 from mnist_dist.metrics import Metrics
@@ -36,6 +38,7 @@ class Recorder:
     def begin_window(self) -> None:
         """The next row's rate counts from here."""
         self.start, self.images, self.first_step = self.clock.seconds, 0, self.state.at.step
+        self.state.runtime.waits.take()
 
     def write(self, row: Row) -> None:
         """Record metrics of the present step."""
@@ -49,24 +52,50 @@ class Recorder:
             "train.loss": metrics.loss,
             "train.accuracy": metrics.accuracy,
             "lr": lr,
+            **self.state.norms.row(),
             **self.speed(),
         }
         self.write(row)
         self.console.metrics(row)
         self.state.epoch_counts.merge(self.state.window)
         self.state.window.clear()
+        self.state.norms.clear()
         self.begin_window()
 
     def speed(self) -> Row:
         """How fast the steps since the last row were, and the memory of this process at most."""
         seconds = max(self.clock.seconds - self.start, 1e-9)
+        steps = self.state.at.step - self.first_step
         achieved = self.flops * self.images / seconds
         return {
             "images_per_second": self.images / seconds,
-            "step_seconds": seconds / (self.state.at.step - self.first_step),
+            "step_seconds": seconds / steps,
+            **self.spread(seconds, steps),
             "flops_per_second": achieved,
             **({"mfu": achieved / self.peak} if self.peak else {}),
             "memory.peak_bytes": peak_memory(self.state.runtime.device),
+        }
+
+    def spread(self, seconds: float, steps: int) -> Row:
+        """Seconds of a step that the quickest and the slowest process spend on their own work, and the latter's rank.
+
+        That is the time of the steps without waiting for other processes: with fixed shards, outside all exchanges;
+        with DistributedDataParallel, whose exchanges overlap with backward, also without the end of backward, when this
+        process has all its own gradients and those of others are still to come. Empty for one process; and on a GPU,
+        where the host sees nothing of the waiting.
+
+        Args:
+            seconds: that the steps took.
+        """
+        runtime = self.state.runtime
+        if runtime.world_size == 1 or runtime.device.type != "cpu":
+            return {}
+        own = max(seconds - runtime.waits.take(), 0.0) / steps
+        of_ranks = runtime.gather_rows(torch.tensor([[own]], dtype=torch.float64)).flatten().tolist()
+        return {
+            "step_seconds.least": min(of_ranks),
+            "step_seconds.most": max(of_ranks),
+            "step_seconds.slowest_rank": of_ranks.index(max(of_ranks)),
         }
 
     def log_epoch(self, lr: float, split: str, watched: Metrics) -> None:

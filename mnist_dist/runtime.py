@@ -33,6 +33,7 @@ from mnist_dist.lost_peer import joining
 from mnist_dist.roll_call import open_roll_call
 from mnist_dist.routes import choose_interface
 from mnist_dist.topology import Topology
+from mnist_dist.waits import Waits
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,6 +56,7 @@ class Runtime:
         self.shards = shards
         self.local_shards = max(shards // self.world_size, 1)
         self.lanes = Lanes(min(threads, self.local_shards) if self.device.type == "cpu" else 1)
+        self.waits = Waits()
         self.stop_flag = torch.zeros((), dtype=torch.int32)
         self.stop_work: tuple[Any, Tensor] | None = None
         self.control: Any = None
@@ -120,6 +122,10 @@ class Runtime:
         scaler = self.accelerator.scaler
         return loss if scaler is None else scaler.scale(loss)
 
+    def unscale(self, norm: Tensor) -> Tensor:
+        """The norm of a gradient of what `scale` gave, as if it had not been scaled; does not wait for the device."""
+        return norm if self.accelerator.scaler is None else norm / self.scale(torch.ones_like(norm))
+
     def clip(self, model: nn.Module, limit: float) -> Tensor:
         """Scale the whole gradient down to L2 norm `limit` if it is larger; gives the norm before, on the device."""
         return self.accelerator.clip_grad_norm_(model.parameters(), limit)
@@ -145,13 +151,15 @@ class Runtime:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
+            with self.waits.exchange():
+                dist.all_reduce(tensor)
         return tensor
 
     def max(self, tensor: Tensor) -> Tensor:
         """The elementwise maximum of a tensor over all processes, in place."""
         if self.world_size > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+            with self.waits.exchange():
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def gather_rows(self, rows: Tensor) -> Tensor:
@@ -159,7 +167,8 @@ class Runtime:
         if self.world_size == 1:
             return rows
         gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
-        dist.all_gather_into_tensor(gathered, rows)
+        with self.waits.exchange():
+            dist.all_gather_into_tensor(gathered, rows)
         return gathered
 
     def broadcast(self, value: T) -> T:
@@ -167,7 +176,8 @@ class Runtime:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        with self.waits.exchange():
+            dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def gather(self, value: T) -> list[T]:
@@ -175,7 +185,8 @@ class Runtime:
         if self.world_size == 1:
             return [value]
         box: list[Any] = [None] * self.world_size
-        dist.all_gather_object(box, value, group=self.control)
+        with self.waits.exchange():
+            dist.all_gather_object(box, value, group=self.control)
         return box
 
     def on_main(self, action: Callable[[], T]) -> T:
@@ -242,7 +253,8 @@ class Runtime:
         if self.stop_work is None:
             return False
         (work, flag), self.stop_work = self.stop_work, None
-        work.wait()
+        with self.waits.exchange():
+            work.wait()
         return bool(flag)
 
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from mnist_dist.config import Config, TrackingConfig
 from mnist_dist.errors import UserError
+from mnist_dist.media import Media
 from mnist_dist.strict_json import dump_strict
 from mnist_dist.wandb_tracker import WandbTracker
 
@@ -188,6 +189,9 @@ class Tracker(Protocol):
     def log(self, row: Mapping[str, Any]) -> None:
         """Take a row of metrics.jsonl. Returns at once."""
 
+    def show(self, step: int, epoch: int, media: Media) -> None:
+        """Take what is shown of a step. Returns at once."""
+
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Take the run's summary and wait until everything is recorded, tracking.timeout seconds at most."""
 
@@ -199,6 +203,9 @@ class NullTracker:
     look = ""
 
     def log(self, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def show(self, step: int, epoch: int, media: Media) -> None:
         """Nothing."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:

@@ -18,10 +18,11 @@ from mnist_dist.ending import leave_after, run_to_exit_code
 from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
 from mnist_dist.software import describe_clocks, software
 from mnist_dist.topology import Topology, resolve_topology, yield_while_waiting
-from mnist_dist.tracking import check_tracking, describe_tracking
+from mnist_dist.tracking import check_tracking, describe_tracking, tracking_mode
 
 if TYPE_CHECKING:
     from mnist_dist.loop import Loop
+    from mnist_dist.runtime import Runtime
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,12 +113,14 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
         checkpoint: where that came from, if from anywhere.
         same_run: it is this run's own, so that the records go on too.
     """
+    from mnist_dist.insights import Insights
     from mnist_dist.run_folder import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
     from mnist_dist.summary import summarize
     from mnist_dist.tracking import MetricsFile, open_tracker
 
     config, runtime, console = loop.config, loop.runtime, loop.console
-    facts = {"data": loop.data.describe(), "tracking": describe_tracking(config), "run": str(folder)}
+    described = describe_tracking(config) if runtime.is_main else ""  # others may not have the key that it tells of
+    facts = {"data": loop.data.describe(), "tracking": described, "run": str(folder)}
     console.header(runtime.describe() | loop.describe() | facts)
     if checkpoint:
         console.say(f"going on from {checkpoint}")
@@ -125,7 +128,9 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     if runtime.is_main:
         write_config(folder, config)
         rows = MetricsFile(folder / METRICS, loop.at.step if same_run else -1, console.warn)
+    shows = shows_media(config, runtime)
     tracker = open_tracker(config, folder, loop.run_id, same_run, console.warn, runtime.is_main)
+    insights = Insights(loop.state, loop.data, config, tracker.show) if shows else None
 
     def record(row: dict[str, Any]) -> None:
         if rows is not None:
@@ -138,7 +143,7 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
 
     code, summary = EXIT_FAILED, {}
     try:
-        loop.train(folder / CHECKPOINTS, record, rewind, folder / PROFILE)
+        loop.train(folder / CHECKPOINTS, record, rewind, folder / PROFILE, insights)
         test = loop.watched if loop.held_out == "test" and loop.watched else loop.evaluate("test")
         summary = summarize(loop, test, checkpoint)
         code = EXIT_DONE
@@ -153,6 +158,14 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     if tracker.look:
         console.say(tracker.look)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
+
+
+def shows_media(config: Config, runtime: Runtime) -> bool:
+    """Whether there is a tracker that shows more than rows: the main process knows, and all compute it together."""
+    tracking = config.tracking
+    if tracking.mode == "disabled" or not (tracking.examples or tracking.histograms):
+        return False
+    return runtime.broadcast(runtime.is_main and tracking_mode(tracking)[0] != "disabled")
 
 
 def warn_of_other_machine(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:

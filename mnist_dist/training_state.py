@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from mnist_dist.checkpoint import Saved, load_weights
 from mnist_dist.config import Config
 from mnist_dist.metrics import Counts, Metrics
+from mnist_dist.norms import GradientNorms, NormSums
 from mnist_dist.optim.builder import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.position import Position
@@ -33,6 +34,7 @@ class TrainingState:
         self.optimizer = build_optimizer(model, config.optim, fused=can_fuse(runtime))
         self.at = Position()
         self.window = Counts(runtime.device)  # since the last row of metrics, this process only
+        self.norms = GradientNorms()  # since the last row of metrics, the same on every process
         self.epoch_counts = Counts(runtime.device)  # since the epoch began, without the window
 
     @property
@@ -57,6 +59,7 @@ class TrainingState:
             "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
             "window": window,
             "epoch_counts": epoch,
+            "norms": asdict(self.norms.collect()),
             "scaler": self.runtime.scaler_state(),
         }
         ema = {} if self.ema is None else self.ema.module.state_dict()
@@ -74,6 +77,7 @@ class TrainingState:
             self.ema.n_averaged.fill_(saved.state["ema_updates"])
         load_optimizer_tensors(self.optimizer, self.model, saved.optimizer)
         vars(self.at).update(saved.state["position"])
+        self.norms.restore(NormSums(**saved.state["norms"]))
         self.runtime.load_scaler_state(saved.state["scaler"])
         for counts, values in ((self.window, "window"), (self.epoch_counts, "epoch_counts")):
             counts.clear()

@@ -19,6 +19,7 @@ import psutil
 
 from mnist_dist.config import Config
 from mnist_dist.ending import skip_exit_hooks
+from mnist_dist.media import Media
 
 QUEUE_ROWS = 10_000
 BEST = {"val/accuracy": "max", "val/loss": "min"}  # what wandb's own summary keeps of them
@@ -66,6 +67,9 @@ class WandbTracker:
         else:
             self._dropped = True
             self._warn(f"wandb does not keep up; from step {row['step']} on, rows are in metrics.jsonl only")
+
+    def show(self, step: int, epoch: int, media: Media) -> None:
+        """Nothing yet."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Take the run's summary and wait until everything is recorded, tracking.timeout seconds at most."""

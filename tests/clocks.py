@@ -3,7 +3,7 @@
 ROW_CLOCKS = frozenset(
     {
         *("time", "epoch.seconds", "images_per_second", "step_seconds", "flops_per_second", "mfu"),
-        "memory.peak_bytes",
+        *("step_seconds.least", "step_seconds.most", "step_seconds.slowest_rank", "memory.peak_bytes"),
     }
 )
 """Keys of rows of metrics."""

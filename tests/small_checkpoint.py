@@ -27,6 +27,7 @@ def state_of(step: int) -> dict[str, Any]:
         "ema_updates": step,
         "window": [1] * SIZE,
         "epoch_counts": [2**60] * SIZE,
+        "norms": {"count": 3, "nonfinite": 1, "total": 0.75, "most": 0.5},
         "scaler": {},
         "config": Config().to_dict(),
         "machine": {"torch": "2.10", "kernels": "cpu"},

@@ -634,6 +634,21 @@ def test_rows_say_how_fast_the_steps_since_the_row_before_were(tmp_path: Path) -
         assert "mfu" not in row  # nobody measured the peak
 
 
+def test_rows_say_how_large_the_gradients_were_before_they_were_clipped(tmp_path: Path) -> None:
+    """At rate 1, plain SGD moves the weights by the gradient; clipped to nothing, it stays at the first one."""
+
+    def norms(clip: float, name: str) -> dict[str, list[tuple[int, Any]]]:
+        run = start(config({"lr": 1.0 if clip == 0 else 1e-9, "clip": clip}, max_steps=4), tmp_path / name)
+        return {key: run.values(key) for key in ("gradient.norm", "gradient.norm_max")}
+
+    sizes, _ = update_sizes(config({"lr": 1.0}, max_steps=4), tmp_path / "sizes")
+    free, clipped = norms(0.0, "free"), norms(1e-6, "clipped")
+    assert free["gradient.norm"] == [(3, pytest.approx(sum(sizes[:3]) / 3)), (4, pytest.approx(sizes[3]))]
+    assert free["gradient.norm_max"] == [(3, pytest.approx(max(sizes[:3]))), (4, pytest.approx(sizes[3]))]
+    assert min(norm for _, norm in clipped["gradient.norm"]) > 0.1
+    assert not any(key.startswith("step_seconds.") for row in start(config(), tmp_path / "one").rows for key in row)
+
+
 def test_evaluations_count_every_image_once_whatever_the_batch(tmp_path: Path) -> None:
     def evaluate(size: int) -> list[Row]:
         settings = config(eval_batch_size=size)

@@ -136,9 +136,11 @@ def draw_maps(console: Console, restored: Restored, image: Tensor) -> None:
     from mnist_dist.data.batches import normalize
     from mnist_dist.drawing import digit, is_plain
     from mnist_dist.models.maps import feature_maps, montage
+    from mnist_dist.models.summary import describe
 
     normalized = normalize(image.unsqueeze(0), restored.config.data)
-    for layer, maps in feature_maps(restored.model, normalized):
+    for name, maps in feature_maps(restored.model, normalized):
+        layer = describe(restored.model.get_submodule(name))
         console.print(f"\n{layer}, {' x '.join(map(str, maps.shape))}, the first of them:", markup=False)
         console.print(digit(montage(maps, console.width), is_plain(console)))
 

@@ -46,6 +46,11 @@ class Splits:
         """All three sets on `device`."""
         return Splits(self.train.to(device), self.val.to(device), self.test.to(device))
 
+    @property
+    def held_out(self) -> tuple[str, ImageSet]:
+        """The set that is watched while training, and its name: `val`, or `test` where nothing is held out."""
+        return ("val", self.val) if len(self.val) else ("test", self.test)
+
     def describe(self) -> str:
         """The sizes, for the console."""
         return f"{len(self.train)} train, {len(self.val)} val, {len(self.test)} test"

@@ -1,4 +1,4 @@
-"""What the convolutions of a net make of one image: feature maps as pictures."""
+"""What the convolutions of a net make of one image, and their filters, as pictures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from mnist_dist.models.summary import describe
 
 
 @torch.no_grad()
@@ -19,20 +17,26 @@ def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
         image: normalised, float32 (1, 28, 28).
 
     Returns:
-        (what the layer is, its maps float32 (C, H, W)) for each convolution.
+        (the layer's name, its maps float32 (C, H, W)) for each convolution.
     """
     found: list[tuple[str, Tensor]] = []
+    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
     def note(module: nn.Module, _: Any, output: Tensor) -> None:
-        found.append((describe(module), output[0].float()))
+        found.append((names[module], output[0].float()))  # type: ignore[index]
 
-    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    handles = [module.register_forward_hook(note) for module in names]
     try:
         model(image.unsqueeze(0))
     finally:
         for handle in handles:
             handle.remove()
     return found
+
+
+def filters(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """For each convolution its name and its filters, (out, in, h, w), in the order of the net's definition."""
+    return [(name, m.weight.detach()) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
 
 
 def montage(maps: Tensor, width: int, rows: int = 2) -> Tensor:
@@ -50,9 +54,8 @@ def montage(maps: Tensor, width: int, rows: int = 2) -> Tensor:
     across = max(min(width // (side + 1), count), 1)
     shown = maps[: across * rows]
     low, high = shown.amin((1, 2), keepdim=True), shown.amax((1, 2), keepdim=True)
-    levels = (shown - low).div_((high - low).clamp(min=1e-12)).mul_(255).to(torch.uint8)
+    levels = (shown - low).div_((high - low).clamp(min=1e-12)).mul_(255).nan_to_num_(0).to(torch.uint8)
     down = -(-len(shown) // across)
-    canvas = levels.new_zeros(down, height + 2 - height % 2, across, side + 1)
-    for index, level in enumerate(levels):
-        canvas[index // across, :height, index % across, :side] = level
-    return canvas.flatten(2).flatten(0, 1)
+    canvas = levels.new_zeros(down * across, height + 2 - height % 2, side + 1)
+    canvas[: len(shown), :height, :side] = levels
+    return canvas.unflatten(0, (down, across)).transpose(1, 2).flatten(2).flatten(0, 1)

@@ -228,7 +228,7 @@ def test_feature_maps_are_the_convolutions_own_output(run: str) -> None:
     model = restore(run).model
     image = torch.rand(1, 28, 28)
     (name, first), (_, second) = feature_maps(model, image)
-    assert name == "conv 10@5x5 pad 0"
+    assert name == "body.0"
     assert torch.equal(first, model.body[0](image[None])[0].detach())
     assert second.shape == (20, 8, 8)
 

@@ -1,0 +1,122 @@
+"""What everything that wandb is given costs: steps per second with it against without, and the time at an epoch's end.
+
+    python benchmarks/tracking.py                     one JSON object
+
+Whole runs of the default recipe, rounds interleaved: `--tracking.mode=offline` with everything at its defaults against
+`--tracking.mode=disabled`, and with rows only. `ratio` is of the epochs after the first, during which wandb starts, with
+what happens between epochs. `whole` has the first epoch in it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from quiet import machine
+
+from mnist_dist.config_loader import load
+from mnist_dist.console import Console
+from mnist_dist.data.sources import ensure, resolve_root
+from mnist_dist.data.splits import read_splits
+from mnist_dist.insights import Insights
+from mnist_dist.loop import Loop
+from mnist_dist.models import create_model
+from mnist_dist.runtime import start_runtime
+from mnist_dist.topology import Topology
+
+TRAIN = ["-m", "mnist_dist.train", "--run.quiet=true", "--run.device=cpu"]
+VARIANTS = {
+    "disabled": ["--tracking.mode=disabled"],
+    "rows only": ["--tracking.mode=offline", "--tracking.examples=0", "--tracking.histograms=false"],
+    "everything": ["--tracking.mode=offline"],
+}
+EPOCH = 215  # steps of the default recipe
+
+
+def rates_of(variant: str, epochs: int) -> tuple[float, float]:
+    """Steps per second of one run: of its epochs after the first, and of all of it after the first row."""
+    with tempfile.TemporaryDirectory(prefix="mnist_dist-") as folder:
+        options = [*VARIANTS[variant], f"--train.max_steps={epochs * EPOCH}", f"--run.dir={folder}/run"]
+        environment = os.environ | {"WANDB_MODE": ""}
+        subprocess.run([sys.executable, *TRAIN, *options], check=True, stdout=subprocess.DEVNULL, env=environment)
+        rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "images_per_second" in row]
+    last, second, first = rows[-1], next(row for row in rows if row["step"] > EPOCH), rows[0]
+    return tuple((last["step"] - row["step"]) / (last["time"] - row["time"]) for row in (second, first))  # type: ignore
+
+
+def compare(rounds: int, epochs: int) -> dict[str, Any]:
+    """Rates of each variant, and their ratios to the disabled one's, round by round."""
+    rates: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
+    for _ in range(rounds):
+        for variant in VARIANTS:
+            rates[variant].append(rates_of(variant, epochs))
+    found: dict[str, Any] = {}
+    for variant, own in rates.items():
+        found[variant] = {"steps_per_second": statistics.median(rate for rate, _ in own)}
+        for place, name in enumerate(("ratio", "whole")):
+            ratios = [a[place] / b[place] for a, b in zip(own, rates["disabled"], strict=True)]
+            found[variant] |= {name: statistics.median(ratios), f"{name}s": [round(ratio, 4) for ratio in ratios]}
+    return found
+
+
+def insights_milliseconds(times: int) -> dict[str, float]:
+    """Medians of what an epoch's end takes beside its evaluation, by part, after some steps of the default recipe."""
+    config = load(["--run.device=cpu", "--tracking.mode=disabled", "--train.max_steps=20"]).config
+    with start_runtime(config, Topology()) as runtime, tempfile.TemporaryDirectory() as folder:
+        splits = read_splits(ensure(resolve_root(""), "auto", lambda line: None), config.data, config.run.seed)
+        torch.manual_seed(config.run.seed)
+        loop = Loop(config, runtime, runtime.place(create_model(config.model.name)), splits, Console(), "id")
+        loop.train(Path(folder), lambda row: None)
+        insights = Insights(loop.state, splits, config, lambda *_: None)
+        rows: list[list[float]] = []
+
+        def choose() -> None:
+            rows[:] = insights.predictions.rows(runtime.device).tolist()
+
+        loop.evaluate("val", insights.note)
+        with torch.no_grad():
+            parts: dict[str, Callable[[], Any]] = {
+                "choose examples": choose,
+                "describe examples": lambda: insights.examples(rows),
+                "maps and filters": insights.pictures,
+                "histograms": insights.histograms,
+            }
+            found = {name: milliseconds(part, times) for name, part in parts.items()}
+        return found | {"together": sum(found.values())}
+
+
+def milliseconds(function: Callable[[], Any], times: int) -> float:
+    """The median of several calls."""
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - start)
+    return 1000 * statistics.median(taken)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s; 0: no runs")
+    parser.add_argument("--epochs", type=int, default=3, help="of each run, from 2 on (default: %(default)s)")
+    options = parser.parse_args()
+    result: dict[str, Any] = {"machine": machine(), "insights_ms": insights_milliseconds(times=20)}
+    if options.rounds:
+        result |= {"rounds": options.rounds, "epochs": options.epochs, "runs": compare(options.rounds, options.epochs)}
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
