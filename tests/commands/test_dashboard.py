@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graphql_server import ENTITY, GraphqlServer
 from harness import run_ranks
 from programs import write_digits
 from wandb_records import items, read_records
@@ -71,7 +74,7 @@ def logged(processes: int, settings: list[str], folder: Path) -> Logged:
         if kind == "history":
             rows |= items(each.history.item).keys()
         elif kind == "summary":
-            summary |= items(each.summary.update).keys()
+            summary |= {re.sub("/(max|min|last)$", "", key) for key in items(each.summary.update)}
     return Logged(rows, {key for key in summary if not key.startswith("_")})
 
 
@@ -226,3 +229,55 @@ def test_to_json_needs_no_network_and_no_key(nobody: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert json.loads(to_json(sections_of(Config()), Config()))
+
+
+# Saving
+
+
+def view(variables: dict[str, Any]) -> dict[str, Any]:
+    """What the server says of a view that it has stored."""
+    project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+    times = {"createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00"}
+    stored = {"id": "VIEW", "type": variables["type"], "name": variables["name"], "project": project}
+    described = {"displayName": variables["displayName"], "description": variables["description"]}
+    return {"upsertView": {"view": stored | described | times | {"spec": variables["spec"]}, "inserted": True}}
+
+
+def test_both_are_saved_on_a_server(nobody: Path) -> None:
+    sections = sections_of(Config())
+    none_yet = {
+        "models": {"edges": [], "pageInfo": {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}}
+    }
+    answers = {
+        **dict.fromkeys(("upsertView", "UpsertView2"), view),
+        "GetProjects": lambda _: none_yet,
+        "CreateProject": lambda _: {"result": {"project": None, "model": None, "inserted": True}},
+    }
+    with GraphqlServer(answers) as server:
+        done = save(server.environment)
+    assert done.returncode == 0, done.stderr
+    report, workspace = done.stdout.splitlines()
+    assert report.split()[0] == "report"
+    assert f"/{ENTITY}/mnist_dist/reports/" in report
+    assert workspace.split()[0] == "workspace"
+    assert f"/{ENTITY}/mnist_dist?nw=" in workspace
+    (told_report,), (told_workspace,) = server.calls("upsertView"), server.calls("UpsertView2")
+    for told in (told_report, told_workspace):
+        assert (told["entityName"], told["projectName"]) == (ENTITY, "mnist_dist")
+        assert set(keys_of(sections)) <= set(strings(json.loads(told["spec"])))
+
+
+def test_a_server_that_refuses_is_one_line(nobody: Path) -> None:
+    with GraphqlServer({}) as server:
+        done = save(server.environment)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("mnist_dist: ")]
+    assert line.startswith("mnist_dist: error: --save: the wandb server did not take it (")
+
+
+def save(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Save in a process of its own: wandb keeps for good where its server is."""
+    command = [sys.executable, "-m", "mnist_dist", "dashboard", "--save"]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=100, check=False
+    )

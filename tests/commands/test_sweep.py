@@ -134,7 +134,7 @@ def test_wandb_takes_the_same_file(name: str, tmp_path: Path, monkeypatch: pytes
         ("{values: [0.001, 0.1]}", "{vales: [0.001]}", "is no distribution; give value, values, or min and max"),
         ("{values: [0.001, 0.1]}", "{min: 1e-4, max: 0.1}", "YAML takes 1e-4 for a text"),
         ("{values: [0.001, 0.1]}", "{min: 0.2, max: 0.1}", "min 0.2 is not less than max 0.1"),
-        ("{values: [0.001, 0.1]}", "{distribution: normal}", "optim.lr=-inf (mine.yaml:5): must be a number"),
+        ("{values: [0.001, 0.1]}", "{distribution: normal}", "(mine.yaml:5): must be at least 0"),
         ("optim.lr: {values: [0.001, 0.1]}", "optim: {parameters: {lr: {value: 1}}}", "optim (mine.yaml:5): is a sec"),
         ("optim.lr: {values: [0.001, 0.1]}", "train.epochs: {min: 1.0, max: 3.0}", "must be a whole number"),
         ('"${args}"', "--optim.lr=1", "command (mine.yaml:3): has no ${args}, by which the parameters reach every"),
