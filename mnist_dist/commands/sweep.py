@@ -48,15 +48,16 @@ def main(arguments: list[str]) -> int:
     options = build_parser().parse_args(arguments)
     if options.count < 0:
         raise UserError(f"--count {options.count}: must be at least 1, or 0 for as many as the file says")
-    sweep = read_sweep(find_sweep(options.sweep), options.count)
-    folder = Path(options.dir or Path("sweeps") / sweep.name)
+    path = find_sweep(options.sweep)
+    sweep = read_sweep(path, options.count)
+    folder = Path(options.dir or Path("sweeps") / path.stem)
     stop = threading.Event()
     with held(folder), stop_on_signals(stop.set):
         runs = Runner(sweep, folder, stop).run_all()
     show(sweep, runs)
     print(f"{folder / RESULTS} has all of it")
     if stop.is_set():
-        raise Stopped(f"{count_done(runs)} of the runs are done; the same command goes on")
+        raise Stopped(f"{count_done(runs)} runs are done; the same command goes on")
     if not any(run.state in DONE for run in runs):
         raise TrainingError(f"no run finished; {folder}/*.log say why")
     return EXIT_DONE
@@ -66,7 +67,9 @@ def build_parser() -> Parser:
     """The command's parser."""
     parser = Parser(prog="mnist-dist sweep", description="Run a wandb sweep on this machine, without a server.")
     parser.add_argument("sweep", metavar="NAME|PATH", help=f"a YAML file, or one of {', '.join(list_sweeps())}")
-    parser.add_argument("--dir", default="", help="folder of its runs (default: sweeps/<its name>); goes on if there")
+    parser.add_argument(
+        "--dir", default="", help="folder of its runs (default: sweeps/<the file's name>); goes on if there"
+    )
     parser.add_argument("--count", type=int, default=0, metavar="N", help="runs at most (default: the file's run_cap)")
     return parser
 
@@ -113,14 +116,11 @@ class Runner:
     def described(self, run: Run) -> Any:
         """A run as the library knows it. A run that was stopped early counts with the value it reached."""
         states = {FINISHED: "finished", STOPPED_EARLY: "finished", RUNNING: "running"}
-        history = [{self.sweep.definition["metric"]["name"]: value} for value in run.values]
         return self.library.SweepRun(
             name=run.name,
             state=states.get(run.state, "failed"),
             config={name: {"value": value} for name, value in run.parameters.items()},
-            # By both of its names: which one is taken depends on the releases of the library and of pydantic.
-            history=history,
-            sampledHistory=history,
+            history=[{self.sweep.definition["metric"]["name"]: value} for value in run.values],
         )
 
     def is_hopeless(self, run: Run) -> bool:

@@ -86,7 +86,10 @@ def read_sweep(path: Path, count: int = 0) -> Sweep:
     method = content.get("method")
     if method not in ("grid", "random", "bayes"):
         raise UserError(f"method={method} ({origins.get('method', path)}): must be one of grid, random, bayes")
-    definition, run_cap = with_defaults(content, path, parameters)
+    run_cap = content.get("run_cap", 0)
+    if type(run_cap) is not int or run_cap < 0:
+        raise UserError(f"run_cap={shown(str(run_cap))} ({origins['run_cap']}): must be a whole number, at least 1")
+    definition = with_defaults(content, path, parameters)
     check_parameters(definition["parameters"], parameters)
     sweep = Sweep(
         name=str(content.get("name") or path.stem),
@@ -136,8 +139,8 @@ def once(key: str, origin: str, origins: dict[str, str]) -> None:
     origins[key] = origin
 
 
-def with_defaults(content: dict[str, Any], path: Path, parameters: dict[str, str]) -> tuple[dict[str, Any], int]:
-    """What decides the runs as the library takes it, and run_cap, which its older releases do not know.
+def with_defaults(content: dict[str, Any], path: Path, parameters: dict[str, str]) -> dict[str, Any]:
+    """What decides the runs, as the library takes it.
 
     Raises:
         UserError: the library would not take it.
@@ -145,10 +148,6 @@ def with_defaults(content: dict[str, Any], path: Path, parameters: dict[str, str
     library = sweeps_library()
     from sweeps.config import fill_parameter
 
-    content = dict(content)
-    run_cap = content.pop("run_cap", 0)
-    if type(run_cap) is not int or run_cap < 0:
-        raise UserError(f"run_cap={shown(str(run_cap))} ({path}): must be a whole number, at least 1")
     if not isinstance(content["metric"], dict) or not isinstance(content["metric"].get("name"), str):
         raise UserError(f"metric ({path}): must be as in {{name: val/accuracy, goal: maximize}}")
     for name, origin in parameters.items():
@@ -172,7 +171,7 @@ def with_defaults(content: dict[str, Any], path: Path, parameters: dict[str, str
         raise UserError(f"{path}: {violations[0]}")
     filled = library.SweepConfig({key: content[key] for key in DECIDES if key in content})
     filled["metric"] = {"goal": "minimize", "impute": "worst", **content["metric"]}
-    return dict(filled), run_cap
+    return dict(filled)
 
 
 def check_parameters(parameters: dict[str, Any], origins: dict[str, str]) -> None:
