@@ -93,6 +93,8 @@ def evaluation(config: Config) -> Section:
         Panel("Test loss", "bars", ("test/loss",)),
         Panel("Test images, and right ones", "bars", ("test/count", "test/correct")),
     )
+    if split != "test":
+        test += classes("test", "test images")
     return Section(
         "Evaluation",
         "Each evaluation counts every image of its split exactly once. Bars are of finished runs.",

@@ -145,7 +145,7 @@ def build_report(sections: Sequence[Section], tracking: TrackingConfig) -> Any:
 
     blocks: list[Any] = [wr.TableOfContents()]
     for section in sections:
-        runs = wr.Runset(entity=tracking.entity, project=tracking.project, name="runs")
+        runs = wr.Runset(name="runs")  # of the report's project; naming it would ask the server
         runs._id = stable_id(section.title)
         panels = [build_panel(panel, section) for panel in section.panels]
         blocks += [wr.H1(section.title), wr.P(section.text), wr.PanelGrid(runsets=[runs], panels=panels)]
