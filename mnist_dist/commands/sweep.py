@@ -186,7 +186,7 @@ def show(sweep: Sweep, runs: list[Run]) -> None:
         "seconds",
         "state",
     ):
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
     order = ranked(sweep, runs)
     for run in [*order, *(run for run in runs if run not in order)]:
         value = best(run, sweep.maximize)

@@ -132,11 +132,10 @@ def carry_out(
                 run.state = STOPPED_EARLY
     run.seconds += time.monotonic() - started
     run.values = read_values(folder / METRICS, metric)
-    if run.state == RUNNING:
-        run.state = FAILED if process.returncode else FINISHED
-        run.error = last_words(log, process.returncode) if process.returncode else ""
-    if run.state == FINISHED:
-        run.summary = read_summary(folder / SUMMARY)
+    if process.returncode == 0:  # also if it was just then asked to stop
+        run.state, run.summary = FINISHED, read_summary(folder / SUMMARY)
+    elif run.state == RUNNING:
+        run.state, run.error = FAILED, last_words(log, process.returncode)
 
 
 def own(command: list[str]) -> list[str]:

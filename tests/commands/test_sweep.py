@@ -414,7 +414,7 @@ def test_two_runs_of_two_processes_get_their_parameters_on_both(tmp_path: Path) 
 
 @pytest.mark.launcher
 def test_ctrl_c_stops_the_run_with_a_checkpoint_and_leaves_no_process(tmp_path: Path) -> None:
-    real(tmp_path, ["python"], [0.01], "--train.epochs=1000", "--train.max_steps=2500")
+    real(tmp_path, ["python"], [0.01], "--train.batch_size=4", "--train.epochs=40")  # seconds of 2000 steps
     command = [*PYTHON, "-m", "mnist_dist", "sweep", "real.yaml"]
     with started(command, work=tmp_path) as (program,):
         program.wait_for_line("run 001: optim.lr=0.01")
