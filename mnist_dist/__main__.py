@@ -18,6 +18,8 @@ COMMANDS = {
     "models": "the networks, their cost and the walk of shapes",
     "data": "fetch, check or show the data",
     "doctor": "whether a run would work here, on all its processes, and what to do",
+    "sweep": "many runs that differ in some settings, as wandb's sweeps, without a server",
+    "dashboard": "a wandb workspace and a report, as JSON or saved on a server",
     "benchmark": "the trainer's speed against other loops, as ratios",
 }
 

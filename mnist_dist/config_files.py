@@ -6,12 +6,14 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from mnist_dist.config import FIELDS, SECTIONS
 from mnist_dist.errors import UserError
 
+SWEEPS = "sweeps"  # the folder of shipped sweeps among the recipes
 MAX_YAML_BYTES = 1 << 16
 PLAIN = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge", "seq", "map")
 YAML_TAGS = {f"tag:yaml.org,2002:{name}" for name in PLAIN}
@@ -34,26 +36,44 @@ def recipes_folder() -> Path:
 
 def list_recipes() -> list[str]:
     """Names that `--config` knows, such as `debug` and `seeds/cnn`."""
-    folder = recipes_folder()
+    return [name for name in list_shipped(recipes_folder()) if not name.startswith(f"{SWEEPS}/")]
+
+
+def list_sweeps() -> list[str]:
+    """Names that `mnist-dist sweep` knows."""
+    return list_shipped(recipes_folder() / SWEEPS)
+
+
+def list_shipped(folder: Path) -> list[str]:
+    """The YAML files in a folder and below, as names without their ending."""
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def find_recipe(name: str) -> Path:
     """The file that `--config NAME|PATH` means: a shipped recipe's name, else a path."""
-    if name in list_recipes():
-        return recipes_folder() / f"{name}.yaml"
+    return find_shipped(name, recipes_folder(), list_recipes(), "recipe", "--config=")
+
+
+def find_sweep(name: str) -> Path:
+    """The file that `mnist-dist sweep NAME|PATH` means: a shipped sweep's name, else a path."""
+    return find_shipped(name, recipes_folder() / SWEEPS, list_sweeps(), "sweep", "sweep ")
+
+
+def find_shipped(name: str, folder: Path, names: list[str], kind: str, option: str) -> Path:
+    """The file of a shipped name, else the file at a path. Raises UserError, in which the option stands first."""
+    if name in names:
+        return folder / f"{name}.yaml"
     try:
         path = Path(name).expanduser()
         if path.is_file():
             return path
         is_folder = path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: the home of ~nobody
-        raise UserError(f"--config={shown(name)}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{option}{shown(name)}: {getattr(error, 'strerror', None) or error}") from None
     if is_folder or path.suffix in (".yaml", ".yml"):
-        raise UserError(f"--config={shown(name)}: {'is a folder, not a YAML file' if is_folder else 'no such file'}")
-    recipes = list_recipes()
-    hint = suggest(name, recipes)
-    raise UserError(f"--config={shown(name)}: neither a recipe nor a file{hint}; recipes: {', '.join(recipes)}")
+        raise UserError(f"{option}{shown(name)}: {'is a folder, not a YAML file' if is_folder else 'no such file'}")
+    hint = suggest(name, names)
+    raise UserError(f"{option}{shown(name)}: neither a {kind} nor a file{hint}; {kind}s: {', '.join(names)}")
 
 
 def read_yaml(path: Path) -> list[Setting]:
@@ -62,17 +82,7 @@ def read_yaml(path: Path) -> list[Setting]:
     Raises:
         UserError: unreadable, not YAML, a key twice, an unknown key, or a value that is no text or list of texts.
     """
-    try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise UserError(f"{path}: larger than {MAX_YAML_BYTES} bytes; a configuration is a few lines")
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or error})") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{where}: not valid YAML ({problem})") from None
+    root, _ = compose(path)
     if root is None or is_null(root):
         return []
     settings: dict[str, Setting] = {}
@@ -89,6 +99,27 @@ def read_yaml(path: Path) -> list[Setting]:
                 raise UserError(f"{key} ({origin}): given twice, first in {settings[key].origin}")
             settings[key] = Setting(key, as_written(value, key, origin), origin)
     return list(settings.values())
+
+
+def compose(path: Path, build: bool = False) -> tuple[yaml.Node | None, Any]:
+    """The tree of a YAML file's nodes, and what YAML makes of it if that is to be built (of plain types only).
+
+    Raises:
+        UserError: unreadable, too large, not YAML, or a tag that would build an object.
+    """
+    try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise UserError(f"{path}: larger than {MAX_YAML_BYTES} bytes; a configuration is a few lines")
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        return root, loader.construct_document(root) if build and root else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or error})") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{where}: not valid YAML ({problem})") from None
 
 
 def entries(node: yaml.Node, path: Path, what: str) -> Iterator[tuple[str, str, yaml.Node]]:

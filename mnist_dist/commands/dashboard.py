@@ -1,0 +1,188 @@
+"""`mnist-dist dashboard`: a wandb workspace and a report for runs of a configuration, as JSON or saved on the server.
+
+The same sections and panels in both; `mnist_dist/dashboards.py` says which. The workspace's view is to work with, the
+report to read and to share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mnist_dist.commands.arguments import Parser
+from mnist_dist.config import Config, TrackingConfig
+from mnist_dist.config_loader import load
+from mnist_dist.dashboards import STEP, Panel, Section, describe
+from mnist_dist.errors import EXIT_DONE, TrainingError, UserError
+from mnist_dist.tracking import check_tracking, has_key
+
+INSTALL = "dashboards need the package `wandb-workspaces`: pip install 'mnist_dist[dashboards]'"
+NAME = "mnist_dist"
+CONFUSION = ("wandb/confusion_matrix/v1", {name: name for name in ("Actual", "Predicted", "nPredictions")})
+WHOLE_WIDTH = 24  # of a report's grid; a panel is 8 wide unless it says something else
+
+
+def main(arguments: list[str]) -> int:
+    """Run `mnist-dist dashboard ARGUMENTS`; the exit code.
+
+    Raises:
+        UserError: wrong arguments, wandb-workspaces is not installed, no key to save with, or no such folder.
+        TrainingError: the server did not take them.
+        SystemExit: 0, after printing the help.
+    """
+    options, rest = build_parser().parse_known_args(arguments)
+    config = load(rest).config
+    check_tracking(config)
+    try:
+        import wandb_workspaces
+    except ImportError:
+        raise UserError(INSTALL) from None
+    del wandb_workspaces
+    if options.save and not has_key():
+        raise UserError("--save: no wandb key is configured; set WANDB_API_KEY or run `wandb login`")
+    sections = describe(config, *names(config.model.name))
+    if options.save:
+        save(sections, config.tracking)
+    if options.out or not options.save:
+        write(to_json(sections, config), options.out)
+    return EXIT_DONE
+
+
+def build_parser() -> Parser:
+    """The command's parser."""
+    parser = Parser(
+        prog="mnist-dist dashboard",
+        usage="%(prog)s [--out FILE] [--save] [--config NAME|PATH]... [--section.key=VALUE]...",
+        description="A wandb workspace and a report for runs of a configuration, which is given as in training. "
+        "What they show depends on model.name, data.val_size, train.profile and tracking.*; they are printed as JSON.",
+    )
+    parser.add_argument("--out", metavar="FILE", default="", help="write the JSON there instead")
+    parser.add_argument("--save", action="store_true", help="save both on the wandb server; needs a key")
+    return parser
+
+
+def names(model_name: str) -> tuple[list[str], list[str]]:
+    """Names of a model's convolutions, and of its parameters."""
+    from torch import nn
+
+    from mnist_dist.models import create_model
+
+    model = create_model(model_name)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    return layers, [name for name, _ in model.named_parameters()]
+
+
+def to_json(sections: Sequence[Section], config: Config) -> str:
+    """Both as wandb's server takes them; the same configuration gives the same text."""
+    models = {
+        "workspace": build_workspace(sections, config.tracking)._to_model(),
+        "report": build_report(sections, config.tracking)._to_model(),
+    }
+    plain = {name: model.model_dump(mode="json", by_alias=True, exclude_none=True) for name, model in models.items()}
+    return json.dumps(plain, indent=1) + "\n"
+
+
+def write(text: str, out: str) -> None:
+    """Print a text, or write it to a file. Raises UserError where that cannot be written."""
+    if not out:
+        print(text, end="")
+        return
+    try:
+        Path(out).write_text(text)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from None
+
+
+def save(sections: Sequence[Section], tracking: TrackingConfig) -> None:
+    """Save the workspace's view and the report on the server, and print where they are.
+
+    Raises:
+        TrainingError: the server could not be reached, or refused.
+    """
+    import dataclasses
+
+    import wandb
+
+    try:
+        entity = tracking.entity or wandb.Api().default_entity
+        tracking = dataclasses.replace(tracking, entity=str(entity))
+        print(f"report     {build_report(sections, tracking).save().url}")  # creates the project if there is none
+        print(f"workspace  {build_workspace(sections, tracking).save().url}")
+    except Exception as error:  # of many kinds, some of them wandb's own and some of its HTTP client
+        first = (str(error).splitlines() or [""])[0]
+        raise TrainingError(f"--save: the wandb server did not take it ({type(error).__name__}: {first})") from None
+
+
+# Our sections in terms of wandb-workspaces
+
+
+def build_workspace(sections: Sequence[Section], tracking: TrackingConfig) -> Any:
+    """A saved view of the project's workspace, with the first two sections open."""
+    import wandb_workspaces.workspaces as ws
+
+    return ws.Workspace(
+        entity=tracking.entity,
+        project=tracking.project,
+        name=NAME,
+        sections=[
+            ws.Section(
+                name=section.title,
+                panels=[build_panel(panel, section) for panel in section.panels],
+                is_open=section in sections[:2],
+            )
+            for section in sections
+        ],
+        settings=ws.WorkspaceSettings(x_axis=STEP),
+    )
+
+
+def build_report(sections: Sequence[Section], tracking: TrackingConfig) -> Any:
+    """A report with a chapter for each section."""
+    import wandb_workspaces.reports.v2 as wr
+
+    blocks: list[Any] = [wr.TableOfContents()]
+    for section in sections:
+        runs = wr.Runset(name="runs")  # of the report's project; naming it would ask the server
+        runs._id = stable_id(section.title)
+        panels = [build_panel(panel, section) for panel in section.panels]
+        blocks += [wr.H1(section.title), wr.P(section.text), wr.PanelGrid(runsets=[runs], panels=panels)]
+    return wr.Report(
+        project=tracking.project,
+        entity=tracking.entity,
+        title=NAME,
+        description="Training, evaluation, examples, speed and health of the runs of this project.",
+        blocks=blocks,
+        width="fluid",
+    )
+
+
+def build_panel(panel: Panel, section: Section) -> Any:
+    """A panel of wandb's. Each call gives a new one: a report's grid lays its panels out in place."""
+    import wandb_workspaces.reports.v2 as wr
+
+    keys = list(panel.keys)
+    built: Any
+    if panel.kind in ("lines", "histograms"):
+        built = wr.LinePlot(title=panel.title, x=STEP, y=keys)
+    elif panel.kind == "bars":
+        built = wr.BarPlot(title=panel.title, metrics=keys)
+    elif panel.kind == "images":
+        built = wr.MediaBrowser(title=panel.title, media_keys=keys)
+    elif panel.kind == "table":
+        built = wr.WeavePanelSummaryTable(table_name=keys[0], layout=wr.Layout(w=WHOLE_WIDTH, h=10))
+    else:
+        kind = keys[0].rpartition("/")[2].removesuffix("_table")
+        chart, fields = CONFUSION if kind == "confusion" else ("wandb/bar/v0", {"label": "class", "value": kind})
+        table = {"summaryTable": {"tableKey": keys[0]}}
+        title = {"title": panel.title}
+        built = wr.CustomChart(query=table, chart_name=chart, chart_fields=fields, chart_strings=title)
+    built._id = stable_id(section.title, panel.title)
+    return built
+
+
+def stable_id(*names: str) -> str:
+    """What wandb would draw at random, so that the same dashboard is the same text."""
+    return hashlib.sha256("/".join(names).encode()).hexdigest()[:12]

@@ -1,0 +1,210 @@
+"""The runs of a sweep: what is known of each, kept in one file, and each one's processes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mnist_dist.config_files import shown
+from mnist_dist.errors import UserError
+from mnist_dist.strict_json import dump_strict, misfit
+from mnist_dist.whole_files import read_json, written_whole
+
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"  # as in run_folder.py, which imports torch
+RESULTS, LOCK = "results.json", ".lock"
+FINISHED, STOPPED_EARLY, FAILED, INTERRUPTED, RUNNING = "finished", "stopped early", "failed", "interrupted", "running"
+DONE = (FINISHED, STOPPED_EARLY)
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 60.0  # for a checkpoint and for wandb, before processes are killed
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]  # that of this Python, wherever PATH leads
+
+
+@dataclass
+class Run:
+    """One run of a sweep, as results.json has it."""
+
+    number: int
+    parameters: dict[str, Any]
+    state: str = RUNNING
+    values: list[float] = field(default_factory=list)
+    """The metric, each time it was recorded."""
+    seconds: float = 0.0
+    error: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """test.*, train.* and weights_sha256 of summary.json."""
+
+    @property
+    def name(self) -> str:
+        """Its folder, within the sweep's."""
+        return f"{self.number:03d}"
+
+
+def best(run: Run, maximize: bool) -> float | None:
+    """The best value of a run's metric; None if it recorded none."""
+    return (max if maximize else min)(run.values) if run.values else None
+
+
+# The sweep's folder
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Create a sweep's folder and hold it for this process. Raises UserError if another one does, or it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise UserError(f"--dir {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"--dir {folder}: another sweep runs there; wait for it, or choose another --dir") from None
+    finally:
+        os.close(handle)
+
+
+def read_results(folder: Path, definition: dict[str, Any]) -> list[Run]:
+    """The runs that an earlier call left in a sweep's folder, those that ended badly as interrupted.
+
+    Raises:
+        UserError: they are another sweep's, or the file makes no sense.
+    """
+    path = folder / RESULTS
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; remove it, or choose another --dir") from None
+    if found.get("definition") != json.loads(dump_strict(definition)):
+        raise UserError(f"{path}: belongs to another sweep, or to this one before it was changed; choose another --dir")
+    odd = misfit(found.get("runs"), list[Run], "runs")
+    if odd:
+        raise UserError(f"{path}: {odd}; remove it, or choose another --dir")
+    return [Run(**run) for run in found["runs"]]
+
+
+def write_results(folder: Path, facts: dict[str, Any], runs: list[Run]) -> None:
+    """Write results.json, whole: the sweep's facts and its runs."""
+    with written_whole(folder / RESULTS) as path:
+        path.write_text(dump_strict(facts | {"runs": [asdict(run) for run in runs]}) + "\n")
+
+
+# One run
+
+
+def carry_out(
+    run: Run, command: list[str], folder: Path, metric: str, stopping: Callable[[], bool], hopeless: Callable[[], bool]
+) -> None:
+    """Run a command to its end and note how it went; what it prints goes to a file beside the run's folder.
+
+    Args:
+        command: words, of which `accelerate` and `python` mean those of this Python.
+        folder: the run's.
+        metric: the key whose values are noted.
+        stopping: whether the sweep is to stop; the run then writes a checkpoint, and ends.
+        hopeless: whether the run is to end early; asked after each new value.
+    """
+    started = time.monotonic()
+    log = folder.with_suffix(".log")
+    run.state, run.error = RUNNING, ""
+    with log.open("ab") as output, child(own(command), output) as process:
+        while process.poll() is None and run.state == RUNNING:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+            before, run.values = len(run.values), read_values(folder / METRICS, metric)
+            if process.poll() is None and stopping():
+                run.state = INTERRUPTED
+            elif process.poll() is None and len(run.values) > before and hopeless():
+                run.state = STOPPED_EARLY
+    run.seconds += time.monotonic() - started
+    run.values = read_values(folder / METRICS, metric)
+    if process.returncode == 0:  # also if it was just then asked to stop
+        run.state, run.summary = FINISHED, read_summary(folder / SUMMARY)
+    elif run.state == RUNNING:
+        run.state, run.error = FAILED, last_words(log, process.returncode)
+
+
+def own(command: list[str]) -> list[str]:
+    """The command with this Python's own accelerate and interpreter."""
+    replaced = {"accelerate": ACCELERATE, "python": [sys.executable]}
+    return [*replaced.get(command[0], command[:1]), *command[1:]]
+
+
+@contextlib.contextmanager
+def child(command: list[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process out of Ctrl-C's reach; asked to stop at the end, with all it started, and none of them is left then.
+
+    Raises:
+        UserError: there is no such program.
+    """
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    except OSError as error:
+        raise UserError(f"command: {command[0]}: {error.strerror}") from None
+    family: list[psutil.Process] = []
+    try:
+        yield process
+        family = family_of(process.pid)
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            psutil.wait_procs(family, timeout=GRACE_SECONDS)
+    finally:
+        for member in family or family_of(process.pid):
+            with contextlib.suppress(psutil.Error):
+                member.kill()
+        process.wait()
+
+
+def family_of(pid: int) -> list[psutil.Process]:
+    """A process and all that it started and that still has it for an ancestor."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def read_values(path: Path, metric: str) -> list[float]:
+    """The metric in the whole rows of a metrics.jsonl; none where there is no such file."""
+    values = []
+    with contextlib.suppress(OSError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                value = json.loads(line)[metric]
+                values += [float(value)] if value is not None else []
+    return values
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What is kept of a run's summary.json."""
+    with contextlib.suppress(OSError, ValueError):
+        return {
+            key: value
+            for key, value in read_json(path).items()
+            if key.startswith(("test.", "train.", "weights_sha256")) and not isinstance(value, list)
+        }
+    return {}
+
+
+def last_words(log: Path, code: int) -> str:
+    """Why a run failed, in one line: our own error if there is one, else the last line that it wrote."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    ours = [line.removeprefix("mnist_dist: ") for line in lines if line.startswith("mnist_dist: ")]
+    words = [*lines[-1:], *ours[-1:]] or ["it wrote nothing"]
+    return f"exit code {code}: {shown(words[-1].strip())}"

@@ -1,0 +1,438 @@
+"""`mnist-dist sweep`: files in wandb's schema, checked before anything starts; runs that end in every way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from graphql_server import ENTITY, GraphqlServer
+from programs import LAUNCH, PYTHON, run, started, write_digits
+
+from mnist_dist import run_folder
+from mnist_dist.__main__ import main as mnist_dist
+from mnist_dist.commands import sweep_file, sweep_runs
+from mnist_dist.commands.sweep import Runner, ranked, show
+from mnist_dist.commands.sweep_file import Sweep, plain, read_sweep
+from mnist_dist.commands.sweep_runs import FAILED, FINISHED, INTERRUPTED, STOPPED_EARLY
+from mnist_dist.config_files import find_sweep, list_recipes, list_sweeps
+from mnist_dist.config_loader import load
+from mnist_dist.errors import UserError
+
+pytest.importorskip("sweeps", reason="needs the extra `sweeps`")
+
+GRID = """\
+method: grid
+metric: {name: val/accuracy, goal: maximize}
+command: [accelerate, launch, -m, mnist_dist.train, --config=debug, "${args}"]
+parameters:
+  optim.lr: {values: [0.001, 0.1]}
+  optim.nesterov: {value: true}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+# The shipped files
+
+
+def test_shipped_sweeps_are_no_recipes() -> None:
+    assert list_sweeps() == ["learning_rate", "optimizer"]
+    assert not [name for name in list_recipes() if "learning_rate" in name or name.startswith("sweeps")]
+    with pytest.raises(UserError, match="neither a recipe nor a file; recipes: "):
+        load(["--config=sweeps/learning_rate"])
+    with pytest.raises(UserError, match="unknown section"):
+        load([f"--config={find_sweep('learning_rate')}"])
+
+
+@pytest.mark.parametrize("name", list_sweeps())
+def test_shipped_sweeps_are_good_and_go_through_accelerate(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = read_sweep(find_sweep(name))
+    assert sweep.name == name
+    assert sweep.command[:4] == ("accelerate", "launch", "-m", "${program}")
+    header = find_sweep(name).read_text().splitlines()[:4]
+    assert f"#   mnist-dist sweep {name}" in header
+
+
+@pytest.mark.parametrize("name", list_sweeps())
+def test_wandb_takes_the_same_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb's own reader, the validator of its controller and server, and its agent, up to the process it starts."""
+    import sweeps
+    from wandb import wandb_agent
+    from wandb.sdk.launch.sweeps.utils import load_sweep_config
+
+    config = load_sweep_config(str(find_sweep(name)))
+    assert config
+    assert sweeps.schema_violations_from_proposed_config(config) == []
+    drawn = sweeps.next_run(config, [], validate=True)
+    assert drawn is not None
+
+    commands: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], env: dict[str, str], forward_signals: bool) -> None:
+            commands.append(command)
+
+    monkeypatch.setattr(wandb_agent, "AgentProcess", Process)
+    for variable in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
+        monkeypatch.setenv(variable, "")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    agent = wandb_agent.Agent(None, None)
+    agent._sweep_command = list(config["command"])
+    parameters = {key: plain(entry["value"]) for key, entry in drawn.config.items()}
+    arguments = {key: {"value": value} for key, value in parameters.items()}
+    agent._command_run({"run_id": "r1", "program": config["program"], "args": arguments})
+    assert commands == [read_sweep(find_sweep(name)).arguments(parameters)]
+    (command,) = commands
+    assert command[:4] == ["accelerate", "launch", "-m", "mnist_dist.train"]
+    loaded = load(command[4:]).config.to_dict()
+    for key, value in parameters.items():
+        section, _, field = key.partition(".")
+        assert loaded[section][field] == value
+
+
+AGENT = """
+import sys
+from wandb import wandb_agent
+from wandb.cli.cli import cli
+wandb_agent.Agent.POLL_INTERVAL = 0.1
+cli(sys.argv[1:])
+"""
+
+
+def test_wandb_sweep_and_wandb_agent_carry_out_the_same_file(tmp_path: Path) -> None:
+    """The real programs, with a stand-in for the server that hands out one run."""
+    text = GRID.replace("accelerate, launch", f"'{sys.executable}'").replace("debug,", "debug, --print_config,")
+    written(tmp_path, text)
+    read_sweep(tmp_path / "mine.yaml")
+    project = {"id": "p", "name": "digits", "entity": {"id": "e", "name": ENTITY}}
+    arguments = {"optim.lr": {"value": 0.1}, "optim.nesterov": {"value": True}}
+    commands = [[{"type": "run", "run_id": "r1", "program": "mnist_dist.train", "args": arguments}]]
+
+    def sweep(_: dict[str, Any]) -> dict[str, Any]:
+        (told,) = server.calls("UpsertSweep")
+        return {"project": {"sweep": {"name": "s1", "config": told["config"], "runs": {"edges": []}}}}
+
+    answers = {
+        "UpsertSweep": lambda _: {"upsertSweep": {"sweep": {"name": "s1", "project": project}}},
+        "SweepWithRuns": sweep,
+        "CreateAgent": lambda _: {"createAgent": {"agent": {"id": "a1"}}},
+        "Heartbeat": lambda _: {
+            "agentHeartbeat": {"agent": {"id": "a1"}, "commands": json.dumps(commands.pop() if commands else [])}
+        },
+    }
+    with GraphqlServer(answers) as server:
+        environment = {**os.environ, **server.environment, "HOME": str(tmp_path), "WANDB_ERROR_REPORTING": "false"}
+        outputs = []
+        for words in (["sweep", "mine.yaml"], ["agent", "--count=1", f"{ENTITY}/digits/s1"]):
+            done = subprocess.run(
+                [sys.executable, "-c", AGENT, *words],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=100,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            outputs.append(done.stdout)
+    (told,) = server.calls("UpsertSweep")
+    assert yaml.safe_load(told["config"]) == yaml.safe_load(text)
+    config = yaml.safe_load(outputs[1])
+    assert (config["optim"]["lr"], config["optim"]["nesterov"]) == (0.1, True)
+    assert config["data"]["limit"] == 2000  # of the debug recipe
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (GRID, "", "is empty"),
+        ("method: grid", "methode: grid", r"methode (mine.yaml:1): no part of a sweep; did you mean method?"),
+        ("method: grid", "method: gird", "method=gird (mine.yaml:1): must be one of grid, random, bayes"),
+        ("method: grid", "method: grid\nmethod: grid", "method (mine.yaml:2): given twice"),
+        ("method: grid\n", "", "has no method"),
+        ("method: grid", "method: random", "method=random (mine.yaml:1): never ends; give run_cap, or --count N"),
+        ("method: grid", "method: grid\nrun_cap: -1", "run_cap=-1"),
+        ("method: grid", "method: grid\nearly_terminate: {type: hyperband}", "is not valid under any"),
+        ("{name: val/accuracy, goal: maximize}", "val/accuracy", "metric (mine.yaml): must be as in {name: "),
+        ("goal: maximize", "goal: most", "'most' is not one of"),
+        ("val/accuracy", "val/acuracy", "metric val/acuracy (mine.yaml:2): runs do not log it; did you mean val/accur"),
+        ("val/accuracy", "test/accuracy", "metric test/accuracy (mine.yaml:2): runs do not log it; did you mean"),
+        ("optim.lr", "optim.rate", "optim.rate (mine.yaml:5): unknown setting"),
+        ("optim.lr", "optim.l", "optim.l (mine.yaml:5): unknown setting; did you mean optim.lr?"),
+        ("optim.lr", "run.dir", "run.dir (mine.yaml:5): is each run's own; leave it out"),
+        ("0.1]", "-0.1]", "optim.lr=-0.1 (mine.yaml:5): must be at least 0"),
+        ("0.1]", "high]", "optim.lr=high (mine.yaml:5): must be a number"),
+        ("value: true", "value: 3", "optim.nesterov=3 (mine.yaml:6): must be true or false"),
+        ("{values: [0.001, 0.1]}", "{vales: [0.001]}", "is no distribution; give value, values, or min and max"),
+        ("{values: [0.001, 0.1]}", "{min: 1e-4, max: 0.1}", "YAML takes 1e-4 for a text"),
+        ("{values: [0.001, 0.1]}", "{min: 0.2, max: 0.1}", "min 0.2 is not less than max 0.1"),
+        ("{values: [0.001, 0.1]}", "{distribution: normal}", "(mine.yaml:5): must be at least 0"),
+        ("optim.lr: {values: [0.001, 0.1]}", "optim: {parameters: {lr: {value: 1}}}", "optim (mine.yaml:5): is a sec"),
+        ("optim.lr: {values: [0.001, 0.1]}", "train.epochs: {min: 1.0, max: 3.0}", "must be a whole number"),
+        ('"${args}"', "--optim.lr=1", "command (mine.yaml:3): has no ${args}, by which the parameters reach every"),
+        ('"${args}"', '"${args}", "${hydra}"', "command (mine.yaml:3): ${hydra} is unknown here; use ${args}"),
+        ("mnist_dist.train", "train.py", "command (mine.yaml:3): does not start mnist_dist.train"),
+        ("--config=debug", "--config=debgu", "--config=debgu: neither a recipe nor a file; did you mean debug?"),
+        ("--config=debug", "--train.shards=3", "cannot be divided by"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_starts(
+    old: str, new: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert old in GRID
+    written(tmp_path, GRID.replace(old, new))
+    assert mnist_dist(["sweep", "mine.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_an_absent_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sweeps", None)
+    with pytest.raises(UserError, match=r"pip install 'mnist_dist\[sweeps\]'"):
+        read_sweep(find_sweep("learning_rate"))
+
+
+def test_unknown_sweeps_are_one_line() -> None:
+    with pytest.raises(UserError, match="sweep optimiser: neither a sweep nor a file; did you mean optimizer"):
+        find_sweep("optimiser")
+
+
+def test_what_a_distribution_gives_is_whole_where_the_setting_is(tmp_path: Path) -> None:
+    text = GRID.replace("optim.lr: {values: [0.001, 0.1]}", "train.epochs: {min: 1, max: 3}")
+    assert read_sweep(written(tmp_path, text)).varied == ("train.epochs",)
+
+
+# Runs, of a program that does as its parameter says
+
+
+STAND_IN = """\
+import json, os, signal, sys, threading
+from pathlib import Path
+settings = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+folder, does = Path(settings["run.dir"]), settings["does"]
+folder.mkdir(exist_ok=True)
+(folder / "calls").open("a").write(json.dumps(settings) + "\\n")
+stopped = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+def row(value):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1, "val.accuracy": value}) + "\\n")
+if does.startswith("fail") and not Path("mended").exists():
+    print("mnist_dist: error: no such luck")
+    print("Traceback: of a launcher")
+    sys.exit(2)
+row(0.1)
+if does == "wait" and not Path("mended").exists():
+    Path("waiting").touch()
+    stopped.wait()
+    sys.exit(3)
+value = float(does) if does[0] == "0" else 0.5
+for _ in range(3):
+    row(value)
+if does == "0.2":
+    stopped.wait(60)  # early termination comes; else the test fails by what is recorded
+    sys.exit(3)
+(folder / "summary.json").write_text(json.dumps({"test.accuracy": value, "test.recall": [1.0], "device": "cpu"}))
+"""
+
+
+def stand_in(folder: Path, values: list[str], **more: Any) -> Sweep:
+    """A grid over what the stand-in does."""
+    script = folder / "stand_in.py"
+    script.write_text(STAND_IN)
+    definition = {
+        "method": "grid",
+        "metric": {"name": "val/accuracy", "goal": "maximize", "impute": "worst"},
+        "parameters": {"does": {"values": values}},
+        **more,
+    }
+    return Sweep("mine", definition, ("python", str(script), "${args}"), "", "val.accuracy", True, 0, ("does",))
+
+
+def calls(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
+
+
+def test_failed_runs_do_not_end_a_sweep_and_are_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = stand_in(tmp_path, ["fail", "0.7", "0.9"])
+    runs = Runner(sweep, tmp_path, threading.Event()).run_all()
+    assert [run.state for run in runs] == [FAILED, FINISHED, FINISHED]
+    assert runs[0].error == "exit code 2: error: no such luck"
+    assert [run.name for run in ranked(sweep, runs)] == ["003", "002"]
+    assert runs[2].values == [0.1, 0.9, 0.9, 0.9]
+    assert runs[2].summary == {"test.accuracy": 0.9}
+    (call,) = calls(tmp_path / "002")
+    assert call == {"does": "0.7", "tracking.group": "mine", "run.dir": str(tmp_path / "002")}
+    show(sweep, runs)
+    out = capsys.readouterr().out
+    assert "2 of 3 runs done" in out
+    assert "no such luck" in out
+    assert "--does=0.9" in out.splitlines()[-1]
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert (saved["best"], [run["state"] for run in saved["runs"]]) == ("003", [FAILED, FINISHED, FINISHED])
+
+    (tmp_path / "mended").touch()
+    runs = Runner(sweep, tmp_path, threading.Event()).run_all()
+    assert [run.state for run in runs] == [FINISHED] * 3
+    assert [len(calls(tmp_path / name)) for name in ("001", "002", "003")] == [2, 1, 1]
+
+
+def test_a_stop_ends_the_run_in_progress_and_the_same_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep, stop = stand_in(tmp_path, ["0.3", "wait", "0.6"]), threading.Event()
+    waiting = tmp_path / "waiting"
+    monkeypatch.setattr(sweep_runs, "read_values", lambda *args: (waiting.exists() and stop.set()) or [0.1])
+    runs = Runner(sweep, tmp_path, stop).run_all()
+    assert [run.state for run in runs] == [FINISHED, INTERRUPTED]
+    assert psutil.Process().children() == []
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mended").touch()
+    runs = Runner(sweep, tmp_path, threading.Event()).run_all()
+    assert [run.state for run in runs] == [FINISHED] * 3
+    assert [len(calls(tmp_path / name)) for name in ("001", "002", "003")] == [1, 2, 1]
+
+
+def test_hyperband_ends_a_run_that_is_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hyperband = {"type": "hyperband", "min_iter": 2, "eta": 2}
+    sweep = stand_in(tmp_path, ["0.8", "0.9", "0.2", "0.85"], early_terminate=hyperband)
+    runs = Runner(sweep, tmp_path, threading.Event()).run_all()
+    assert [run.state for run in runs] == [FINISHED, FINISHED, STOPPED_EARLY, FINISHED]
+    assert [run.name for run in ranked(sweep, runs)] == ["002", "004", "001", "003"]
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_the_same_search_draws_the_same_runs(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        sweep = stand_in(tmp_path, [])
+        definition = sweep.definition | {"method": method, "parameters": {"does": {"min": 0.01, "max": 0.99}}}
+        sweep = dataclasses.replace(sweep, definition=definition, run_cap=4)
+        random.seed(len(drawn))
+        drawn.append([run.parameters["does"] for run in Runner(sweep, folder, threading.Event()).run_all()])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 4
+    assert all(0.01 <= value <= 0.99 for value in drawn[0])
+
+
+def test_a_folder_is_one_sweeps_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = stand_in(tmp_path, ["0.3"])
+    Runner(sweep, tmp_path, threading.Event()).run_all()
+    with pytest.raises(UserError, match=r"results\.json: belongs to another sweep, or to this one before"):
+        Runner(stand_in(tmp_path, ["0.4"]), tmp_path, threading.Event())
+    (tmp_path / "results.json").write_text("{}" * 2)
+    with pytest.raises(UserError, match=r"results\.json: .*; remove it, or choose another --dir"):
+        Runner(sweep, tmp_path, threading.Event())
+    with (
+        sweep_runs.held(tmp_path),
+        pytest.raises(UserError, match="another sweep runs there"),
+        sweep_runs.held(tmp_path),
+    ):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Not a directory"), sweep_runs.held(tmp_path / "file" / "x"):
+        pass
+
+
+def test_names_are_those_of_a_runs_folder() -> None:
+    assert (sweep_runs.METRICS, sweep_runs.SUMMARY) == (run_folder.METRICS, run_folder.SUMMARY)
+    assert sweep_file.MODULE == "mnist_dist.train"
+
+
+# Real runs
+
+
+SETTINGS = [
+    *("--data.source=local", "--data.val_size=50", "--run.device=cpu", "--run.threads=1", "--train.precision=no"),
+    *("--model.name=basic", "--train.batch_size=40", "--tracking.mode=disabled", "--tracking.log_steps=5"),
+]
+
+
+def real(work: Path, launcher: list[str], rates: list[float], *more: str) -> None:
+    """Write the data and a sweep of real runs."""
+    (work / "data").mkdir()
+    write_digits(work / "data", train=250, test=50)
+    command = [*launcher, "-m", "mnist_dist.train", f"--data.root={work / 'data'}", *SETTINGS, *more, "${args}"]
+    content = {
+        "method": "grid",
+        "metric": {"name": "val/loss", "goal": "minimize"},
+        "command": command,
+        "parameters": {"optim.lr": {"values": rates}},
+    }
+    (work / "real.yaml").write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.launcher
+def test_two_runs_of_two_processes_get_their_parameters_on_both(tmp_path: Path) -> None:
+    accelerate = ["accelerate", "launch", "--config_file", str(LAUNCH / "cpu_2.yaml")]
+    real(tmp_path, accelerate, [0.0, 0.01], "--train.epochs=2")
+    (ended,) = run([*PYTHON, "-m", "mnist_dist", "sweep", "real.yaml"], work=tmp_path)
+    assert ended.code == 0, ended.err + ended.out
+    results = json.loads((tmp_path / "sweeps" / "real" / "results.json").read_text())
+    assert [run["state"] for run in results["runs"]] == [FINISHED] * 2
+    assert results["best"] == "002"
+    for name, rate in (("001", 0.0), ("002", 0.01)):
+        folder = tmp_path / "sweeps" / "real" / name
+        assert json.loads((folder / "summary.json").read_text())["world_size"] == 2
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert (config["optim"]["lr"], config["tracking"]["group"]) == (rate, "real")
+    rows = [line.split()[1] for line in ended.out.splitlines() if line.startswith("│")]
+    assert rows == ["002", "001"]  # the best one first
+
+
+@pytest.mark.launcher
+def test_ctrl_c_stops_the_run_with_a_checkpoint_and_leaves_no_process(tmp_path: Path) -> None:
+    real(tmp_path, ["python"], [0.01], "--train.batch_size=4", "--train.epochs=40")  # seconds of 2000 steps
+    command = [*PYTHON, "-m", "mnist_dist", "sweep", "real.yaml"]
+    with started(command, work=tmp_path) as (program,):
+        program.wait_for_line("run 001: optim.lr=0.01")
+        metrics = tmp_path / "sweeps" / "real" / "001" / "metrics.jsonl"
+        waited = threading.Event()
+        while not metrics.exists() and program.process.poll() is None:
+            waited.wait(0.05)
+        program.signal(signal.SIGINT)
+        ended = program.end()
+        assert program.family() == []
+    assert ended.code == 3, ended.err
+    assert ended.err.splitlines()[-1] == "mnist_dist: stopped: 0 of 1 runs are done; the same command goes on"
+    results = json.loads((tmp_path / "sweeps" / "real" / "results.json").read_text())
+    assert [run["state"] for run in results["runs"]] == [INTERRUPTED]
+    assert list((metrics.parent / "checkpoints").glob("step-*"))
+
+    (ended,) = run(command, work=tmp_path)
+    assert ended.code == 0, ended.err
+    assert "going on from" in metrics.parent.with_suffix(".log").read_text()
+    results = json.loads((tmp_path / "sweeps" / "real" / "results.json").read_text())
+    assert [run["state"] for run in results["runs"]] == [FINISHED]
