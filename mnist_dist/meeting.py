@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from mnist_dist.config import Config
 from mnist_dist.device import native_precision
+from mnist_dist.engines import FSDP
 from mnist_dist.errors import UserError
 from mnist_dist.topology import Topology
 
@@ -33,6 +34,7 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
         raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
     # One process under torchrun is wrapped too, and would round what it does not send.
     compress = config.train.compress if topology.world_size > 1 else "no"
+    os.environ[FSDP] = "false"  # accelerate would cut up the model on GPUs only; `sharding` does it on any device
     try:
         return Accelerator(
             cpu=cpu,

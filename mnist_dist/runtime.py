@@ -80,7 +80,7 @@ class Runtime:
             "launcher": self.topology.describe(),
             "processes": f"{self.world_size}{machines}{backend}",
             "device": f"{self.device_name}, {self.threads} CPU thread{'s' * (self.threads > 1)} each",
-            "precision": f"{self.precision}, channels last",
+            "precision": self.precision + ("" if self.topology.fsdp else ", channels last"),
         }
 
     # The model and its optimizer
@@ -251,7 +251,7 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
         TrainingError: another process did not arrive in time, ended early, or stopped answering.
     """
     cpu = decide_cpu(config, topology)
-    shards = config.shards(topology.world_size, cpu)
+    shards = 0 if topology.fsdp else config.shards(topology.world_size, cpu)
     threads = prepare_machine(config, topology, shards)
     if topology.machines > 1:
         choose_interface(topology.address)
