@@ -7,6 +7,7 @@ Neither this module nor what it imports may import torch: help and errors must c
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from mnist_dist.config_files import (
     shown,
     suggest,
 )
+from mnist_dist.engines import Fsdp, check_fsdp
 from mnist_dist.errors import UserError
 
 COMMAND_LINE = "command line"
@@ -46,12 +48,13 @@ class Loaded:
     print_config: bool
 
 
-def load(arguments: Sequence[str], world_size: int = 1) -> Loaded:
+def load(arguments: Sequence[str], world_size: int = 1, fsdp: Fsdp | None = None) -> Loaded:
     """The configuration that the arguments of `mnist_dist.train` ask for.
 
     Args:
         arguments: what follows the program's name.
         world_size: number of processes, which the global batch must divide into.
+        fsdp: how these cut up the model, if they do.
 
     Raises:
         UserError: one line that names the key, its origin and the values that would work.
@@ -68,7 +71,10 @@ def load(arguments: Sequence[str], world_size: int = 1) -> Loaded:
         section, _, key = setting.key.partition(".")
         values[section][key] = parse_value(setting)
     config = Config(**{section: kind(**values[section]) for section, kind in SECTIONS.items()})
-    check_together(config, world_size, {setting.key: setting.origin for setting in settings})
+    origins = {setting.key: setting.origin for setting in settings}
+    check_together(config, world_size, origins)
+    if fsdp:
+        check_fsdp(config, os.environ, origins)
     return Loaded(config, tuple(path.stem for path in files), print_config)
 
 

@@ -1,7 +1,7 @@
-"""The gradient of one global batch, in two ways that give the same mean: DistributedDataParallel, or fixed shards.
+"""The gradient of one global batch, in ways that give the same mean: DistributedDataParallel, or fixed shards.
 
-Both leave it in the parameters' `grad`, the same on every process, and give back what the model said of this process's
-images. With fixed shards it is also the same, bit for bit, at any number of processes.
+Both, and FSDP2 in `sharding`, leave it in the `grad` of the parameters that this process keeps, and give back what the
+model said of this process's images. With fixed shards it is also the same, bit for bit, at any number of processes.
 """
 
 from __future__ import annotations
@@ -43,15 +43,13 @@ class Gradients(Protocol):
         """
 
     def norm(self) -> Tensor:
-        """L2 norm of that gradient, a tensor () on the device."""
+        """L2 norm of that whole gradient, a tensor () on the device."""
+
+    def clip(self, limit: float) -> Tensor:
+        """The same; if it is larger than `limit`, the gradient is scaled down to that."""
 
     def describe(self) -> str:
         """The way in words, for the console."""
-
-
-def build_gradients(model: nn.Module, config: Config, runtime: Runtime) -> Gradients:
-    """The way that the configuration asks for. The model is on its device, and its parameters are final."""
-    return (FixedShards if runtime.shards else DataParallel)(model, config, runtime)
 
 
 def losses_of(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
@@ -106,7 +104,7 @@ class DataParallel:
         seen = []
         for part, (images, labels) in enumerate(batch.parts(0), start=1):
             with runtime.part(self.model, last=part == config.train.accumulate):
-                logits = self.model(images)
+                logits = self.predict(images)
                 losses = losses_of(logits, labels, config)
                 # Gradients are averaged over processes, so this makes their average the mean over the global batch.
                 runtime.scale(losses.sum() * (runtime.world_size / batch.size)).backward()
@@ -116,9 +114,17 @@ class DataParallel:
         self.combine_buffers(sum(len(part.labels) for part in seen) / batch.size)
         return seen
 
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits, in the run's precision."""
+        return self.model(images)
+
     def norm(self) -> Tensor:
         """L2 norm of the gradient."""
         return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def clip(self, limit: float) -> Tensor:
+        """See `Gradients`."""
+        return self.runtime.clip(self.model, limit)
 
     @torch.no_grad()
     def combine_buffers(self, weight: float) -> None:
@@ -145,7 +151,7 @@ class FixedShards:
     """
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
-        self.config, self.runtime = config, runtime
+        self.config, self.runtime, self.model = config, runtime, model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.buffers = list(model.buffers())
         self.statistics = [b for b in self.buffers if b.is_floating_point()]
@@ -214,6 +220,10 @@ class FixedShards:
     def norm(self) -> Tensor:
         """L2 norm of the gradient."""
         return torch.linalg.vector_norm(self.total[: self.gradient_size])
+
+    def clip(self, limit: float) -> Tensor:
+        """See `Gradients`."""
+        return self.runtime.clip(self.model, limit)
 
     @torch.no_grad()
     def combine(self) -> None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from mnist_dist.config import Config
 from mnist_dist.data.batches import Batch
-from mnist_dist.gradients import build_gradients
+from mnist_dist.gradients import DataParallel, FixedShards, Gradients
 from mnist_dist.nonfinite import FiniteGuard
 from mnist_dist.optim.builder import set_lr
 from mnist_dist.optim.schedules import lr_at
 from mnist_dist.runtime import Runtime
+from mnist_dist.sharding import FullySharded, Pieces, Whole
 from mnist_dist.training_state import TrainingState
+
+
+def build_gradients(holding: Whole | Pieces, config: Config, runtime: Runtime) -> Gradients:
+    """The way to gradients that launcher and configuration ask for. The model's parameters are final."""
+    if isinstance(holding, Pieces):
+        return FullySharded(holding, config, runtime)
+    return (FixedShards if runtime.shards else DataParallel)(holding.own, config, runtime)
 
 
 class Learner:
@@ -22,7 +30,7 @@ class Learner:
 
     def __init__(self, state: TrainingState, config: Config, runtime: Runtime, total_steps: int) -> None:
         self.state, self.config, self.runtime, self.total_steps = state, config, runtime, total_steps
-        self.gradients = build_gradients(state.model, config, runtime)
+        self.gradients = build_gradients(state.holding, config, runtime)
         self.stepper = runtime.stepper(state.optimizer)
         self.guard = FiniteGuard(state.model, state.optimizer, active=runtime.precision != "fp16")
         self.lr = 0.0  # of the last update
@@ -38,8 +46,7 @@ class Learner:
         self.guard.before()
         for seen in self.gradients.compute(batch, at.step):
             state.window.add(*seen)
-        runtime = self.runtime
-        norm = runtime.clip(state.model, optim.clip) if optim.clip else runtime.unscale(self.gradients.norm())
+        norm = self.gradients.clip(optim.clip) if optim.clip else self.runtime.unscale(self.gradients.norm())
         state.norms.add(norm)
         self.guard.decide(at.step, norm)
         self.stepper.step()

@@ -82,7 +82,7 @@ class Loop:
 
     @property
     def network(self) -> nn.Module:
-        """What is evaluated and exported: the moving average of the weights where there is one."""
+        """What is evaluated and exported, as `TrainingState.network`: every process must ask for it."""
         return self.state.network
 
     @property

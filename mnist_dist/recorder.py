@@ -29,7 +29,7 @@ class Recorder:
     def __init__(self, state: TrainingState, console: Console, clock: Clock) -> None:
         self.state, self.console, self.clock = state, console, clock
         self.record: Callable[[Row], None] = lambda row: None
-        self.flops = 3 * count_flops(state.model)  # to learn from one image: backward costs two forward passes
+        self.flops = 3 * count_flops(state.holding.outline)  # to learn from one image: backward is two forward passes
         self.peak = 0.0  # FLOP/s of all processes at most; 0 where it was not measured
         self.images = 0  # of all processes, since the last row
         self.start = 0.0  # of the rate, in seconds of training

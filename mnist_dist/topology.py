@@ -8,16 +8,9 @@ from dataclasses import dataclass
 
 import psutil
 
+from mnist_dist.engines import Fsdp, read_fsdp
 from mnist_dist.errors import UserError
 from mnist_dist.launchers import Place, find_place
-
-ENGINES = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
-}
-"""What `accelerate launch` sets for engines that cut up the model; on CPUs accelerate itself would pass over some."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +30,8 @@ class Topology:
     """The launcher's name, for people; empty without one."""
     place: Place | None = None
     """What another launcher than torchrun said, where that is what counts."""
+    fsdp: Fsdp | None = None
+    """How the model is to be cut up, where several processes were told to."""
 
     @property
     def is_main(self) -> bool:
@@ -105,7 +100,7 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
     Raises:
         UserError: the variables are not numbers, contradict each other, or ask for what is not supported.
     """
-    refuse_engines(environment)
+    fsdp = read_fsdp(environment)
     by_torchrun = "TORCHELASTIC_RUN_ID" in environment
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
     is_given = bool(environment.get("RANK") or environment.get("WORLD_SIZE"))
@@ -125,6 +120,7 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
             launcher=launcher,
             started_by=place.launcher,
             place=place,
+            fsdp=fsdp,
         )
     rank, world_size, local_rank, local_world_size = read_ranks(environment)
     address = environment.get("MASTER_ADDR", "")
@@ -140,17 +136,8 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
         cpu_asked=cpu_asked,
         launcher=launcher,
         started_by="accelerate launch" if by_accelerate else "torchrun" if by_torchrun else by_hand,
+        fsdp=fsdp if world_size > 1 else None,
     )
-
-
-def refuse_engines(environment: Mapping[str, str]) -> None:
-    """Raise UserError where `accelerate launch` was told to cut up the model."""
-    for name, engine in ENGINES.items():
-        if environment.get(name, "").lower() in ("1", "true", "yes"):
-            raise UserError(
-                f"{name}={environment[name]} (environment): {engine} is not supported, each process has the whole "
-                "model; start with a file from launch/"
-            )
 
 
 def check_agreement(environment: Mapping[str, str], place: Place) -> None:

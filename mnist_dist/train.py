@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(arguments: Sequence[str]) -> int:
     """Check everything that can be checked before torch is imported, then train."""
     topology = resolve_topology()
-    loaded = load(arguments, topology.world_size)
+    loaded = load(arguments, topology.world_size, topology.fsdp)
     if loaded.print_config:
         if topology.is_main:
             print_config(loaded.config)
@@ -77,6 +77,7 @@ def train(loaded: Loaded, topology: Topology, key: KeyCheck | None) -> int:
             "the software": software() if runtime.world_size > 1 else {},
             "the machine (which --train.shards=0 would allow)": runtime.fingerprint() if runtime.shards else {},
             "the precision (which --train.precision decides)": {"precision": runtime.precision},
+            "the launcher's fsdp_config": {"FSDP": repr(topology.fsdp)},
         }
         far_apart = describe_clocks(runtime.agree_on_all(alike))
         if far_apart:

@@ -17,6 +17,7 @@ from mnist_dist.optim.builder import build_optimizer, load_optimizer_tensors, op
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.position import Position
 from mnist_dist.runtime import Runtime
+from mnist_dist.sharding import hold
 
 
 class TrainingState:
@@ -25,13 +26,14 @@ class TrainingState:
     Nothing random is in it: permutation, augmentation and dropout are functions of (seed, epoch or step).
 
     Args:
-        model: placed on the device.
+        model: placed on the device; cut up in place where the launcher asked for that.
     """
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
-        self.model, self.runtime = model, runtime
-        self.ema: AveragedModel | None = build_ema(model, config.optim.ema)
-        self.optimizer = build_optimizer(model, config.optim, fused=can_fuse(runtime))
+        self.holding, self.runtime = hold(model, runtime), runtime
+        self.model = self.holding.own
+        self.ema: AveragedModel | None = build_ema(self.model, config.optim.ema)
+        self.optimizer = build_optimizer(self.model, config.optim, fused=can_fuse(runtime))
         self.at = Position()
         self.window = Counts(runtime.device)  # since the last row of metrics, this process only
         self.norms = GradientNorms()  # since the last row of metrics, the same on every process
@@ -39,15 +41,18 @@ class TrainingState:
 
     @property
     def network(self) -> nn.Module:
-        """What is evaluated and exported: the moving average of the weights where there is one."""
-        return self.model if self.ema is None else self.ema.module
+        """What is evaluated and exported: the moving average of the weights where there is one.
+
+        Every process must ask for it: a model that is cut up is put together each time.
+        """
+        return self.holding.assemble(self.model if self.ema is None else self.ema.module)
 
     def total(self, counts: Counts) -> Metrics:
         """What counts say, summed over all processes."""
         return Metrics.from_counts(self.runtime.sum(counts.tensor.clone()).tolist())
 
     def snapshot(self, facts: dict[str, Any]) -> Saved:
-        """Everything, for a checkpoint; the tensors are those in use, not copies. Every process must call it.
+        """Everything, for a checkpoint; the tensors may be those in use, not copies. Every process must call it.
 
         Args:
             facts: what else the checkpoint's state is to say.
@@ -63,7 +68,10 @@ class TrainingState:
             "scaler": self.runtime.scaler_state(),
         }
         ema = {} if self.ema is None else self.ema.module.state_dict()
-        return Saved(self.model.state_dict(), optimizer_tensors(self.optimizer, self.model), ema, state)
+        gather = self.holding.gather
+        return Saved(
+            gather(self.model.state_dict()), gather(optimizer_tensors(self.optimizer, self.model)), gather(ema), state
+        )
 
     def restore(self, saved: Saved, source: str) -> None:
         """Go back to a snapshot, taken by any number of processes.
@@ -71,11 +79,15 @@ class TrainingState:
         Raises:
             UserError: it belongs to another model.
         """
-        load_weights(self.model, saved.model, f"{source}/model.safetensors")
+        model, optimizer, ema = (
+            self.holding.cut(getattr(saved, part), f"{source}/{part}.safetensors")
+            for part in ("model", "optimizer", "ema")
+        )
+        load_weights(self.model, model, f"{source}/model.safetensors")
         if self.ema is not None:
-            load_weights(self.ema.module, saved.ema, f"{source}/ema.safetensors")
+            load_weights(self.ema.module, ema, f"{source}/ema.safetensors")
             self.ema.n_averaged.fill_(saved.state["ema_updates"])
-        load_optimizer_tensors(self.optimizer, self.model, saved.optimizer)
+        load_optimizer_tensors(self.optimizer, self.model, optimizer)
         vars(self.at).update(saved.state["position"])
         self.norms.restore(NormSums(**saved.state["norms"]))
         self.runtime.load_scaler_state(saved.state["scaler"])

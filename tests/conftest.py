@@ -16,6 +16,7 @@ LAUNCHER = (
     "ROLE_",
     "TORCHELASTIC_",
     "ACCELERATE_",
+    "FSDP_",
     "SLURM_",
     "OMPI_",
     "PMI_",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mnist_dist.errors import UserError
-from mnist_dist.topology import ENGINES, Topology, read_topology
+from mnist_dist.topology import Topology, read_topology
 
 
 def environment(rank: int, world_size: int, local_rank: int, local_world_size: int) -> dict[str, str]:
@@ -77,15 +77,6 @@ def test_what_is_no_number_is_named(name: str, text: str) -> None:
     with pytest.raises(UserError) as error:
         read_topology(environment(0, 2, 0, 2) | {name: text})
     assert str(error.value) == f"{name}={text!r} (environment): must be a whole number, as the launcher sets it"
-
-
-@pytest.mark.parametrize("name", ENGINES)
-def test_engines_that_cut_up_the_model_are_refused_in_one_line(name: str) -> None:
-    with pytest.raises(UserError) as error:
-        read_topology({**environment(0, 2, 0, 2), name: "true"})
-    assert str(error.value).startswith(f"{name}=true (environment): ")
-    assert len(str(error.value).splitlines()) == 1
-    assert read_topology({**environment(0, 2, 0, 2), name: "false"}).world_size == 2
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         topology = resolve_topology()
     except UserError as error:
         topology, wrong = Topology(), [Finding("launcher", str(error), PROBLEM, "start by one launcher only")]
-    config = load([each for each in arguments if each != "--json"], topology.world_size).config
+    config = load([each for each in arguments if each != "--json"], topology.world_size, topology.fsdp).config
     seconds = min(config.run.timeout, MEETING_SECONDS)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, timeout=seconds))
     yield_while_waiting()

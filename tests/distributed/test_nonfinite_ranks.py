@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ class Allergic(ImageClassifier):
         return super().forward(images) * torch.where(bad, torch.inf, 1.0)[:, None]
 
 
-def train(arguments: list[str], folder: Path) -> tuple[str, str, int, int, tuple[int, ...]]:
+def train(arguments: list[str], folder: Path, fsdp: bool) -> tuple[str, str, int, int, tuple[int, ...]]:
     """The weights' digest, the error, what was left out and gone back from, and the images that each epoch counted."""
+    if fsdp:
+        os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     topology = read_topology()
     config = load([*ARGUMENTS, *arguments], topology.world_size).config
     error = ""
@@ -47,14 +50,15 @@ def train(arguments: list[str], folder: Path) -> tuple[str, str, int, int, tuple
         except TrainingError as caught:
             error = str(caught)
         counted = tuple(row["epoch.train.count"] for row in rows if "epoch.train.count" in row)
-        return weights_sha256(loop.raw), error, loop.at.left_out, loop.at.rollbacks, counted
+        return weights_sha256(loop.network), error, loop.at.left_out, loop.at.rollbacks, counted
 
 
-@pytest.mark.parametrize("shards", ["--train.shards=6", "--train.shards=0"])
+@pytest.mark.parametrize("way", ["shards", "whole", "fsdp"])
 @pytest.mark.parametrize("policy", ["raise", "skip", "rollback"])
-def test_all_ranks_decide_alike(policy: str, shards: str, tmp_path: Path) -> None:
-    arguments = [shards, f"--train.nonfinite={policy}", "--tracking.log_steps=4"]
-    ends = {n: run_ranks(n, train, arguments, tmp_path / str(n)) for n in (1, 2, 3)}
+def test_all_ranks_decide_alike(policy: str, way: str, tmp_path: Path) -> None:
+    shards = 6 if way == "shards" else 0
+    arguments = [f"--train.shards={shards}", f"--train.nonfinite={policy}", "--tracking.log_steps=4"]
+    ends = {n: run_ranks(n, train, arguments, tmp_path / str(n), way == "fsdp") for n in (1, 2, 3)}
     for ranks in ends.values():
         assert len(set(ranks)) == 1
     ((sha256, error, left_out, rollbacks, counted),) = ends[1]
@@ -64,4 +68,4 @@ def test_all_ranks_decide_alike(policy: str, shards: str, tmp_path: Path) -> Non
     assert (left_out, rollbacks) == {"raise": (0, 0), "skip": (2, 0), "rollback": (0, 2)}[policy]
     for ranks in ends.values():
         assert ranks[0][1:] == (error, left_out, rollbacks, counted)
-        assert ranks[0][0] == sha256 or shards == "--train.shards=0"
+        assert ranks[0][0] == sha256 or way != "shards"

@@ -8,13 +8,14 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from programs import LAUNCH
 
-EXPECTED = {  # machines, processes over all of them, on the CPU
+EXPECTED = {  # machines, processes over all of them, on the CPU where nothing else is said
     "cpu_1.yaml": (1, 1, True),
     "cpu_2.yaml": (1, 2, True),
     "single_gpu.yaml": (1, 1, False),
     "multi_gpu.yaml": (1, 2, False),
     "multi_node.yaml": (2, 2, False),
     "multi_node_cpu.yaml": (2, 2, True),
+    "fsdp2.yaml": (1, 2, False),
 }
 
 
@@ -27,7 +28,8 @@ def test_accelerate_reads_the_file_and_knows_all_its_keys(name: str) -> None:
     config = load_config_from_file(str(LAUNCH / name))
     assert (config.num_machines, config.num_processes, config.use_cpu) == EXPECTED[name]
     # What starts processes at all; MULTI_CPU starts one.
-    assert config.distributed_type.value == ("NO" if config.num_processes == 1 else "MULTI_GPU")
+    several = "FSDP" if name.startswith("fsdp") else "MULTI_GPU"
+    assert config.distributed_type.value == ("NO" if config.num_processes == 1 else several)
     assert config.mixed_precision is None  # the command line's and train.precision's business
 
 

@@ -22,9 +22,10 @@ from programs import (
     write_digits,
 )
 
-from mnist_dist.checkpoint import damage, list_checkpoints
+from mnist_dist.checkpoint import damage, list_checkpoints, load_checkpoint, load_weights, weights_sha256
 from mnist_dist.data.sources import default_root, find
 from mnist_dist.errors import EXIT_DONE, EXIT_STOPPED
+from mnist_dist.models import create_model
 
 pytestmark = pytest.mark.launcher
 
@@ -189,6 +190,29 @@ def test_sigterm_to_torchrun_stops_three_processes_and_they_go_on(data: str, tmp
     assert resumed_from(tmp_path / "run").startswith("run/checkpoints/step-")
 
 
+def test_fsdp2_is_stopped_goes_on_and_leaves_what_every_other_file_leaves(
+    data: str, single: Path, tmp_path: Path
+) -> None:
+    launcher = [*ACCELERATE, "--config_file", str(LAUNCH / "fsdp2.yaml")]
+    command = [*launcher, *ONE_EPOCH, data, "--run.device=cpu"]
+    with started(command, work=tmp_path) as (program,):
+        program.wait_for_line("step ")
+        program.signal(signal.SIGTERM)
+        ended = program.end()
+        assert ended.code != EXIT_DONE
+        assert_stopped(tmp_path / "run", ended.err)
+    (ended,) = run(command, work=tmp_path)
+    assert_complete(tmp_path / "run", ended, world_size=2)
+    assert resumed_from(tmp_path / "run").startswith("run/checkpoints/step-")
+    said = [line for line in ended.out.splitlines() if line.startswith("gradients: ")]
+    assert said == ["gradients: cut up over 2 processes with weights and moments (FSDP2, gathered in 3 groups)"]
+    assert_same_curve(tmp_path / "run", single, steps=40)
+    model = create_model("unshuffle")
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    load_weights(model, load_checkpoint(newest).model, "the checkpoint")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["weights_sha256"] == weights_sha256(model)
+
+
 def test_when_accelerate_is_killed_its_process_stops_with_a_checkpoint_and_goes_on(data: str, tmp_path: Path) -> None:
     launcher = [*ACCELERATE, "--config_file", str(LAUNCH / "cpu_1.yaml")]
     command = [*launcher, *FOUR_EPOCHS, data]
@@ -217,12 +241,11 @@ def test_a_batch_that_three_processes_do_not_divide_is_one_line(data: str, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_asks_for_fsdp_is_refused_in_one_line(data: str, tmp_path: Path) -> None:
+def test_what_a_file_asks_of_fsdp_in_vain_is_refused_in_one_line(data: str, tmp_path: Path) -> None:
     """accelerate itself would pass over it on CPUs, and train otherwise than the file says."""
-    text = (LAUNCH / "cpu_2.yaml").read_text().replace("distributed_type: MULTI_GPU", "distributed_type: FSDP")
-    (tmp_path / "fsdp.yaml").write_text(text + "fsdp_config: {fsdp_version: 2}\n")
+    (tmp_path / "fsdp.yaml").write_text((LAUNCH / "fsdp2.yaml").read_text() + "  fsdp_offload_params: true\n")
     (ended,) = run([*ACCELERATE, "--config_file", str(tmp_path / "fsdp.yaml"), *SMALL, data], work=tmp_path)
     assert ended.code != EXIT_DONE
     (said,) = {line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")}
-    assert said.startswith("mnist_dist: error: ACCELERATE_USE_FSDP=true (environment): FSDP is not supported")
+    assert said.startswith("mnist_dist: error: fsdp_offload_params=true (the launcher's fsdp_config, FSDP_OFFLOAD")
     assert not (tmp_path / "run").exists()
