@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_dist.config import Config
 from mnist_dist.data.batches import normalize
@@ -104,40 +104,41 @@ class Insights:
     def take(self) -> Media | None:
         """What to show, the same at any number of processes that hold the same weights; None off the main process."""
         parts: dict[str, Any] = {}
+        is_main, network = self.runtime.is_main, self.state.network
+        tensors = self.whole_tensors() if self.tracking.histograms else []
         if self.tracking.examples:
             predictions, self.predictions = self.predictions, Predictions(self.tracking.examples)
             rows = self.runtime.gather_rows(predictions.rows(self.runtime.device))
-            if self.runtime.is_main:
-                parts = self.examples(rows.tolist()) | self.pictures()
-        if not self.runtime.is_main:
+            if is_main:
+                parts = self.examples(rows.tolist(), network) | self.pictures(network)
+        if not is_main:
             return None
-        if self.tracking.histograms:
-            parts |= self.histograms()
+        if tensors:
+            parts |= self.histograms(*tensors)
         return Media(self.split, **parts)
 
-    def examples(self, rows: list[list[float]]) -> dict[str, Any]:
+    def examples(self, rows: list[list[float]], network: nn.Module) -> dict[str, Any]:
         """The worst mistakes and the first images, of all processes' `Predictions.rows` by rank."""
         count = self.tracking.examples
         present = [(place // count % 2, row) for place, row in enumerate(rows) if row[INDEX] >= 0]
         worst = sorted((row for kind, row in present if kind == 0), key=lambda row: (-badness(row), row[INDEX]))
         first = sorted((row for kind, row in present if kind == 1), key=lambda row: row[INDEX])
-        return {"mistakes": self.describe(worst[:count]), "samples": self.describe(first)}
+        return {"mistakes": self.describe(worst[:count], network), "samples": self.describe(first, network)}
 
-    def describe(self, rows: list[list[float]]) -> tuple[Example, ...]:
+    def describe(self, rows: list[list[float]], network: nn.Module) -> tuple[Example, ...]:
         """Rows with their images."""
         found = torch.tensor(rows).reshape(-1, WIDTH)
         indices = found[:, INDEX].long()
         images = self.data.images[indices.to(self.data.images.device), 0].cpu().numpy()
-        probabilities = cast(ImageClassifier, self.state.network).probabilities(found[:, LOGITS:]).tolist()
+        probabilities = cast(ImageClassifier, network).probabilities(found[:, LOGITS:]).tolist()
         predicted = found[:, LOGITS:].argmax(1).tolist()
         return tuple(
             Example(index, images[i], int(rows[i][LABEL]), predicted[i], tuple(probabilities[i]), rows[i][LOSS])
             for i, index in enumerate(indices.tolist())
         )
 
-    def pictures(self) -> dict[str, Any]:
+    def pictures(self, network: nn.Module) -> dict[str, Any]:
         """The maps of the first image and the filters of each convolution, of the network that is evaluated."""
-        network = self.state.network
         was_training = network.training
         network.eval()
         with self.runtime.autocast():
@@ -148,14 +149,18 @@ class Insights:
             "filters": {name: picture(bank.flatten(0, 1), bank.shape[1]) for name, bank in filters(network)},
         }
 
-    def histograms(self) -> dict[str, Any]:
-        """Of the parameters in training, not of their average, and of the gradients of the last update, as clipped.
+    def whole_tensors(self) -> list[dict[str, Tensor]]:
+        """The parameters in training, not their average, and the gradients of the last update, as clipped; by name.
 
         A start has no gradients before its first update: none after a stop between an epoch's last step and its end.
         """
         parameters = dict(self.state.model.named_parameters())
-        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        # All at once, so that the device is waited for once.
+        gradients = {f"{name}/gradient": p.grad for name, p in parameters.items() if p.grad is not None}
+        whole = self.state.holding.gather(gradients)
+        return [self.state.holding.gather(parameters), {name.rpartition("/")[0]: g for name, g in whole.items()}]
+
+    def histograms(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Any]:
+        """Of all tensors at once, so that the device is waited for once."""
         found = histograms([*parameters.values(), *gradients.values()])
         own, others = found[: len(parameters)], found[len(parameters) :]
         return {
