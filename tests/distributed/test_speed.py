@@ -43,7 +43,7 @@ def test_the_memory_is_that_of_the_process_that_needs_most(world_size: int, tmp_
 
 @pytest.mark.parametrize("settings", [["--train.shards=0"], ["--train.shards=6"], ["--train.shards=0", ACCUMULATED]])
 def test_the_slowest_process_is_named_though_all_wait_for_it(settings: list[str], tmp_path: Path) -> None:
-    """Rank 1 has work of 0.2 s beside each step. The others wait for it, mostly for its gradients: that is no own work."""
+    """Rank 1 has work of 0.2 s beside each step. Others wait for it, mostly for its gradients: not their own work."""
     ranks = run_ranks(3, hindered, settings, tmp_path)
     assert ranks[0] == ranks[1] == ranks[2]
     (row,) = ranks[0]
