@@ -198,8 +198,8 @@ class WandbTracker:
 
     def _mirror(self, wandb: Any, run: Any) -> None:
         """Do what is queued until the end, then the summary and the model."""
-        for name in ("global_step", "epoch"):
-            run.define_metric(name, hidden=True)
+        run.define_metric("global_step", hidden=True)
+        run.define_metric("epoch", step_metric="global_step", hidden=True)
         run.define_metric("*", step_metric="global_step")
         for key, best in BEST.items():
             run.define_metric(wandb_key(key), step_metric="global_step", summary=f"{best.__name__},last")

@@ -86,6 +86,7 @@ def test_rows_and_media_of_a_step_are_entries_of_their_own(shown: Recorded) -> N
     assert shown.metrics["*"].step_metric == "global_step"
     assert shown.metrics["global_step"].options.hidden
     assert not shown.metrics["global_step"].step_metric
+    assert shown.metrics["epoch"].options.hidden
 
 
 @pytest.mark.parametrize(("split", "steps"), [("val", [50, 100]), ("test", [100])])
