@@ -88,7 +88,7 @@ def evaluation(config: Config) -> Section:
         Panel(f"Images of {split}, and right ones", "lines", (f"{split}/count", f"{split}/correct")),
         *classes(split, f"images of {split}"),
     )
-    test = (
+    test: tuple[Panel, ...] = (
         Panel("Test accuracy", "bars", ("test/accuracy", "test/top2")),
         Panel("Test loss", "bars", ("test/loss",)),
         Panel("Test images, and right ones", "bars", ("test/count", "test/correct")),
