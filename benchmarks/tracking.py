@@ -1,10 +1,11 @@
-"""What everything that wandb is given costs: steps per second with it against without, and the time at an epoch's end.
+"""What all that wandb is given costs: steps per second with it against without, and the time at an epoch's end.
 
     python benchmarks/tracking.py                     one JSON object
 
 Whole runs of the default recipe, rounds interleaved: `--tracking.mode=offline` with everything at its defaults against
-`--tracking.mode=disabled`, and with rows only. `ratio` is of the epochs after the first, during which wandb starts, with
-what happens between epochs. `whole` has the first epoch in it too.
+`--tracking.mode=disabled`, and with rows only. `ratio` is of the epochs after the first (in which wandb starts), with
+what happens between epochs; `whole` is of all of it. A run during which others took more than 5 % of the machine is
+repeated.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from quiet import machine
+from quiet import machine, when_quiet
 
 from mnist_dist.config_loader import load
 from mnist_dist.console import Console
@@ -60,7 +62,7 @@ def compare(rounds: int, epochs: int) -> dict[str, Any]:
     rates: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
     for _ in range(rounds):
         for variant in VARIANTS:
-            rates[variant].append(rates_of(variant, epochs))
+            rates[variant].append(when_quiet(partial(rates_of, variant, epochs)))
     found: dict[str, Any] = {}
     for variant, own in rates.items():
         found[variant] = {"steps_per_second": statistics.median(rate for rate, _ in own)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -12,18 +14,23 @@ import torch
 import torch.nn.functional as F
 from clocks import ROW_CLOCKS
 from harness import run_ranks
+from programs import write_digits
 from rehearsal import image_set
 from shown import ARGUMENTS, Shown, plain, train
 from torch import nn
 
+from mnist_dist import tracking
 from mnist_dist.config_loader import load
 from mnist_dist.data.batches import normalize
 from mnist_dist.data.splits import Splits
+from mnist_dist.errors import EXIT_DONE
 from mnist_dist.evaluation import evaluate
 from mnist_dist.insights import Insights
+from mnist_dist.media import Media
 from mnist_dist.models import ImageClassifier
 from mnist_dist.runtime import start_runtime
 from mnist_dist.topology import read_topology
+from mnist_dist.train import main as program_main
 from mnist_dist.training_state import TrainingState
 
 SIZES = (24 * 5 + 1, 31)
@@ -94,16 +101,44 @@ def test_a_run_that_was_stopped_shows_what_one_that_was_not_does(stop: int, worl
     assert shown == expected
 
 
+def program(mode: str, arguments: list[str]) -> tuple[int, list[tuple[int, int, bool]]]:
+    """The program on a rank whose environment says offline if it is the main one; what its tracker is given."""
+    os.environ["WANDB_MODE"] = mode if read_topology().is_main else "disabled"
+    shown: list[tuple[int, int, bool]] = []
+
+    class Tracker(tracking.NullTracker):
+        def show(self, step: int, epoch: int, media: Media) -> None:
+            shown.append((step, epoch, bool(media.samples and media.gradients)))
+
+    tracking.open_tracker = lambda *_: Tracker()
+    return program_main(arguments), shown
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_the_main_process_decides_for_all_whether_anything_is_shown(mode: str, tmp_path: Path) -> None:
+    """Whatever the environment of the others says: who did not take part would be missed in the exchange."""
+    (tmp_path / "data").mkdir()
+    write_digits(tmp_path / "data", train=48, test=20)
+    options = [f"--data.root={tmp_path}/data", "--data.source=local", "--data.val_size=0", f"--run.dir={tmp_path}/run"]
+    main, *others = run_ranks(3, program, mode, [*ARGUMENTS, *options, "--run.quiet=true"])
+    assert main == (EXIT_DONE, [(2, 1, True), (4, 2, True)] if mode == "offline" else [])
+    assert others == [(EXIT_DONE, [])] * 2
+
+
 # The mistakes of a net without training, against all that it says
 
 
 class Odd(ImageClassifier):
-    """A net that says nothing of one image in three (all classes alike), and not even a number of one in eleven."""
+    """A net to which all classes are alike in one image of three, that gives no number for one in eleven, and that has
+    no doubt that one in five is a nine: its loss is infinite where that is wrong."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = super().forward(images)
         number = images[:, 0, 0, :2].mul(255).round().long() @ torch.tensor([256, 1])
         logits = torch.where(number[:, None] % 3 == 0, 0.0, logits)
+        sure = torch.full((10,), -torch.inf)
+        sure[9] = 0.0
+        logits = torch.where(number[:, None] % 5 == 2, sure, logits)
         return torch.where(number[:, None] % 11 == 5, torch.nan, logits)
 
 
@@ -129,6 +164,11 @@ def look(count: int, images: int) -> tuple[Any, list[list[float]]]:
         return plain(media), plain(found)
 
 
+def infinite_if_none(loss: Any) -> float:
+    """The loss as mistakes are ordered by; nan and infinity alike."""
+    return float(loss) if isinstance(loss, float) else math.inf
+
+
 @cache
 def looked(world_size: int, count: int, images: int) -> Any:
     return run_ranks(world_size, look, count, images)
@@ -143,17 +183,18 @@ def test_mistakes_are_exactly_those_of_the_largest_loss(count: int, images: int,
     labels = image_set(images, seed=2).labels.tolist()
 
     def predicted(row: list[Any]) -> int:
-        return 0 if row[1] == "nan" else row[1:].index(max(row[1:]))
+        values = [float(value) for value in row[1:]]
+        return 0 if math.isnan(values[0]) else values.index(max(values))
 
     wrong = [index for index in range(images) if predicted(said[index]) != labels[index]]
-    wrong.sort(key=lambda index: (-float("inf") if said[index][0] == "nan" else -said[index][0], index))
+    wrong.sort(key=lambda index: (-infinite_if_none(said[index][0]), index))
     assert [example["index"] for example in media["mistakes"]] == wrong[:count]
     assert [example["index"] for example in media["samples"]] == list(range(min(count, images)))
     for example in media["mistakes"] + media["samples"]:
         loss, *logits = said[example["index"]]
         assert (example["loss"], example["label"]) == (loss, labels[example["index"]])
         assert example["predicted"] == predicted([loss, *logits])
-        if loss != "nan":
-            assert example["probabilities"] == torch.tensor(logits).softmax(0).tolist()
+        expected = torch.tensor([float(value) for value in logits]).softmax(0).tolist()
+        assert example["probabilities"] == plain(expected)
         first, second = example["image"][0][:2]
         assert first * 256 + second == example["index"]

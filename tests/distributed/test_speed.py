@@ -43,29 +43,28 @@ def test_the_memory_is_that_of_the_process_that_needs_most(world_size: int, tmp_
 
 @pytest.mark.parametrize("settings", [["--train.shards=0"], ["--train.shards=6"], ["--train.shards=0", ACCUMULATED]])
 def test_the_slowest_process_is_named_though_all_wait_for_it(settings: list[str], tmp_path: Path) -> None:
-    """Rank 1 has work of 0.3 s beside each step, which no other rank's own time may show."""
+    """Rank 1 has work of 0.2 s beside each step. The others wait for it, mostly for its gradients: that is no own work."""
     ranks = run_ranks(3, hindered, settings, tmp_path)
     assert ranks[0] == ranks[1] == ranks[2]
-    for row in ranks[0]:
-        assert row["step_seconds.slowest_rank"] == 1
-        assert row["step_seconds.most"] > 0.3 > 0.2 > row["step_seconds.least"] > 0
+    (row,) = ranks[0]
+    assert row["step_seconds.slowest_rank"] == 1
+    assert row["step_seconds.most"] > 0.2 > 0.1 > row["step_seconds.least"] > 0
 
 
 def hindered(settings: list[str], folder: Path) -> list[dict[str, Any]]:
-    """The spread of the two rows of a run of four steps, with an evaluation and a checkpoint between them."""
+    """The spread in the rows of a run of eight steps, with an evaluation and a checkpoint between them."""
     topology = read_topology()
-    between = ["--tracking.log_steps=2", "--train.eval_steps=1", "--train.checkpoint_steps=3"]
-    config = load(
-        [*BASICS, "--train.batch_size=12", "--train.epochs=1", *between, *settings], topology.world_size
-    ).config
+    between = ["--tracking.log_steps=8", "--train.eval_steps=4", "--train.checkpoint_steps=5"]
+    arguments = [*BASICS, "--train.batch_size=12", "--train.epochs=1", *between, *settings]
+    config = load(arguments, topology.world_size).config
 
     def work(step: int) -> None:
         if topology.rank == 1:
-            time.sleep(0.3)
+            time.sleep(0.2)
 
     rows: list[dict[str, Any]] = []
     with start_runtime(config, topology) as runtime:
-        open_loop(runtime, config, folder, (48, 20), work).train(folder, rows.append)
+        open_loop(runtime, config, folder, (96, 20), work).train(folder, rows.append)
     spreads = [{key: value for key, value in row.items() if key.startswith("step_seconds.")} for row in rows]
     return [spread for spread in spreads if spread]
 

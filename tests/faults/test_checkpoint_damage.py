@@ -240,9 +240,10 @@ def without(key: str) -> bytes:
 
 
 SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 0}
+NORMS = state_of(7)["norms"]
 BEST = {"step": 5, "accuracy": 0.5, "loss": 1.5}
 STATES: dict[str, tuple[bytes, str]] = {
-    **{f"no {key}": (without(key), f"the state lacks '{key}'") for key in state_of(7)},
+    **{f"no {key}": (without(key), f"the state lacks '{key}'") for key in state_of(7) if key != "norms"},
     **{f"{key} null": (changed(**{key: None}), f"{key} is no ") for key in state_of(7)},
     **{
         f"position without {key}": (
@@ -279,6 +280,8 @@ STATES: dict[str, tuple[bytes, str]] = {
     "counts too many": (changed(epoch_counts=[1] * 9999), "epoch_counts holds 9999 counts"),
     "counts negative": (changed(window=[-1] * 103), "window holds a number that is too small"),
     "counts nested": (changed(window=[[1]] * 103), "window[0] is no whole number"),
+    "norms negative": (changed(norms=NORMS | {"total": -0.5}), "norms holds a number that is too small"),
+    "norms half": (changed(norms={"count": 3}), "norms lacks"),
     "scaler half": (changed(scaler={"scale": 1.0}), "scaler is not that of a gradient scaler"),
     "scaler of nothing": (changed(scaler=SCALER | {"scale": 0.0}), "scaler is not that"),
     "scaler a text": (changed(scaler=SCALER | {"scale": "1"}), "scaler.'scale' is no number"),
@@ -314,6 +317,11 @@ def test_a_forged_state_is_refused_in_one_line(folder: Path, case: str) -> None:
 )
 def test_a_state_that_can_be_is_taken(state: dict[str, Any]) -> None:
     check_state(state, 7)
+
+
+def test_a_checkpoint_of_before_norms_were_kept_goes_on(folder: Path) -> None:
+    replace_file(folder, "state.json", without("norms"))
+    assert load_checkpoint(folder).state["norms"] == {"count": 0, "nonfinite": 0, "total": 0.0, "most": 0.0}
 
 
 @dataclass
