@@ -164,7 +164,9 @@ def child(command: list[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-            psutil.wait_procs(family, timeout=GRACE_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)  # psutil would keep the exit code from it
+            psutil.wait_procs(family[1:], timeout=GRACE_SECONDS)
     finally:
         for member in family or family_of(process.pid):
             with contextlib.suppress(psutil.Error):
