@@ -26,8 +26,8 @@ class Panel:
     title: str
     kind: Kind
     """lines: numbers over the steps. bars: numbers of each run. chart: a table with a bar or a cell for each class.
-    table: one with images. images: at each step. histograms: over the steps, as a heat map. machine: lines over the time
-    of what wandb itself measures."""
+    table: one with images. images: at each step. histograms: over the steps, as a heat map. machine: lines over
+    time, of what wandb itself measures."""
     keys: tuple[str, ...]
     """As wandb has them, such as `train/loss`; of machine, one regular expression."""
 
