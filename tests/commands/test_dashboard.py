@@ -138,6 +138,7 @@ def test_several_processes_fill_the_distributed_section(tmp_path: Path) -> None:
     shown = keys_of(sections_of(load([*RUN, *settings]).config))
     assert set(shown) ^ found.shown == set()
     assert {*SPREAD, SLOWEST, "mfu"} <= set(shown)
+    assert len(shown) == len(set(shown))
     assert not [key for key in shown if key.startswith("val/")]
 
 
