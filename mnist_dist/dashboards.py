@@ -12,7 +12,7 @@ from typing import Literal
 
 from mnist_dist.config import Config
 
-Kind = Literal["lines", "bars", "chart", "table", "images", "histograms"]
+Kind = Literal["lines", "bars", "chart", "table", "images", "histograms", "machine"]
 
 STEP = "global_step"
 PLAIN = ("_runtime", "_step", "_timestamp", "_wandb", "epoch", STEP)
@@ -26,9 +26,10 @@ class Panel:
     title: str
     kind: Kind
     """lines: numbers over the steps. bars: numbers of each run. chart: a table with a bar or a cell for each class.
-    table: one with images. images: at each step. histograms: over the steps, as a heat map."""
+    table: one with images. images: at each step. histograms: over the steps, as a heat map. machine: lines over
+    time, of what wandb itself measures."""
     keys: tuple[str, ...]
-    """As wandb has them, such as `train/loss`."""
+    """As wandb has them, such as `train/loss`; of machine, one regular expression."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,6 @@ def training() -> Section:
             Panel("Learning rate", "lines", ("lr",)),
             Panel("Norm of the gradient", "lines", ("gradient/norm", "gradient/norm_max")),
             Panel("Images of an epoch, and right ones", "lines", ("epoch/train/count", "epoch/train/correct")),
-            *classes("epoch/train", "training images"),
         ),
     )
 
@@ -139,6 +139,14 @@ def histograms(config: Config, parameters: Sequence[str]) -> Section:
     )
 
 
+MACHINE = (
+    Panel("Processors", "machine", ("system/(proc.)?cpu.*",)),
+    Panel("Memory of the machine", "machine", ("system/(proc.)?memory.*",)),
+    Panel("Disks, network, accelerators", "machine", ("system/(disk|network|gpu|tpu).*",)),
+)
+"""Which of them there are depends on the machine."""
+
+
 def speed(config: Config) -> Section:
     """What a run costs."""
     return Section(
@@ -157,6 +165,7 @@ def speed(config: Config) -> Section:
             Panel("FLOP/s, whole run", "bars", ("train/flops_per_second",)),
             Panel("Steps and epochs", "bars", ("train/steps", "train/epochs")),
             Panel("Images learned from", "bars", ("train/images",)),
+            *(MACHINE if "system" in config.tracking.share else ()),
         ),
     )
 

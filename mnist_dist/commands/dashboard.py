@@ -167,6 +167,8 @@ def build_panel(panel: Panel, section: Section) -> Any:
     built: Any
     if panel.kind in ("lines", "histograms"):
         built = wr.LinePlot(title=panel.title, x=STEP, y=keys)
+    elif panel.kind == "machine":
+        built = wr.LinePlot(title=panel.title, x="RelativeTime(Wall)", metric_regex=keys[0])
     elif panel.kind == "bars":
         built = wr.BarPlot(title=panel.title, metrics=keys)
     elif panel.kind == "images":

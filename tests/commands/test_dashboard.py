@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ class Logged:
 
     rows: set[str]
     summary: set[str]
+    machine: set[str]
 
     @property
     def shown(self) -> set[str]:
@@ -68,13 +70,16 @@ def logged(processes: int, settings: list[str], folder: Path) -> Logged:
     (path,) = (folder / "run").rglob("*.wandb")
     rows: set[str] = set()
     summary: set[str] = set()
+    machine: set[str] = set()
     for each in read_records(path):
         kind = each.WhichOneof("record_type")
         if kind == "history":
             rows |= {key_of(item) for item in each.history.item}
         elif kind == "summary":
             summary |= {key_of(item) for item in each.summary.update}
-    return Logged(rows, {key for key in summary if not key.startswith("_")})
+        elif kind == "stats":
+            machine |= {f"system/{item.key}" for item in each.stats.item if not item.key.startswith("_")}
+    return Logged(rows, {key for key in summary if not key.startswith("_")}, machine)
 
 
 def key_of(item: Any) -> str:
@@ -93,7 +98,7 @@ def keys_of(sections: list[Section]) -> list[str]:
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Logged:
     """One process, with a validation set and everything shown."""
-    return logged(1, ["--data.val_size=50"], tmp_path_factory.mktemp("single"))
+    return logged(1, ["--data.val_size=50", "--tracking.share=[system]"], tmp_path_factory.mktemp("single"))
 
 
 @pytest.fixture
@@ -116,12 +121,26 @@ def test_every_panel_has_its_metric_and_every_metric_its_panel(single: Logged) -
     assert len(shown) == len(set(shown))
 
 
+def test_what_wandb_measures_of_the_machine_has_one_panel_each(single: Logged) -> None:
+    assert single.machine
+    panels = [panel for section in sections_of(load(["--tracking.share=[system]"]).config) for panel in section.panels]
+    expressions = [panel.keys[0] for panel in panels if panel.kind == "machine"]
+    assert len(expressions) == 3
+    for key in single.machine:
+        assert sum(re.fullmatch(expression, key) is not None for expression in expressions) == 1, key
+    for expression in expressions:
+        assert any(re.fullmatch(expression, key) for key in single.machine), expression
+
+
 def test_several_processes_fill_the_distributed_section(tmp_path: Path) -> None:
     settings = ["--data.val_size=0", "--train.profile=1", "--tracking.histograms=false"]
     found = logged(2, settings, tmp_path)
-    shown = keys_of(sections_of(load([*RUN, *settings]).config))
+    sections = sections_of(load([*RUN, *settings]).config)
+    shown = keys_of(sections)
     assert set(shown) ^ found.shown == set()
     assert {*SPREAD, SLOWEST, "mfu"} <= set(shown)
+    panels = [(panel.kind, panel.keys) for section in sections for panel in section.panels]
+    assert len(panels) == len(set(panels))  # the watched split is the test set here
     assert not [key for key in shown if key.startswith("val/")]
 
 
@@ -137,7 +156,7 @@ def test_what_a_sweep_may_look_at_is_logged(single: Logged) -> None:
         (["--tracking.examples=0"], ("mistakes", "samples", "maps/", "filters/"), ("parameters/", "gradients/")),
         (["--tracking.histograms=false"], ("parameters/", "gradients/"), ("mistakes", "maps/")),
         (["--data.val_size=0"], ("val/",), ("test/confusion_table",)),
-        ([], ("mfu",), ("val/confusion_table", "lr")),
+        ([], ("mfu", "system/"), ("val/confusion_table", "lr")),
         (["--train.profile=5"], (), ("mfu",)),
     ],
 )
