@@ -170,15 +170,21 @@ class TrackingConfig:
     share: tuple[Literal["console", "code", "system"], ...] = ()
     """What else wandb gets: what the run prints, this package's code, the machine's load and memory."""
     examples: int = bounded(16, low=0, high=100)
-    """Worst mistakes, and fixed samples, that wandb shows at each epoch's end, with maps and filters. 0: none."""
+    """Worst mistakes, and fixed samples, that wandb shows, with maps and filters. 0: none."""
     histograms: bool = True
-    """Have wandb show histograms of parameters and gradients at each epoch's end."""
+    """Have wandb show histograms of parameters and gradients."""
+    media_epochs: int = bounded(10, low=1)
+    """Epochs between two times that wandb shows these, and charts of each class; first and last epoch have them."""
     artifacts: bool = True
     """Have wandb keep the model with its configuration as an artifact: aliases `latest` and `best`."""
     log_steps: int = bounded(50, low=1)
     """Steps between two rows of training metrics."""
     timeout: float = bounded(30.0, low=1)
     """Seconds that the run waits for wandb at its end; never waited for before."""
+
+    def has_media(self, epoch: int, epochs: int) -> bool:
+        """Whether wandb shows more than numbers of an epoch, from 1, of so many."""
+        return epoch in (1, epochs) or epoch % self.media_epochs == 0
 
 
 AUTO_SHARDS = 4

@@ -121,7 +121,7 @@ def examples(config: Config, layers: Sequence[str]) -> Section:
     )
     return Section(
         "Examples",
-        "At the end of each epoch; `tracking.examples` says how many.",
+        "At the end of epochs that `tracking.media_epochs` says; `tracking.examples` says how many.",
         tuple(panel for panel in shown if panel.keys) if config.tracking.examples else (),
     )
 

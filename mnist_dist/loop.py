@@ -211,7 +211,8 @@ class Loop:
     def finish_epoch(self) -> None:
         """Evaluate, show the epoch's row, and save."""
         at = self.at
-        watched = self.watch(self.insights)
+        shows = self.config.tracking.has_media(at.epoch + 1, self.config.train.epochs) or at.step == self.last_step
+        watched = self.watch(self.insights if shows else None)
         self.recorder.log_epoch(self.learner.lr, self.held_out, watched)
         at.epoch += 1
         at.step_in_epoch = 0

@@ -6,6 +6,7 @@ good, so that help and errors come at once.
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -91,7 +92,7 @@ def train(loaded: Loaded, topology: Topology, key: KeyCheck | None) -> int:
         saved, source = claim.load(), claim.checkpoint.folder if claim.checkpoint else None
         if saved and source:
             check_same_run(config, saved.state["config"], source)
-        run_id = saved.state["run_id"] if saved and claim.same_run else runtime.broadcast(secrets.token_hex(4))
+        run_id = saved.state["run_id"] if saved and claim.same_run else runtime.broadcast(new_run_id())
 
         # The model, the same on every process because each draws it from the same seed; then what trains it.
         torch.manual_seed(config.run.seed)
@@ -184,6 +185,11 @@ def shows_media(config: Config, recording: Config, runtime: Runtime) -> bool:
     if tracking.mode == "disabled" or not (tracking.examples or tracking.histograms):
         return False
     return runtime.broadcast(runtime.is_main and tracking_mode(recording.tracking)[0] != "disabled")
+
+
+def new_run_id() -> str:
+    """What trackers are to know a new run by: what wandb's agent or the user chose, else eight random digits."""
+    return os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
 
 
 def warn_of_other_machine(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:

@@ -27,14 +27,14 @@ def row_values(wandb: Any, row: Mapping[str, Any], classes: Sequence[str]) -> Va
 
     Args:
         row: flat, with dotted keys; `step` and `time` are left out.
-        classes: ten names.
+        classes: ten names; none: without charts.
     """
     values: Values = {}
     for key, value in row.items():
         kind = key.rpartition(".")[2]
         if not isinstance(value, list):
             values |= {} if key in ("step", "time") else {wandb_key(key): value}
-        elif key.startswith("epoch."):
+        elif not classes or key.startswith("epoch."):
             continue
         elif kind in ("recall", "precision"):
             values[wandb_key(key)] = class_bars(wandb, wandb_key(key), kind, value, classes)

@@ -83,8 +83,9 @@ class WandbTracker:
 
     def log(self, row: Row) -> None:
         """Take a row of metrics.jsonl. Returns at once."""
-        row, classes = dict(row), self._config.data.classes
+        row, config = dict(row), self._config
         self._step = row["step"]
+        classes = config.data.classes if config.tracking.has_media(row["epoch"], config.train.epochs) else ()
         self._offer(lambda wandb, run: log(run, row["step"], row["time"], row_values(wandb, row, classes)))
 
     def show(self, step: int, epoch: int, media: Media) -> None:

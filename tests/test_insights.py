@@ -131,4 +131,4 @@ def test_a_picture_is_about_as_wide_as_high_and_keeps_together_what_belongs_toge
 def test_nothing_is_computed_that_nobody_shows(arguments: tuple[str, ...], shows: bool) -> None:
     config: Config = load([*SMALL, *arguments]).config
     with start_runtime(config, Topology()) as runtime:
-        assert shows_media(config, runtime) == shows
+        assert shows_media(config, config, runtime) == shows

@@ -53,6 +53,13 @@ def test_the_number_of_processes_changes_nothing_that_is_shown(world_size: int) 
     assert all(other[0] == [] for other in others)
 
 
+def test_epochs_between_are_left_out() -> None:
+    ((shown, *_),) = trained(1, (*SHARDS, "--train.epochs=6", "--tracking.media_epochs=4"))
+    assert [epoch for _, epoch, _ in shown] == [1, 4, 6]
+    ((shown, *_),) = trained(1, (*SHARDS, "--train.epochs=6", "--tracking.media_epochs=4", "--train.max_steps=15"))
+    assert [(step, epoch) for step, epoch, _ in shown] == [(6, 1), (15, 3)]  # the last step's
+
+
 def test_a_run_shows_everything_of_each_epoch() -> None:
     ((shown, *_),) = trained(1, SHARDS)
     for _, _, media in shown:

@@ -89,6 +89,12 @@ def test_rows_and_media_of_a_step_are_entries_of_their_own(shown: Recorded) -> N
     assert shown.metrics["epoch"].options.hidden
 
 
+def test_epochs_between_have_numbers_only(tmp_path: Path) -> None:
+    recorded = record(tmp_path, row(50, epoch=2, val__accuracy=0.9, val__recall=[1.0] * 10))
+    assert recorded.logged("val/accuracy") == [(50, 0.9)]
+    assert not recorded.logged("val/recall_table")
+
+
 @pytest.mark.parametrize(("split", "steps"), [("val", [50, 100]), ("test", [100])])
 def test_bars_of_each_class(shown: Recorded, split: str, steps: list[int]) -> None:
     recalls = shown.logged(f"{split}/recall_table")
