@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -62,13 +65,25 @@ class Topology:
         return f"{started_by}, rank {self.rank} of {self.world_size}, meeting at {self.address}"
 
     def default_threads(self) -> int:
-        """CPU threads for each process: the physical cores that this machine lets us use, over its processes.
+        """CPU threads for each process: the physical cores that machine and container let us use, over its processes.
 
         Launchers set OMP_NUM_THREADS=1 where nothing is said, which halves the speed of a small machine.
         """
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
-        return max(cores // self.local_world_size, 1)
+        cores = min(psutil.cpu_count(logical=False) or allowed, allowed, cpu_limit())
+        return max(int(cores // self.local_world_size), 1)
+
+
+def cpu_limit(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """CPUs that a container may use by its cgroup (version 2, else 1); infinity where nothing limits it."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (folder / "cpu.max").read_text().split()
+        return int(quota) / int(period)  # "max" is no number
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = ((folder / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if int(quota) > 0:
+            return int(quota) / int(period)
+    return math.inf
 
 
 def resolve_topology() -> Topology:
