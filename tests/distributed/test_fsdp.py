@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from mnist_dist.checkpoint import weights_sha256
 from mnist_dist.config_loader import load
 from mnist_dist.errors import UserError
+from mnist_dist.insights import Insights
+from mnist_dist.media import Media
 from mnist_dist.models import ImageClassifier, create_model
 from mnist_dist.runtime import Runtime, start_runtime
 from mnist_dist.sharding import Pieces
@@ -80,6 +82,8 @@ class Run:
     network: dict[str, Tensor]
     sha256: str
     described: str
+    shown: list[Media]
+    """On the main process."""
 
     def values(self, key: str) -> list[float]:
         """What the rows that have this key say of it."""
@@ -115,10 +119,13 @@ def train(
         rows: list[dict[str, Any]] = []
         loop = open_loop(runtime, config, folder, SIZES, network=NETWORKS[network])
         assert isinstance(loop.state.holding, Pieces) == (fsdp is not None)
-        loop.train(folder, rows.append)
+        shown: list[Media] = []
+        loop.train(
+            folder, rows.append, insights=Insights(loop.state, loop.data, config, lambda *seen: shown.append(seen[2]))
+        )
         whole = loop.state.holding.assemble(loop.state.model)
         states = whole.state_dict(), loop.network.state_dict()
-        return Run(rows, *states, weights_sha256(loop.network), loop.describe()["gradients"])
+        return Run(rows, *states, weights_sha256(loop.network), loop.describe()["gradients"], shown)
 
 
 @cache
@@ -157,6 +164,18 @@ def test_it_learns_what_distributed_data_parallel_learns(setting: str, world_siz
     assert ours.values("test.count") == [SIZES[1]] * 2
     assert distance(ours.weights, theirs.weights) < 1e-12
     assert distance(ours.network, theirs.network) < 1e-12
+
+
+def test_what_is_shown_is_of_whole_tensors() -> None:
+    ours, theirs = (trained(3, "exact", SETTINGS["adam, averaged"], fsdp) for fsdp in ((), None))
+    assert len(ours.shown) == 2
+    for shown, expected in zip(ours.shown, theirs.shown, strict=True):
+        assert [each.index for each in shown.mistakes] == [each.index for each in expected.mistakes]
+        for own, other in ((shown.parameters, expected.parameters), (shown.gradients, expected.gradients)):
+            assert own.keys() == other.keys()
+            assert all(sum(own[name].counts) == sum(other[name].counts) for name in own)
+            assert all(own[name].edges == pytest.approx(other[name].edges, abs=1e-9) for name in own)
+        assert shown.maps.keys() == expected.maps.keys()
 
 
 @pytest.mark.parametrize(("network", "precision"), [("noisy", "no"), ("default", "bf16")])
