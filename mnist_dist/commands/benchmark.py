@@ -87,7 +87,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="mnist-dist benchmark", description="Speed as ratios, measured in one run. On the CPU.")
     parser.add_argument("kind", choices=[*KINDS, ACCURACY, "all"], help="against what")
     parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="of each contestant in a round (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="of each contestant in a round (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=10, help="of accuracy, 0 to N-1 (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     return parser
