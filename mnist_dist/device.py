@@ -65,7 +65,7 @@ def prepare_machine(config: Config, topology: Topology, shards: int) -> int:
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed: given back to the system, a step's tensors cost a page fault for each 4 KiB.
 
-    Measured with two threads: a seventh of an fp32 step of a whole batch of 256 (1,700 faults), 2 % with four shards.
+    Measured with two threads: a tenth of a step of a whole batch of 256 images (1,700 faults), 2 % with four shards.
     """
     with contextlib.suppress(AttributeError, OSError):  # other C libraries do not have it
         libc = ctypes.CDLL(None)
