@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mnist_dist.config import Config
+from mnist_dist.media import wandb_key
 
 Kind = Literal["lines", "bars", "chart", "table", "images", "histograms", "machine"]
 
@@ -116,8 +117,8 @@ def examples(config: Config, layers: Sequence[str]) -> Section:
     shown = (
         Panel("Worst mistakes", "table", ("mistakes",)),
         Panel("The same images each time", "table", ("samples",)),
-        Panel("Maps of the first sample", "images", tuple(f"maps/{slashed(name)}" for name in layers)),
-        Panel("Filters", "images", tuple(f"filters/{slashed(name)}" for name in layers)),
+        Panel("Maps of the first sample", "images", tuple(f"maps/{wandb_key(name)}" for name in layers)),
+        Panel("Filters", "images", tuple(f"filters/{wandb_key(name)}" for name in layers)),
     )
     return Section(
         "Examples",
@@ -130,9 +131,9 @@ def histograms(config: Config, parameters: Sequence[str]) -> Section:
     """How parameters and their gradients are spread."""
     return Section(
         "Histograms",
-        "At the end of each epoch. wandb draws them for one run at a time.",
+        "At the end of epochs that `tracking.media_epochs` says. wandb draws them for one run at a time.",
         tuple(
-            Panel(f"{kind.capitalize()}, {name}", "histograms", (f"{kind}/{slashed(name)}",))
+            Panel(f"{kind.capitalize()}, {name}", "histograms", (f"{kind}/{wandb_key(name)}",))
             for kind in ("parameters", "gradients")
             for name in (parameters if config.tracking.histograms else ())
         ),
@@ -187,8 +188,3 @@ def processes() -> Section:
             Panel("Steps left out, and rollbacks", "bars", ("train/skipped_steps", "train/rollbacks")),
         ),
     )
-
-
-def slashed(name: str) -> str:
-    """A dotted name as wandb has it."""
-    return name.replace(".", "/")

@@ -66,9 +66,10 @@ class DataParallel:
         self.model = runtime.wrap(model)
         self.buffers = list(model.buffers()) if runtime.world_size > 1 else []
         if runtime.world_size > 1:
-            # Backward waits for the other processes at its end. So from the last gradient to its return, it waits.
-            for parameter in model.parameters():
-                parameter.register_post_accumulate_grad_hook(runtime.waits.begin)
+            if runtime.device.type == "cpu":  # elsewhere the host sees nothing of it
+                # Backward waits for the other processes at its end: from the last gradient to its return.
+                for parameter in model.parameters():
+                    parameter.register_post_accumulate_grad_hook(runtime.waits.begin)
             self.settle()
 
     def settle(self) -> None:

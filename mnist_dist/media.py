@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+def wandb_key(key: str) -> str:
+    """`train.loss` as `train/loss`: wandb groups charts by what stands before the slash."""
+    return key.replace(".", "/")
+
+
 @dataclass(frozen=True)
 class Example:
     """An image and what the network says of it."""

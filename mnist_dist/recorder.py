@@ -81,14 +81,14 @@ class Recorder:
 
         That is the time of the steps without waiting for other processes: with fixed shards, outside all exchanges;
         with DistributedDataParallel, whose exchanges overlap with backward, also without the end of backward, when this
-        process has all its own gradients and those of others are still to come. Empty for one process; and on a GPU,
-        where the host sees nothing of the waiting.
+        process has all its own gradients and those of others are still to come. Empty for one process; on a GPU, where
+        the host sees nothing of the waiting; and by FSDP2, whose exchanges are all over the forward and backward pass.
 
         Args:
             seconds: that the steps took.
         """
         runtime = self.state.runtime
-        if runtime.world_size == 1 or runtime.device.type != "cpu":
+        if runtime.world_size == 1 or runtime.device.type != "cpu" or runtime.topology.fsdp:
             return {}
         own = max(seconds - runtime.waits.take(), 0.0) / steps
         of_ranks = runtime.gather_rows(torch.tensor([[own]], dtype=torch.float64)).flatten().tolist()

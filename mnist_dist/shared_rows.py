@@ -58,7 +58,7 @@ class SharedRows:
             self.poll.register(descriptor, select.POLLIN)
 
     def gather(self, rows: Tensor, asking: bool = False) -> Tensor:
-        """The rows (n, ...) of every process, by rank: (world_size * n, ...), to be read before the next exchange.
+        """The rows (n, ...) of every process, by rank: (world_size * n, ...).
 
         Args:
             asking: whether `asked` is to be true afterwards, on all processes.
@@ -125,15 +125,17 @@ def open_shared_rows(rank: int, capacity: int, timeout: float, gather: Callable[
     pids, spaces = [pid for pid, _ in facts], {space for _, space in facts}
     if len(spaces) > 1 or not space:
         return None
-    path = create(size_of(len(pids), capacity)) if rank == 0 else None
-    path = gather(path)[0]
+    own = create(size_of(len(pids), capacity)) if rank == 0 else None
     rows: SharedRows | None = None
-    if path is not None:
-        with contextlib.suppress(OSError), Path(path).open("r+b") as file:
-            rows = SharedRows(mmap.mmap(file.fileno(), 0), rank, capacity, pids, timeout)
-    everywhere = all(gather(rows is not None))
-    if rank == 0 and path is not None:
-        Path(path).unlink()
+    try:
+        path = gather(own)[0]
+        if path is not None:
+            with contextlib.suppress(OSError), Path(path).open("r+b") as file:
+                rows = SharedRows(mmap.mmap(file.fileno(), 0), rank, capacity, pids, timeout)
+        everywhere = all(gather(rows is not None))
+    finally:
+        if own is not None:
+            Path(own).unlink()
     if rows is not None and not everywhere:
         rows.close()
     return rows if everywhere else None

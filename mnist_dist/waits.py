@@ -17,16 +17,17 @@ class Waits:
     def __init__(self) -> None:
         self.counting = False
         self.seconds = 0.0
-        self.since = 0.0
+        self.since: float | None = None  # None: nothing is waited for
 
     def begin(self, *_: object) -> None:
         """From here on nothing is left to do but to wait; the last call before `end` counts. Also autograd's hook."""
         self.since = time.perf_counter()
 
     def end(self) -> None:
-        """What was waited for has come."""
-        if self.counting:
+        """What was waited for has come; nothing, where no wait has begun."""
+        if self.counting and self.since is not None:
             self.seconds += time.perf_counter() - self.since
+        self.since = None
 
     @contextmanager
     def exchange(self) -> Iterator[None]:

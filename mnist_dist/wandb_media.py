@@ -10,14 +10,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mnist_dist.media import Example, Histogram, Media
+from mnist_dist.media import Example, Histogram, Media, wandb_key
 
 Values = dict[str, Any]
-
-
-def wandb_key(key: str) -> str:
-    """`train.loss` as `train/loss`: wandb groups charts by what stands before the slash."""
-    return key.replace(".", "/")
 
 
 def row_values(wandb: Any, row: Mapping[str, Any], classes: Sequence[str]) -> Values:

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mnist_dist.media import wandb_key
+
 Row = Mapping[str, Any]
 
 
@@ -82,7 +84,7 @@ def describe(checkpoint: Path, rows: Sequence[Row]) -> dict[str, Any]:
 
 def plain(facts: Row) -> dict[str, Any]:
     """Facts without lists, which metadata are no place for."""
-    return {key.replace(".", "/"): value for key, value in facts.items() if not isinstance(value, list)}
+    return {wandb_key(key): value for key, value in facts.items() if not isinstance(value, list)}
 
 
 def weights_sha256(path: Path) -> str:

@@ -28,8 +28,8 @@ import psutil
 
 from mnist_dist.config import Config, TrackingConfig
 from mnist_dist.ending import skip_exit_hooks
-from mnist_dist.media import Media
-from mnist_dist.wandb_media import media_values, row_values, wandb_key
+from mnist_dist.media import Media, wandb_key
+from mnist_dist.wandb_media import media_values, row_values
 from mnist_dist.wandb_model import Row, model_artifacts, read_rows
 
 QUEUE_ROWS = 10_000

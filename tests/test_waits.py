@@ -34,3 +34,14 @@ def test_what_an_exchange_that_fails_took_counts_too() -> None:
     with pytest.raises(RuntimeError), waits.exchange():
         raise RuntimeError("a peer is gone")
     assert waits.take() > 0 == waits.take()
+
+
+def test_an_end_without_a_begin_counts_nothing() -> None:
+    waits = Waits()
+    waits.counting = True
+    waits.end()
+    with waits.exchange():
+        pass
+    assert waits.take() > 0
+    waits.end()
+    assert waits.take() == 0

@@ -21,11 +21,11 @@ from wandb_server import ENTITY, HISTORY, Fault, Run, WandbServer
 
 from mnist_dist.commands.checkup import NOTE, OK, check_wandb
 from mnist_dist.config_loader import load
+from mnist_dist.media import wandb_key
 from mnist_dist.topology import Topology
 from mnist_dist.tracking import WANDB_KEY
 from mnist_dist.train import main
 from mnist_dist.wandb_key import refuses_key
-from mnist_dist.wandb_media import wandb_key
 
 pytest.importorskip("wandb")
 

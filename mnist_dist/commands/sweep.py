@@ -84,7 +84,7 @@ class Runner:
 
     def __init__(self, sweep: Sweep, folder: Path, stop: threading.Event) -> None:
         self.sweep, self.folder, self.stop = sweep, folder, stop
-        self.library = sweeps_library()
+        self.search = sweeps_library()
         self.runs = read_results(folder, sweep.definition)
 
     def run_all(self) -> list[Run]:
@@ -108,7 +108,7 @@ class Runner:
         np.random.seed(len(self.runs))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scikit-learn's, of a fit to few points
-            chosen = self.library.next_run(self.sweep.definition, [self.described(run) for run in self.runs])
+            chosen = self.search.next_run(self.sweep.definition, [self.described(run) for run in self.runs])
         if chosen is None:
             return None
         return {name: plain(entry["value"]) for name, entry in chosen.config.items()}
@@ -116,7 +116,7 @@ class Runner:
     def described(self, run: Run) -> Any:
         """A run as the library knows it. A run that was stopped early counts with the value it reached."""
         states = {FINISHED: "finished", STOPPED_EARLY: "finished", RUNNING: "running"}
-        return self.library.SweepRun(
+        return self.search.SweepRun(
             name=run.name,
             state=states.get(run.state, "failed"),
             config={name: {"value": value} for name, value in run.parameters.items()},
@@ -127,7 +127,7 @@ class Runner:
         """Whether the sweep's early termination would end a run now."""
         if "early_terminate" not in self.sweep.definition:
             return False
-        doomed = self.library.stop_runs(self.sweep.definition, [self.described(other) for other in self.runs])
+        doomed = self.search.stop_runs(self.sweep.definition, [self.described(other) for other in self.runs])
         return any(other.name == run.name for other in doomed)
 
     def run_one(self, run: Run) -> None:
