@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mnist_dist.commands.benchmark import TASK, TRAINER
-from mnist_dist.commands.contestants import Contestant, run
+from mnist_dist.commands.benchmark_runner import Contestant, run
 from mnist_dist.data.idx import read_pair, write_idx
-from mnist_dist.data.sources import ensure, resolve_root
+from mnist_dist.data.prepare import ensure, resolve_root
 
 ALONE = [*TRAINER, *TASK, "--tracking.mode=disabled", "--data.source=local"]
 FACTORS = (1, 4, 16)

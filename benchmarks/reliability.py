@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from mnist_dist.commands.benchmark import TWO, show_rates
-from mnist_dist.commands.contestants import Contestant, measure
+from mnist_dist.commands.benchmark_runner import Contestant, measure
 
 ONE = ["-m", "mnist_dist.train", "--run.quiet=true", "--run.device=cpu", "--tracking.mode=disabled"]
 ONE += ["--train.epochs=6", "--train.batch_size=256", "--tracking.log_steps=50"]

@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from quiet import machine, when_quiet
 
-from mnist_dist.config_loader import load
-from mnist_dist.console import Console
-from mnist_dist.data.sources import ensure, resolve_root
-from mnist_dist.data.splits import read_splits
-from mnist_dist.insights import Insights
-from mnist_dist.loop import Loop
+from mnist_dist.config.loader import load
+from mnist_dist.console.console import Console
+from mnist_dist.data.dataset import read_splits
+from mnist_dist.data.prepare import ensure, resolve_root
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import create_model
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import Topology
+from mnist_dist.training.trainer import Loop
+from mnist_dist.training.visualizer import Insights
 
 TRAIN = ["-m", "mnist_dist.train", "--run.quiet=true", "--run.device=cpu"]
 VARIANTS = {

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from mnist_dist import __version__
-from mnist_dist.ending import leave_after, run_to_exit_code
-from mnist_dist.errors import EXIT_DONE, UserError
+from mnist_dist.utils.errors import EXIT_DONE, UserError
+from mnist_dist.utils.exit import leave_after, run_to_exit_code
 
 COMMANDS = {
     "train": "train a network; the same as python -m mnist_dist.train",

@@ -13,18 +13,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.config import Config
-from mnist_dist.config_loader import Loaded, load, print_config
-from mnist_dist.ending import leave_after, run_to_exit_code
-from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
-from mnist_dist.software import describe_clocks, software
-from mnist_dist.topology import Topology, resolve_topology, yield_while_waiting
-from mnist_dist.tracking import check_tracking, describe_tracking, tracking_mode
-from mnist_dist.wandb_key import KeyCheck
+from mnist_dist.config.loader import Loaded, load, print_config
+from mnist_dist.config.schema import Config
+from mnist_dist.distributed.topology import Topology, resolve_topology, yield_while_waiting
+from mnist_dist.tracking.tracker import check_tracking, describe_tracking, tracking_mode
+from mnist_dist.tracking.wandb_auth import KeyCheck
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
+from mnist_dist.utils.exit import leave_after, run_to_exit_code
+from mnist_dist.utils.versions import describe_clocks, software
 
 if TYPE_CHECKING:
-    from mnist_dist.loop import Loop
-    from mnist_dist.runtime import Runtime
+    from mnist_dist.distributed.runtime import Runtime
+    from mnist_dist.training.trainer import Loop
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,15 +52,15 @@ def train(loaded: Loaded, topology: Topology, key: KeyCheck | None) -> int:
     """Build one run, in this order: data, processes, checkpoint, model, folder; then train it to its summary."""
     import torch
 
-    from mnist_dist.console import open_console
-    from mnist_dist.data.sources import ensure, resolve_root
-    from mnist_dist.data.splits import read_splits
-    from mnist_dist.lock import RunLock
-    from mnist_dist.loop import Loop
+    from mnist_dist.checkpoint.run_dir import begin_run, check_same_run, claim_run_folder
+    from mnist_dist.checkpoint.run_lock import RunLock
+    from mnist_dist.console.console import open_console
+    from mnist_dist.console.tee import SharedConsole
+    from mnist_dist.data.dataset import read_splits
+    from mnist_dist.data.prepare import ensure, resolve_root
+    from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.models import create_model
-    from mnist_dist.run_folder import begin_run, check_same_run, claim_run_folder
-    from mnist_dist.runtime import start_runtime
-    from mnist_dist.transcript import SharedConsole
+    from mnist_dist.training.trainer import Loop
 
     config = loaded.config
     console = open_console(topology.is_main, config.run.quiet)
@@ -122,11 +122,11 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
         same_run: it is this run's own, so that the records go on too.
         key: what wandb's server says of its key, on the main process.
     """
-    from mnist_dist.insights import Insights
-    from mnist_dist.run_folder import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
-    from mnist_dist.summary import resolved, summarize, versions
-    from mnist_dist.tracking import MetricsFile, open_tracker
-    from mnist_dist.transcript import SharedConsole
+    from mnist_dist.checkpoint.run_dir import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
+    from mnist_dist.console.tee import SharedConsole
+    from mnist_dist.tracking.tracker import MetricsFile, open_tracker
+    from mnist_dist.training.summary import resolved, summarize, versions
+    from mnist_dist.training.visualizer import Insights
 
     config, runtime, console = loop.config, loop.runtime, loop.console
     recording = key.settle(config, console.warn) if key else config

@@ -11,8 +11,8 @@ import pytest
 from mnist_dist.__main__ import COMMANDS
 from mnist_dist.commands.evaluate import build_parser as evaluate_parser
 from mnist_dist.commands.predict import build_parser as predict_parser
-from mnist_dist.config_files import list_recipes
-from mnist_dist.config_loader import load
+from mnist_dist.config.loader import load
+from mnist_dist.config.yaml_files import list_recipes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -15,9 +15,9 @@ import time
 import torch
 import torch.nn.functional as F
 
-from mnist_dist.config import DataConfig
-from mnist_dist.data.sources import ensure, resolve_root
-from mnist_dist.data.splits import read_splits
+from mnist_dist.config.schema import DataConfig
+from mnist_dist.data.dataset import read_splits
+from mnist_dist.data.prepare import ensure, resolve_root
 from mnist_dist.models import create_model
 
 

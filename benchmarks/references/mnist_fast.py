@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mnist_dist.config import DataConfig
-from mnist_dist.data.batches import normalize
-from mnist_dist.data.sources import ensure, resolve_root
-from mnist_dist.data.splits import Splits, read_splits
+from mnist_dist.config.schema import DataConfig
+from mnist_dist.data.dataset import Splits, read_splits
+from mnist_dist.data.loader import normalize
+from mnist_dist.data.prepare import ensure, resolve_root
 
 
 def build() -> nn.Module:

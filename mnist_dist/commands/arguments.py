@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from mnist_dist.config import DataConfig
-from mnist_dist.errors import UserError
+from mnist_dist.config.schema import DataConfig
+from mnist_dist.utils.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,10 +6,10 @@ import json
 from argparse import Namespace
 from typing import Any
 
-from mnist_dist.commands import time_to_accuracy
+from mnist_dist.commands import benchmark_accuracy as time_to_accuracy
 from mnist_dist.commands.arguments import Parser
-from mnist_dist.commands.contestants import BARE, TEXTBOOK, Contestant, measure
-from mnist_dist.errors import EXIT_DONE, UserError
+from mnist_dist.commands.benchmark_runner import BARE, TEXTBOOK, Contestant, measure
+from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 TRAINER = ["-m", "mnist_dist.train", "--run.quiet=true", "--run.device=cpu", "--tracking.log_steps=20"]
 TASK = [  # the loops that it is compared with evaluate nothing: here, each epoch ends with one small batch

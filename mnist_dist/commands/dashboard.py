@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.commands.arguments import Parser
-from mnist_dist.config import Config, TrackingConfig
-from mnist_dist.config_loader import load
-from mnist_dist.dashboards import STEP, Panel, Section, describe
-from mnist_dist.errors import EXIT_DONE, TrainingError, UserError
-from mnist_dist.tracking import check_tracking, has_key
+from mnist_dist.commands.dashboard_panels import STEP, Panel, Section, describe
+from mnist_dist.config.loader import load
+from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.tracking.tracker import check_tracking, has_key
+from mnist_dist.utils.errors import EXIT_DONE, TrainingError, UserError
 
 INSTALL = "dashboards need the package `wandb-workspaces`: pip install 'mnist_dist[dashboards]'"
 NAME = "mnist_dist"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_dist.commands.arguments import Parser, add_data_options, check_indices
-from mnist_dist.errors import EXIT_DONE, UserError
+from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,7 +50,7 @@ def build_parser() -> Parser:
 
 def find_files(options: argparse.Namespace) -> dict[str, Path]:
     """The data set's files; progress goes to standard error."""
-    from mnist_dist.data.sources import ensure, resolve_root
+    from mnist_dist.data.prepare import ensure, resolve_root
 
     return ensure(resolve_root(options.root), options.source, lambda line: print(line, file=sys.stderr))
 
@@ -66,7 +66,7 @@ def check(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from mnist_dist.data.idx import read_pair
-    from mnist_dist.data.sources import FILES, SPLITS
+    from mnist_dist.data.prepare import FILES, SPLITS
 
     files = find_files(options)
     splits = {split: read_pair(*(files[name] for name in names)) for split, names in SPLITS.items()}
@@ -101,7 +101,7 @@ def files_table(files: dict[str, Path], digests: dict[str, str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from mnist_dist.data.sources import FILES
+    from mnist_dist.data.prepare import FILES
 
     table = Table(box=None, pad_edge=False)
     table.add_column("file", overflow="fold")
@@ -135,9 +135,9 @@ def show(options: argparse.Namespace) -> None:
     """Draw the images of the given indices."""
     from rich.console import Console
 
+    from mnist_dist.commands.terminal_images import digit, is_plain
     from mnist_dist.data.idx import read_pair
-    from mnist_dist.data.sources import SPLITS
-    from mnist_dist.drawing import digit, is_plain
+    from mnist_dist.data.prepare import SPLITS
 
     files = find_files(options)
     images, labels = read_pair(*(files[name] for name in SPLITS[options.split]))

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mnist_dist.commands.checkup import (
+from mnist_dist.commands.doctor_checks import (
     CHECK_SECONDS,
     EVERYWHERE,
     NOTE,
@@ -30,16 +30,16 @@ from mnist_dist.commands.checkup import (
     probe,
     run_checks,
 )
-from mnist_dist.config import Config
-from mnist_dist.config_loader import load
-from mnist_dist.ending import report, skip_exit_hooks
-from mnist_dist.errors import EXIT_DONE, EXIT_FAILED, TrainingError, UserError
-from mnist_dist.lost_peer import name_ranks
-from mnist_dist.software import describe_clocks, software
-from mnist_dist.topology import Topology, resolve_topology, yield_while_waiting
+from mnist_dist.config.loader import load
+from mnist_dist.config.schema import Config
+from mnist_dist.distributed.topology import Topology, resolve_topology, yield_while_waiting
+from mnist_dist.distributed.watchdog.comm_errors import name_ranks
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, TrainingError, UserError
+from mnist_dist.utils.exit import report, skip_exit_hooks
+from mnist_dist.utils.versions import describe_clocks, software
 
 if TYPE_CHECKING:
-    from mnist_dist.runtime import Runtime
+    from mnist_dist.distributed.runtime import Runtime
 
 MEETING_SECONDS = 60.0
 """How long processes wait for each other, if run.timeout does not say less."""
@@ -103,7 +103,7 @@ def meet(config: Config, topology: Topology, findings: list[Finding]) -> list[Fi
             if topology.is_main:
                 return findings
             raise TrainingError(f"{finding.found}; {finding.advice}")
-    from mnist_dist.runtime import start_runtime
+    from mnist_dist.distributed.runtime import start_runtime
 
     try:
         with start_runtime(config, topology) as runtime:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 from mnist_dist.commands.arguments import Parser
-from mnist_dist.errors import EXIT_DONE, UserError
-from mnist_dist.topology import resolve_topology, yield_while_waiting
+from mnist_dist.distributed.topology import resolve_topology, yield_while_waiting
+from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 
 def main(arguments: list[str]) -> int:
@@ -23,13 +23,13 @@ def main(arguments: list[str]) -> int:
     topology = resolve_topology()
     yield_while_waiting()
 
-    from mnist_dist.commands.restore import restore
-    from mnist_dist.console import open_console
-    from mnist_dist.data.sources import ensure, resolve_root
-    from mnist_dist.data.splits import read_splits
-    from mnist_dist.evaluation import evaluate
-    from mnist_dist.runtime import start_runtime
-    from mnist_dist.strict_json import dump_strict
+    from mnist_dist.commands.load_model import restore
+    from mnist_dist.console.console import open_console
+    from mnist_dist.data.dataset import read_splits
+    from mnist_dist.data.prepare import ensure, resolve_root
+    from mnist_dist.distributed.runtime import start_runtime
+    from mnist_dist.training.evaluation import evaluate
+    from mnist_dist.utils.strict_json import dump_strict
 
     restored = restore(options.run, options.checkpoint)
     config = restored.config

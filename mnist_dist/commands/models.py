@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mnist_dist.commands.arguments import Parser
-from mnist_dist.errors import EXIT_DONE, UserError
+from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 
 def main(arguments: list[str]) -> int:

@@ -7,14 +7,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from mnist_dist.commands.arguments import Parser, check_indices
-from mnist_dist.errors import EXIT_DONE, UserError
+from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from mnist_dist.commands.restore import Restored
-    from mnist_dist.config import DataConfig
+    from mnist_dist.commands.load_model import Restored
+    from mnist_dist.config.schema import DataConfig
 
 BATCH = 1000
 ROW = 30
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
     from rich.console import Console
 
-    from mnist_dist.commands.restore import restore
+    from mnist_dist.commands.load_model import restore
 
     restored = restore(options.run, options.checkpoint)
     console = Console(highlight=False)
@@ -69,7 +69,7 @@ def predict_pictures(console: Console, restored: Restored, paths: list[str], map
     """Draw each picture as the network sees it, beside its probabilities."""
     import torch
 
-    from mnist_dist.data.pictures import read_picture
+    from mnist_dist.data.photo import read_picture
 
     images = torch.stack([read_picture(path) for path in paths])
     for path, image, row in zip(paths, images, probabilities(restored, images), strict=True):
@@ -99,7 +99,7 @@ def predict_split(console: Console, restored: Restored, options: argparse.Namesp
 def read_split(config: DataConfig, split: str) -> tuple[Tensor, Tensor]:
     """A split's images uint8 (N, 28, 28) and labels uint8 (N,), fetched if need be."""
     from mnist_dist.data.idx import read_pair
-    from mnist_dist.data.sources import SPLITS, ensure, resolve_root
+    from mnist_dist.data.prepare import SPLITS, ensure, resolve_root
 
     files = ensure(resolve_root(config.root), config.source, lambda line: print(line, file=sys.stderr))
     return read_pair(*(files[name] for name in SPLITS[split]))
@@ -109,7 +109,7 @@ def probabilities(restored: Restored, images: Tensor) -> Tensor:
     """The network's probabilities, float32 (N, 10), for images uint8 (N, 28, 28)."""
     import torch
 
-    from mnist_dist.data.batches import normalize
+    from mnist_dist.data.loader import normalize
 
     config = restored.config.data
     model = restored.model
@@ -122,7 +122,7 @@ def draw(
     console: Console, name: str, image: Tensor, row: Tensor, classes: tuple[str, ...], truth: int | None = None
 ) -> None:
     """Print one image beside its probabilities, under a line that says what was predicted."""
-    from mnist_dist.drawing import bars, beside, digit, is_plain
+    from mnist_dist.commands.terminal_images import bars, beside, digit, is_plain
 
     plain = is_plain(console)
     likeliest = int(row.argmax())
@@ -133,9 +133,9 @@ def draw(
 
 def draw_maps(console: Console, restored: Restored, image: Tensor) -> None:
     """Print what each convolution of the network makes of an image."""
-    from mnist_dist.data.batches import normalize
-    from mnist_dist.drawing import digit, is_plain
-    from mnist_dist.models.maps import feature_maps, montage
+    from mnist_dist.commands.terminal_images import digit, is_plain
+    from mnist_dist.data.loader import normalize
+    from mnist_dist.models.feature_maps import feature_maps, montage
     from mnist_dist.models.summary import describe
 
     normalized = normalize(image.unsqueeze(0), restored.config.data)

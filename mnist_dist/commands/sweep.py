@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.commands.arguments import Parser
-from mnist_dist.commands.sweep_file import Sweep, plain, read_sweep, sweeps_library
+from mnist_dist.commands.sweep_config import Sweep, plain, read_sweep, sweeps_library
 from mnist_dist.commands.sweep_runs import (
     DONE,
     FAILED,
@@ -29,9 +29,9 @@ from mnist_dist.commands.sweep_runs import (
     read_results,
     write_results,
 )
-from mnist_dist.config_files import find_sweep, list_sweeps
-from mnist_dist.ending import stop_on_signals
-from mnist_dist.errors import EXIT_DONE, Stopped, TrainingError, UserError
+from mnist_dist.config.yaml_files import find_sweep, list_sweeps
+from mnist_dist.utils.errors import EXIT_DONE, Stopped, TrainingError, UserError
+from mnist_dist.utils.exit import stop_on_signals
 
 GROUP = "tracking.group"
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 
-from mnist_dist.config_files import shown
-from mnist_dist.errors import UserError
-from mnist_dist.strict_json import dump_strict, misfit
-from mnist_dist.whole_files import read_json, written_whole
+from mnist_dist.config.yaml_files import shown
+from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.files import read_json, written_whole
+from mnist_dist.utils.strict_json import dump_strict, misfit
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"  # as in run_folder.py, which imports torch
 RESULTS, LOCK = "results.json", ".lock"

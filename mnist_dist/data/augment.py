@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_dist.config import DataConfig
-from mnist_dist.seeding import derive_seed
+from mnist_dist.config.schema import DataConfig
+from mnist_dist.utils.rng import derive_seed
 
 SIDE = 28
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from mnist_dist.errors import UserError
+from mnist_dist.utils.errors import UserError
 
 SIDE = 28
 CLASSES = 10

@@ -16,13 +16,13 @@ from small_checkpoint import replace_file
 
 from mnist_dist import __version__
 from mnist_dist.__main__ import COMMANDS, main
-from mnist_dist.checkpoint import weights_sha256
-from mnist_dist.commands.restore import restore
+from mnist_dist.checkpoint.manager import weights_sha256
+from mnist_dist.commands.load_model import restore
 from mnist_dist.data.idx import write_idx
-from mnist_dist.data.sources import FILES
-from mnist_dist.errors import EXIT_DONE, EXIT_USER, UserError
+from mnist_dist.data.prepare import FILES
 from mnist_dist.models import list_models
-from mnist_dist.models.maps import feature_maps, montage
+from mnist_dist.models.feature_maps import feature_maps, montage
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_USER, UserError
 
 TRAIN, TEST = 600, 207
 QUICK = ("--model.name=basic", "--train.epochs=2", "--train.batch_size=50", "--data.val_size=100", "--run.threads=1")

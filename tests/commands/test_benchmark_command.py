@@ -7,12 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.commands import benchmark, contestants, time_to_accuracy
+from mnist_dist.commands import (
+    benchmark,
+)
+from mnist_dist.commands import (
+    benchmark_accuracy as time_to_accuracy,
+)
+from mnist_dist.commands import (
+    benchmark_runner as contestants,
+)
 from mnist_dist.commands.benchmark import KINDS, main, show_rates
-from mnist_dist.commands.contestants import BARE, FASTEST, TEXTBOOK, Contestant, measure, rate_of, references_folder
-from mnist_dist.commands.time_to_accuracy import OURS, THEIRS, measure_accuracy, show_accuracy
-from mnist_dist.data.sources import default_root, find
-from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.commands.benchmark_accuracy import OURS, THEIRS, measure_accuracy, show_accuracy
+from mnist_dist.commands.benchmark_runner import (
+    BARE,
+    FASTEST,
+    TEXTBOOK,
+    Contestant,
+    measure,
+    rate_of,
+    references_folder,
+)
+from mnist_dist.data.prepare import default_root, find
+from mnist_dist.utils.errors import TrainingError, UserError
 
 
 def test_ratios_are_of_the_same_round(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,11 +20,11 @@ from wandb_records import read_records
 
 from mnist_dist.__main__ import main as mnist_dist
 from mnist_dist.commands.dashboard import build_report, build_workspace, main, names, to_json
-from mnist_dist.config import Config
-from mnist_dist.config_loader import load
-from mnist_dist.dashboards import PLAIN, SLOWEST, SPREAD, Section, describe, plotted
-from mnist_dist.errors import UserError
+from mnist_dist.commands.dashboard_panels import PLAIN, SLOWEST, SPREAD, Section, describe, plotted
+from mnist_dist.config.loader import load
+from mnist_dist.config.schema import Config
 from mnist_dist.train import main as train
+from mnist_dist.utils.errors import UserError
 
 pytest.importorskip("wandb_workspaces", reason="needs the extra `dashboards`")
 

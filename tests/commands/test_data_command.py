@@ -13,8 +13,8 @@ import torch
 
 from mnist_dist.commands.data import main
 from mnist_dist.data.idx import write_idx
-from mnist_dist.data.sources import FILES
-from mnist_dist.errors import EXIT_DONE, UserError
+from mnist_dist.data.prepare import FILES
+from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ import torch
 from harness import run_ranks, try_ranks
 from programs import write_digits
 
-import mnist_dist.commands.checkup as checkup
 import mnist_dist.commands.doctor as doctor
-from mnist_dist.commands.checkup import NOTE, OK, PROBLEM, Finding, cpu_limit, probe, run_checks
-from mnist_dist.config_loader import load
-from mnist_dist.errors import TrainingError
-from mnist_dist.launchers import Place
-from mnist_dist.topology import Topology
+import mnist_dist.commands.doctor_checks as checkup
+from mnist_dist.commands.doctor_checks import NOTE, OK, PROBLEM, Finding, cpu_limit, probe, run_checks
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.cluster_environment import Place
+from mnist_dist.distributed.topology import Topology
+from mnist_dist.utils.errors import TrainingError
 
 CONFIG = load([]).config
 ARGUMENTS = ["--json", "--run.device=cpu", "--run.threads=1", "--tracking.mode=disabled", "--data.source=local"]

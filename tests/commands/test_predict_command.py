@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mnist_dist.commands.predict import main
-from mnist_dist.config import Config, DataConfig
+from mnist_dist.config.schema import Config, DataConfig
 from mnist_dist.data.idx import write_idx
-from mnist_dist.data.sources import FILES
-from mnist_dist.errors import EXIT_DONE, UserError
+from mnist_dist.data.prepare import FILES
+from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 MEAN, STD = 0.25, 0.5
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -62,7 +62,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, data: DataConfig) -> list[tuple[st
         asked.append((run, checkpoint))
         return types.SimpleNamespace(config=Config(data=data), model=RowReader().eval(), step=1, folder=Path(run))
 
-    module = types.ModuleType("mnist_dist.commands.restore")
+    module = types.ModuleType("mnist_dist.commands.load_model")
     module.restore = restore  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return asked

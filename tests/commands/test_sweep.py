@@ -19,15 +19,16 @@ import yaml
 from graphql_server import ENTITY, GraphqlServer
 from programs import LAUNCH, PYTHON, run, started, write_digits
 
-from mnist_dist import run_folder
 from mnist_dist.__main__ import main as mnist_dist
-from mnist_dist.commands import sweep_file, sweep_runs
+from mnist_dist.checkpoint import run_dir as run_folder
+from mnist_dist.commands import sweep_config as sweep_file
+from mnist_dist.commands import sweep_runs
 from mnist_dist.commands.sweep import Runner, ranked, show
-from mnist_dist.commands.sweep_file import Sweep, plain, read_sweep
+from mnist_dist.commands.sweep_config import Sweep, plain, read_sweep
 from mnist_dist.commands.sweep_runs import FAILED, FINISHED, INTERRUPTED, STOPPED_EARLY
-from mnist_dist.config_files import find_sweep, list_recipes, list_sweeps
-from mnist_dist.config_loader import load
-from mnist_dist.errors import UserError
+from mnist_dist.config.loader import load
+from mnist_dist.config.yaml_files import find_sweep, list_recipes, list_sweeps
+from mnist_dist.utils.errors import UserError
 
 pytest.importorskip("sweeps", reason="needs the extra `sweeps`")
 

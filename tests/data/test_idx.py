@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mnist_dist.data.idx import MAX_ITEMS, read_images, read_labels, read_pair, write_idx
-from mnist_dist.errors import UserError
+from mnist_dist.utils.errors import UserError
 
 MEGABYTE = 1 << 20
 

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from harness import run_ranks
 from rehearsal import Run, train
 
-from mnist_dist.config import Config, TrainConfig
-from mnist_dist.gradients import DataParallel
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import read_topology
+from mnist_dist.config.schema import Config, TrainConfig
+from mnist_dist.distributed.ddp import DataParallel
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import read_topology
 
 SIZES = (24 * 5 + 17, 30)
 ARGUMENTS = ["--optim.name=sgd", "--optim.lr=0.05", "--train.epochs=4", "--train.batch_size=24", "--train.accumulate=2"]

@@ -9,12 +9,12 @@ import torch
 from harness import run_ranks
 from rehearsal import BASICS, image_set, indices_of
 
-from mnist_dist.config_loader import load
-from mnist_dist.evaluation import evaluate
-from mnist_dist.metrics import Metrics
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import create_model
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import read_topology
+from mnist_dist.training.evaluation import evaluate
+from mnist_dist.training.metrics import Metrics
 
 IMAGES = 10007  # a prime: no number of processes divides it
 

@@ -10,10 +10,10 @@ import torch
 from harness import run_ranks, try_ranks
 from rehearsal import BASICS
 
-from mnist_dist.config_loader import load
-from mnist_dist.errors import TrainingError, UserError
-from mnist_dist.runtime import Runtime, start_runtime
-from mnist_dist.topology import read_topology
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.runtime import Runtime, start_runtime
+from mnist_dist.distributed.topology import read_topology
+from mnist_dist.utils.errors import TrainingError, UserError
 
 
 def joined() -> Any:

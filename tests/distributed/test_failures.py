@@ -14,10 +14,10 @@ from harness import run_ranks, try_ranks
 from programs import free_port
 from rehearsal import BASICS, open_loop
 
-from mnist_dist.config_loader import load
-from mnist_dist.errors import TrainingError, UserError
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import read_topology
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import read_topology
+from mnist_dist.utils.errors import TrainingError, UserError
 
 TIMEOUT = 2
 

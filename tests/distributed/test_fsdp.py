@@ -19,15 +19,15 @@ from harness import run_ranks
 from rehearsal import open_loop
 from torch import Tensor, nn
 
-from mnist_dist.checkpoint import weights_sha256
-from mnist_dist.config_loader import load
-from mnist_dist.errors import UserError
-from mnist_dist.insights import Insights
-from mnist_dist.media import Media
+from mnist_dist.checkpoint.manager import weights_sha256
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.fsdp import Pieces
+from mnist_dist.distributed.runtime import Runtime, start_runtime
+from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier, create_model
-from mnist_dist.runtime import Runtime, start_runtime
-from mnist_dist.sharding import Pieces
-from mnist_dist.topology import read_topology
+from mnist_dist.tracking.media import Media
+from mnist_dist.training.visualizer import Insights
+from mnist_dist.utils.errors import UserError
 
 SIZES = (24 * 5 + 1, 31)  # the last batch of an epoch has one image: all processes but one have none of it
 BASICS = (

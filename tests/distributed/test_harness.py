@@ -11,7 +11,7 @@ import psutil
 import pytest
 from harness import RanksFailed, run_ranks, try_ranks
 
-from mnist_dist.topology import read_topology
+from mnist_dist.distributed.topology import read_topology
 
 
 def whoami(extra: str) -> tuple[int, int, int, int, str]:

@@ -15,8 +15,8 @@ from harness import run_ranks, try_ranks
 from programs import ACCELERATE, LAUNCH, free_port, run, write_digits
 
 import mnist_dist.train
-from mnist_dist.software import software
 from mnist_dist.train import main
+from mnist_dist.utils.versions import software
 
 MPIRUN = shutil.which("mpirun")
 TRAIN = [

@@ -12,12 +12,12 @@ from harness import run_ranks
 from rehearsal import open_loop
 from torch import Tensor, nn
 
-from mnist_dist.checkpoint import weights_sha256
-from mnist_dist.config_loader import load
-from mnist_dist.errors import TrainingError
+from mnist_dist.checkpoint.manager import weights_sha256
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import read_topology
+from mnist_dist.utils.errors import TrainingError
 
 ARGUMENTS = ["--train.epochs=2", "--train.batch_size=12", "--run.device=cpu", "--run.threads=1", "--data.std=1"]
 POISON = 7

@@ -12,20 +12,20 @@ from harness import run_ranks, try_ranks
 from programs import write_digits
 from torch import nn
 
-import mnist_dist.meeting
-from mnist_dist.config_loader import load
-from mnist_dist.device import native_precision
-from mnist_dist.errors import UserError
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import read_topology
+import mnist_dist.distributed.rendezvous
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.device import native_precision
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import read_topology
 from mnist_dist.train import start
+from mnist_dist.utils.errors import UserError
 
 
 def resolve(asked: str, launcher: str | None, native: str) -> tuple[str, torch.dtype]:
     """The precision of a run, and the type of what a layer gives in it."""
     if launcher is not None:
         os.environ["ACCELERATE_MIXED_PRECISION"] = launcher
-    mnist_dist.meeting.native_precision = lambda cpu: native  # type: ignore[assignment]
+    mnist_dist.distributed.rendezvous.native_precision = lambda cpu: native  # type: ignore[assignment]
     config = load(["--run.device=cpu", f"--train.precision={asked}"]).config
     with start_runtime(config, read_topology()) as runtime, runtime.autocast():
         return runtime.precision, nn.Linear(2, 2)(torch.ones(1, 2)).dtype
@@ -79,7 +79,7 @@ def test_a_gpu_has_bf16_if_it_does_not_emulate_it(monkeypatch: pytest.MonkeyPatc
 
 def train_on_unlike_machines(work: Path, *options: str) -> Any:
     native = "no" if read_topology().rank else "bf16"
-    mnist_dist.meeting.native_precision = lambda cpu: native  # type: ignore[assignment]
+    mnist_dist.distributed.rendezvous.native_precision = lambda cpu: native  # type: ignore[assignment]
     arguments = [
         f"--data.root={work}",
         "--data.source=local",

@@ -6,8 +6,8 @@ import pytest
 from harness import run_ranks
 from torch.utils.data import DataLoader
 
-from mnist_dist.data.order import GlobalBatchSampler
-from mnist_dist.topology import read_topology
+from mnist_dist.data.sampler import GlobalBatchSampler
+from mnist_dist.distributed.topology import read_topology
 
 IMAGES, BATCH = 100, 24  # a tail of 4
 

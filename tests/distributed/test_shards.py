@@ -16,11 +16,11 @@ from harness import run_ranks
 from rehearsal import image_set, open_loop
 from torch import nn
 
-from mnist_dist.checkpoint import weights_sha256
-from mnist_dist.config_loader import load
+from mnist_dist.checkpoint.manager import weights_sha256
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier, create_model
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import read_topology
 
 SIZES = (24 * 5 + 1, 31)  # the last batch of an epoch has one image: all of its shards but one are empty
 ARGUMENTS = (

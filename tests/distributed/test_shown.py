@@ -19,19 +19,19 @@ from rehearsal import image_set
 from shown import ARGUMENTS, Shown, plain, train
 from torch import nn
 
-from mnist_dist import tracking
-from mnist_dist.config_loader import load
-from mnist_dist.data.batches import normalize
-from mnist_dist.data.splits import Splits
-from mnist_dist.errors import EXIT_DONE
-from mnist_dist.evaluation import evaluate
-from mnist_dist.insights import Insights
-from mnist_dist.media import Media
+from mnist_dist.config.loader import load
+from mnist_dist.data.dataset import Splits
+from mnist_dist.data.loader import normalize
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import read_topology
+from mnist_dist.tracking import tracker as tracking
+from mnist_dist.tracking.media import Media
 from mnist_dist.train import main as program_main
-from mnist_dist.training_state import TrainingState
+from mnist_dist.training.evaluation import evaluate
+from mnist_dist.training.state import TrainingState
+from mnist_dist.training.visualizer import Insights
+from mnist_dist.utils.errors import EXIT_DONE
 
 SIZES = (24 * 5 + 1, 31)
 SHARDS = ("--train.shards=6", "--optim.ema=0.9")

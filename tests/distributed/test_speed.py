@@ -12,11 +12,13 @@ from harness import run_ranks
 from programs import write_digits
 from rehearsal import BASICS, open_loop
 
-from mnist_dist import profiling, summary, train
-from mnist_dist.config_loader import load
-from mnist_dist.errors import EXIT_DONE
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import read_topology
+from mnist_dist import train
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import read_topology
+from mnist_dist.training import profiler as profiling
+from mnist_dist.training import summary
+from mnist_dist.utils.errors import EXIT_DONE
 
 SIZES = (40, 20)
 SHORT = (*BASICS, "--train.batch_size=24", "--train.epochs=1")

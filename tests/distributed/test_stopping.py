@@ -18,11 +18,11 @@ from harness import run_ranks
 from rehearsal import BASICS, Run, open_loop, train
 from torch import nn
 
-from mnist_dist.checkpoint import damage, list_checkpoints
-from mnist_dist.config_loader import load
-from mnist_dist.errors import Stopped
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import read_topology
+from mnist_dist.checkpoint.manager import damage, list_checkpoints
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import read_topology
+from mnist_dist.utils.errors import Stopped
 
 SIZES = (24 * 5 + 1, 240)
 SETTINGS = ["--train.batch_size=24", "--train.epochs=2", "--train.eval_batch_size=10", "--optim.ema=0.9"]

@@ -12,7 +12,7 @@ from harness import run_ranks
 from rehearsal import Run, train
 from torch import Tensor
 
-from mnist_dist.data.order import GlobalBatchSampler
+from mnist_dist.data.sampler import GlobalBatchSampler
 
 BATCH = 24
 SIZES = {"whole": (BATCH * 6, 30), "tail of 17": (BATCH * 5 + 17, 31), "tail of 1": (BATCH * 5 + 1, 32)}

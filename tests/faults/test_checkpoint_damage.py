@@ -20,13 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_checkpoint import FILES, is_same, replace_file, saved, state_of
 
-from mnist_dist import checkpoint_state
-from mnist_dist.checkpoint import damage, load_checkpoint, newest_verified, save_checkpoint, serialize
-from mnist_dist.checkpoint_files import MAX_TENSOR_BYTES, parse_tensors
-from mnist_dist.checkpoint_state import check_state
-from mnist_dist.errors import UserError
-from mnist_dist.position import Position
-from mnist_dist.whole_files import MAX_JSON_BYTES
+from mnist_dist.checkpoint import state as checkpoint_state
+from mnist_dist.checkpoint.format import MAX_TENSOR_BYTES, parse_tensors
+from mnist_dist.checkpoint.manager import damage, load_checkpoint, newest_verified, save_checkpoint, serialize
+from mnist_dist.checkpoint.position import Position
+from mnist_dist.checkpoint.state import check_state
+from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.files import MAX_JSON_BYTES
 
 EACH = (*FILES, "manifest.json")
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

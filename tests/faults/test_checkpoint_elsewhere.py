@@ -11,10 +11,10 @@ import pytest
 from harness import run_ranks, try_ranks
 from programs import write_digits
 
-from mnist_dist.errors import EXIT_DONE, UserError
-from mnist_dist.lock import LOCK
-from mnist_dist.topology import read_topology
+from mnist_dist.checkpoint.run_lock import LOCK
+from mnist_dist.distributed.topology import read_topology
 from mnist_dist.train import main, start
+from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 SETTINGS = ["--data.source=local", "--data.val_size=40", "--train.batch_size=40", "--train.epochs=2", "--run.dir=run"]
 SETTINGS += ["--model.name=basic", "--tracking.mode=disabled", "--run.threads=1", "--run.device=cpu", "--optim.ema=0.9"]

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from small_checkpoint import is_same, saved
 
-from mnist_dist.checkpoint import (
+from mnist_dist.checkpoint.manager import (
     damage,
     list_checkpoints,
     load_checkpoint,

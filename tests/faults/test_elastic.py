@@ -13,7 +13,7 @@ import pytest
 from clocks import ROW_CLOCKS
 from programs import TORCHRUN, Program, read_rows, started, write_digits
 
-from mnist_dist.errors import EXIT_DONE
+from mnist_dist.utils.errors import EXIT_DONE
 
 pytestmark = pytest.mark.launcher
 

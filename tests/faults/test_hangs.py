@@ -18,13 +18,13 @@ from harness import Outcome, run_ranks, try_ranks
 from rehearsal import BASICS, open_loop
 from torch import nn
 
-from mnist_dist.config_loader import load
-from mnist_dist.ending import run_to_exit_code
-from mnist_dist.errors import EXIT_DONE, EXIT_FAILED
-from mnist_dist.loop import Loop
-from mnist_dist.roll_call import ANSWER_SECONDS, END_SECONDS
-from mnist_dist.runtime import start_runtime
-from mnist_dist.topology import read_topology
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import read_topology
+from mnist_dist.distributed.watchdog.peer_monitor import ANSWER_SECONDS, END_SECONDS
+from mnist_dist.training.trainer import Loop
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED
+from mnist_dist.utils.exit import run_to_exit_code
 
 TIMEOUT = 2
 SLACK = 6.0  # seconds that starting, training and a busy machine may take besides

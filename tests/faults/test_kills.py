@@ -23,10 +23,15 @@ from clocks import ROW_CLOCKS, SUMMARY_CLOCKS
 from harness import Outcome, try_ranks
 from programs import write_digits
 
-from mnist_dist import checkpoint, evaluation, learner, run_folder, tracking, train
-from mnist_dist.checkpoint import damage, list_checkpoints
-from mnist_dist.errors import EXIT_DONE
-from mnist_dist.gradients import DataParallel, FixedShards
+from mnist_dist import train
+from mnist_dist.checkpoint import manager as checkpoint
+from mnist_dist.checkpoint import run_dir as run_folder
+from mnist_dist.checkpoint.manager import damage, list_checkpoints
+from mnist_dist.distributed.ddp import DataParallel, FixedShards
+from mnist_dist.tracking import tracker as tracking
+from mnist_dist.training import evaluation
+from mnist_dist.training import train_step as learner
+from mnist_dist.utils.errors import EXIT_DONE
 
 STEPS = 10
 """Two epochs of five batches, the last of which is ragged."""

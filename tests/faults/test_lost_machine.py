@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from programs import ACCELERATE, LAUNCH, SECONDS, TORCHRUN, Program, free_port, run, started, write_digits
 
-from mnist_dist.checkpoint import list_checkpoints
-from mnist_dist.errors import EXIT_DONE
-from mnist_dist.roll_call import ANSWER_SECONDS
+from mnist_dist.checkpoint.manager import list_checkpoints
+from mnist_dist.distributed.watchdog.peer_monitor import ANSWER_SECONDS
+from mnist_dist.utils.errors import EXIT_DONE
 
 pytestmark = pytest.mark.launcher
 

@@ -17,7 +17,7 @@ import pytest
 from cluster_files import KUBERNETES, SKYPILOT, command_of, containers, documents
 from programs import TORCHRUN, Ended, free_port, run, started, write_digits
 
-from mnist_dist.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER
 
 pytestmark = pytest.mark.launcher
 

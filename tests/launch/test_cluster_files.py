@@ -32,8 +32,8 @@ from cluster_files import (
 )
 from programs import LAUNCH
 
-from mnist_dist.config_loader import load
-from mnist_dist.errors import EXIT_USER
+from mnist_dist.config.loader import load
+from mnist_dist.utils.errors import EXIT_USER
 
 CHECKS: dict[str, Check] = {
     "volumes.yaml": check_kubernetes,

@@ -22,10 +22,16 @@ from programs import (
     write_digits,
 )
 
-from mnist_dist.checkpoint import damage, list_checkpoints, load_checkpoint, load_weights, weights_sha256
-from mnist_dist.data.sources import default_root, find
-from mnist_dist.errors import EXIT_DONE, EXIT_STOPPED
+from mnist_dist.checkpoint.manager import (
+    damage,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    weights_sha256,
+)
+from mnist_dist.data.prepare import default_root, find
 from mnist_dist.models import create_model
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED
 
 pytestmark = pytest.mark.launcher
 

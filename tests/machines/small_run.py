@@ -12,7 +12,7 @@ from clocks import ROW_CLOCKS
 from network import Machine
 from programs import PYTHON, SECONDS, Ended, read_rows, write_digits
 
-from mnist_dist.errors import EXIT_DONE
+from mnist_dist.utils.errors import EXIT_DONE
 
 RECIPE = [
     *("--tracking.mode=disabled", "--run.dir=run", "--run.threads=1", "--data.val_size=0", "--train.batch_size=48"),

@@ -13,7 +13,7 @@ from network import Machine, missing, missing_wire, network
 from programs import PYTHON, SECONDS, Ended, Program, run, started
 from small_run import LOCAL, assert_as_alone, give_data, make_digits, train_alone
 
-from mnist_dist.errors import EXIT_DONE, EXIT_FAILED
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED
 
 pytestmark = [
     pytest.mark.launcher,

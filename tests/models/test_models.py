@@ -11,8 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_dist.config import ModelConfig
-from mnist_dist.models import ImageClassifier, create_model, describe_model, list_models, register_model, registry
+from mnist_dist.config.schema import ModelConfig
+from mnist_dist.models import (
+    ImageClassifier,
+    create_model,
+    describe_model,
+    list_models,
+    register_model,
+    registry,
+)
 from mnist_dist.models.summary import count_flops, count_parameters, summarize
 
 ALL = list_models()

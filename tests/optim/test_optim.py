@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
-from mnist_dist.config import OptimConfig
-from mnist_dist.errors import UserError
+from mnist_dist.config.schema import OptimConfig
 from mnist_dist.models import create_model
-from mnist_dist.optim.builder import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
 from mnist_dist.optim.eager import eager
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.optim.muon import MuonAdamW
+from mnist_dist.optim.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_lr
+from mnist_dist.utils.errors import UserError
 
 NAMES = ("sgd", "adam", "adamw", "muon")
 KINDS = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "muon": MuonAdamW}
@@ -350,8 +350,8 @@ def test_average_has_the_models_layout_and_names() -> None:
 def test_an_optimizer_steps_without_importing_the_compiler(name: str) -> None:
     """It would take 1.6 s of each start: more than the whole of speed99's training."""
     program = (
-        "import sys, torch; from mnist_dist.config import OptimConfig; "
-        "from mnist_dist.optim.builder import build_optimizer, set_lr\n"
+        "import sys, torch; from mnist_dist.config.schema import OptimConfig; "
+        "from mnist_dist.optim.optimizer import build_optimizer, set_lr\n"
         "model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))\n"
         f"optimizer = build_optimizer(model, OptimConfig(name={name!r}), fused=True)\n"
         "before = model[0].weight.detach().clone(); model(torch.ones(1, 3)).sum().backward()\n"

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from wandb_records import Recorded, read_run
 
-from mnist_dist.config import Config, DataConfig, TrackingConfig
-from mnist_dist.media import Example, Histogram, Media
-from mnist_dist.tracking import open_tracker
+from mnist_dist.config.schema import Config, DataConfig, TrackingConfig
+from mnist_dist.tracking.media import Example, Histogram, Media
+from mnist_dist.tracking.tracker import open_tracker
 
 pytest.importorskip("wandb")
 

@@ -13,8 +13,8 @@ from clocks import ROW_CLOCKS
 from programs import PYTHON, Ended, read_rows, run, write_digits
 from wandb_records import Artifact, Recorded, read_run
 
-from mnist_dist.config import Config, TrackingConfig
-from mnist_dist.tracking import open_tracker
+from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.tracking.tracker import open_tracker
 
 pytest.importorskip("wandb")
 

@@ -11,12 +11,12 @@ import pytest
 from wandb_records import Recorded, read_run
 
 import mnist_dist
-from mnist_dist import wandb_tracker
-from mnist_dist.config import Config, TrackingConfig
-from mnist_dist.console import Console, PlainConsole
-from mnist_dist.errors import UserError
-from mnist_dist.tracking import check_tracking, open_tracker
-from mnist_dist.transcript import SharedConsole
+from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.console.console import Console, PlainConsole
+from mnist_dist.console.tee import SharedConsole
+from mnist_dist.tracking import wandb_tracker
+from mnist_dist.tracking.tracker import check_tracking, open_tracker
+from mnist_dist.utils.errors import UserError
 
 KEY = "canary0123456789" * 3  # long enough for wandb to take it for a key
 

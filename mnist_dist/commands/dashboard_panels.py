@@ -1,0 +1,190 @@
+"""What wandb's dashboards show of our runs: sections of panels over the keys that a run logs.
+
+Plain data, from which `commands/dashboard.py` builds a workspace and a report. Tests compare it with what real runs
+log: each panel finds its metric, and each metric has a panel. Imports neither torch nor wandb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mnist_dist.config.schema import Config
+from mnist_dist.tracking.media import wandb_key
+
+Kind = Literal["lines", "bars", "chart", "table", "images", "histograms", "machine"]
+
+STEP = "global_step"
+PLAIN = ("_runtime", "_step", "_timestamp", "_wandb", "epoch", STEP)
+"""What wandb logs that needs no panel: time and place, the x axes of the others."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel, as wide as a third of the screen."""
+
+    title: str
+    kind: Kind
+    """lines: numbers over the steps. bars: numbers of each run. chart: a table with a bar or a cell for each class.
+    table: one with images. images: at each step. histograms: over the steps, as a heat map. machine: lines over
+    time, of what wandb itself measures."""
+    keys: tuple[str, ...]
+    """As wandb has them, such as `train/loss`; of machine, one regular expression."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what a reader should know, and panels."""
+
+    title: str
+    text: str
+    panels: tuple[Panel, ...]
+
+
+def held_out(config: Config) -> str:
+    """The split that is watched while training."""
+    return "val" if config.data.val_size else "test"
+
+
+def describe(config: Config, layers: Sequence[str], parameters: Sequence[str]) -> list[Section]:
+    """The sections for runs of a configuration.
+
+    Args:
+        layers: names of the network's convolutions, in order; empty: without their maps and filters.
+        parameters: names of its parameters, in order; empty: without their histograms.
+    """
+    sections = [training(), evaluation(config), examples(config, layers), histograms(config, parameters)]
+    sections += [speed(config), processes()]
+    return [section for section in sections if section.panels]
+
+
+def plotted(config: Config) -> list[str]:
+    """Keys of numbers that change while a run of this configuration trains, on any number of processes."""
+    sections = [training(), evaluation(config), speed(config)]
+    return [key for section in sections for panel in section.panels if panel.kind == "lines" for key in panel.keys]
+
+
+def training() -> Section:
+    """What is learned, step by step and epoch by epoch."""
+    return Section(
+        "Training",
+        "Means over all images since the row before, on all processes; `epoch/` over a whole epoch.",
+        (
+            Panel("Loss", "lines", ("train/loss", "epoch/train/loss")),
+            Panel("Accuracy", "lines", ("train/accuracy", "epoch/train/accuracy", "epoch/train/top2")),
+            Panel("Learning rate", "lines", ("lr",)),
+            Panel("Norm of the gradient", "lines", ("gradient/norm", "gradient/norm_max")),
+            Panel("Images of an epoch, and right ones", "lines", ("epoch/train/count", "epoch/train/correct")),
+        ),
+    )
+
+
+def evaluation(config: Config) -> Section:
+    """What is watched while training, and what the test set says at the end."""
+    split = held_out(config)
+    watched = (
+        Panel(f"Loss, {split}", "lines", (f"{split}/loss",)),
+        Panel(f"Accuracy, {split}", "lines", (f"{split}/accuracy", f"{split}/top2")),
+        Panel(f"Images of {split}, and right ones", "lines", (f"{split}/count", f"{split}/correct")),
+        *classes(split, f"images of {split}"),
+    )
+    test: tuple[Panel, ...] = (
+        Panel("Test accuracy", "bars", ("test/accuracy", "test/top2")),
+        Panel("Test loss", "bars", ("test/loss",)),
+        Panel("Test images, and right ones", "bars", ("test/count", "test/correct")),
+    )
+    if split != "test":
+        test += classes("test", "test images")
+    return Section(
+        "Evaluation",
+        "Each evaluation counts every image of its split exactly once. Bars are of finished runs.",
+        watched + test,
+    )
+
+
+def classes(prefix: str, of: str) -> tuple[Panel, ...]:
+    """What is known of each class."""
+    return (
+        Panel(f"Confusion, {of}", "chart", (f"{prefix}/confusion_table",)),
+        Panel(f"Recall of each class, {of}", "chart", (f"{prefix}/recall_table",)),
+        Panel(f"Precision of each class, {of}", "chart", (f"{prefix}/precision_table",)),
+    )
+
+
+def examples(config: Config, layers: Sequence[str]) -> Section:
+    """Images with what the network makes of them."""
+    shown = (
+        Panel("Worst mistakes", "table", ("mistakes",)),
+        Panel("The same images each time", "table", ("samples",)),
+        Panel("Maps of the first sample", "images", tuple(f"maps/{wandb_key(name)}" for name in layers)),
+        Panel("Filters", "images", tuple(f"filters/{wandb_key(name)}" for name in layers)),
+    )
+    return Section(
+        "Examples",
+        "At the end of epochs that `tracking.media_epochs` says; `tracking.examples` says how many.",
+        tuple(panel for panel in shown if panel.keys) if config.tracking.examples else (),
+    )
+
+
+def histograms(config: Config, parameters: Sequence[str]) -> Section:
+    """How parameters and their gradients are spread."""
+    return Section(
+        "Histograms",
+        "At the end of epochs that `tracking.media_epochs` says. wandb draws them for one run at a time.",
+        tuple(
+            Panel(f"{kind.capitalize()}, {name}", "histograms", (f"{kind}/{wandb_key(name)}",))
+            for kind in ("parameters", "gradients")
+            for name in (parameters if config.tracking.histograms else ())
+        ),
+    )
+
+
+MACHINE = (
+    Panel("Processors", "machine", ("system/(proc.)?cpu.*",)),
+    Panel("Memory of the machine", "machine", ("system/(proc.)?memory.*",)),
+    Panel("Disks, network, accelerators", "machine", ("system/(disk|network|gpu|tpu).*",)),
+)
+"""Which of them there are depends on the machine."""
+
+
+def speed(config: Config) -> Section:
+    """What a run costs."""
+    return Section(
+        "Speed and system",
+        "Time of training alone: evaluations and checkpoints are left out. Bars are of finished runs.",
+        (
+            Panel("Images a second", "lines", ("images_per_second",)),
+            Panel("Seconds a step", "lines", ("step_seconds",)),
+            Panel("FLOP/s achieved", "lines", ("flops_per_second",)),
+            *((Panel("Model FLOP utilisation", "lines", ("mfu",)),) if config.train.profile else ()),
+            Panel("Peak memory of process 0, bytes", "lines", ("memory/peak_bytes",)),
+            Panel("Seconds of training so far", "lines", ("epoch/seconds",)),
+            Panel("Seconds of training", "bars", ("train/seconds",)),
+            Panel("Images a second, whole run", "bars", ("train/images_per_second",)),
+            Panel("Seconds a step, whole run", "bars", ("train/step_seconds",)),
+            Panel("FLOP/s, whole run", "bars", ("train/flops_per_second",)),
+            Panel("Steps and epochs", "bars", ("train/steps", "train/epochs")),
+            Panel("Images learned from", "bars", ("train/images",)),
+            *(MACHINE if "system" in config.tracking.share else ()),
+        ),
+    )
+
+
+SPREAD = ("step_seconds/least", "step_seconds/most")
+SLOWEST = "step_seconds/slowest_rank"
+
+
+def processes() -> Section:
+    """Whether all processes keep up, and what went wrong."""
+    return Section(
+        "Distributed health",
+        "The quickest and the slowest process's own work for a step, without waiting for others: where they part, one "
+        "holds up all. Only runs of several processes have these lines.",
+        (
+            Panel("Own seconds a step, least and most", "lines", SPREAD),
+            Panel("Slowest rank", "lines", (SLOWEST,)),
+            Panel("Processes and machines", "bars", ("world_size", "machines")),
+            Panel("Steps left out, and rollbacks", "bars", ("train/skipped_steps", "train/rollbacks")),
+        ),
+    )

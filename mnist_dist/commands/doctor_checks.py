@@ -1,0 +1,308 @@
+"""What `mnist-dist doctor` looks at on each machine. Every check gives one line, and none is waited for for long."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+
+from mnist_dist.config.schema import Config
+from mnist_dist.distributed.network import interface
+from mnist_dist.distributed.topology import Topology
+from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.versions import installed
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+VERDICTS = (OK, NOTE, PROBLEM)
+"""From best to worst. A note is worth knowing; with a problem the run would fail."""
+
+CHECK_SECONDS = 20.0
+"""How long all checks of a process are waited for that need no torch."""
+TORCH_SECONDS = 120.0
+"""The same for those that do: a busy network disk takes its time to bring torch."""
+ANSWER_SECONDS = 3.0
+WRITE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of one process."""
+
+    check: str
+    found: str
+    verdict: str = OK
+    advice: str = ""
+
+
+Check = Callable[[Config, Topology], Finding]
+
+
+def run_checks(checks: dict[str, Check], config: Config, topology: Topology, seconds: float) -> list[Finding]:
+    """What all of the checks find, each in a thread of its own; one that hangs is left behind.
+
+    Args:
+        seconds: how long to wait for all of them together.
+    """
+    found: dict[str, Finding] = {}
+
+    def look(name: str, check: Check) -> None:
+        try:
+            found[name] = check(config, topology)
+        except UserError as error:
+            message, _, advice = str(error).partition("; ")
+            found[name] = Finding(name, message, PROBLEM, advice)
+        except Exception as error:
+            found[name] = Finding(name, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", PROBLEM)
+
+    threads = [threading.Thread(target=look, args=item, daemon=True) for item in checks.items()]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))
+    hung = f"no answer within {seconds:g} s"
+    return [found.get(name) or Finding(name, hung, PROBLEM, "the disk or the network hangs") for name in checks]
+
+
+# Checks without torch
+
+
+def check_launcher(config: Config, topology: Topology) -> Finding:
+    """Which launcher was recognised."""
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if topology.world_size == 1 and tasks not in ("", "1"):
+        return Finding("launcher", f"none, in a Slurm job of {tasks} tasks", NOTE, "srun starts one process a task")
+    machines = f", {topology.machines} machine{'s' * (topology.machines > 1)}"
+    return Finding("launcher", f"{topology.started_by or 'none'}, {topology.world_size} in all{machines}")
+
+
+def check_packages(config: Config, topology: Topology) -> Finding:
+    """Whether what is installed is what this package needs, by its own metadata."""
+    try:
+        needs = [Requirement(text) for text in requires("mnist_dist") or []]
+    except PackageNotFoundError:
+        return Finding("packages", "mnist_dist is not installed", NOTE, "pip install it, to have its versions checked")
+    wrong = []
+    for need in needs:
+        if need.marker is None or need.marker.evaluate({"extra": ""}):
+            version = installed(need.name)
+            if version == "not installed" or not need.specifier.contains(version, prereleases=True):
+                wrong.append(f"{need.name} {version}, needs {need.specifier}")
+    if wrong:
+        return Finding("packages", "; ".join(wrong), PROBLEM, "pip install -U mnist_dist")
+    shown = ", ".join(f"{name} {installed(name)}" for name in ("torch", "torchvision", "accelerate", "wandb"))
+    return Finding("packages", shown)
+
+
+def check_cores(config: Config, topology: Topology) -> Finding:
+    """CPU threads against the cores that this machine, and a container's limit, let us use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = config.run.threads or topology.default_threads()
+    each = topology.local_world_size
+    found = f"{each} x {threads} threads, {psutil.cpu_count(logical=False)} cores, {allowed} CPUs allowed"
+    limit = cpu_limit()
+    if limit is not None:
+        found += f", a limit of {limit:g}"
+    if each * threads > min(allowed, limit or allowed):
+        return Finding("CPU", found, NOTE, "processes will wait for each other; start fewer, or lower --run.threads")
+    return Finding("CPU", found)
+
+
+def cpu_limit(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+    """The CPUs that a container may use, by its cgroup (v2); None without a limit."""
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = path.read_text().split()
+        return int(quota) / int(period)
+    return None
+
+
+def check_shared_memory(config: Config, topology: Topology) -> Finding:
+    """The size of /dev/shm, by which NCCL's processes on one machine talk."""
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return Finding("shared memory", "no /dev/shm", NOTE, "NCCL needs it between GPUs of one machine")
+    verdict = NOTE if free < 256 << 20 and topology.local_world_size > 1 else OK
+    advice = "NCCL may need more between GPUs: docker run --shm-size=1g, or an emptyDir of medium Memory"
+    return Finding("shared memory", f"{size(free)} free", verdict, advice if verdict == NOTE else "")
+
+
+def check_address(config: Config, topology: Topology) -> Finding:
+    """Whether this machine can find the main address, and, where rank 0 opens it itself, whether the port is free."""
+    if topology.world_size == 1:
+        return Finding("main address", "none needed")
+    host, _, port = topology.address.rpartition(":")
+    try:
+        places = sorted({str(place[4][0]) for place in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)})
+    except (OSError, ValueError) as error:
+        advice = "correct the address (MASTER_ADDR), or let this machine's DNS or /etc/hosts know it"
+        return Finding("main address", f"{topology.address}: {error}", PROBLEM, advice)
+    found = topology.address + (f" is {', '.join(places)}" if places != [host] else "")
+    if topology.is_main and topology.place:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            return Finding("main address", f"{found}: {error.strerror}", PROBLEM, "choose another MASTER_PORT")
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        if topology.machines > 1 and not host.startswith("127.") and host != "localhost":
+            own = socket.gethostbyname(name)
+            if own.startswith("127.") and not interface(host, int(port)):
+                advice = "gloo may tell others that address: correct /etc/hosts, or set GLOO_SOCKET_IFNAME, as to eth0"
+                return Finding("main address", f"{found}; this machine takes itself for {own}", NOTE, advice)
+    return Finding("main address", found)
+
+
+def check_run_folder(config: Config, topology: Topology) -> Finding:
+    """Whether rank 0 can write where the run's folder is or will be, how fast, and what is free there."""
+    wanted = Path(config.run.dir or "runs").expanduser()
+    folder = next(path for path in (wanted, *wanted.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            start = time.monotonic()
+            file.write(os.urandom(1 << 20) * (WRITE_BYTES >> 20))
+            file.flush()
+            os.fsync(file.fileno())
+            speed = WRITE_BYTES / max(time.monotonic() - start, 1e-6)
+    except OSError as error:
+        advice = "make room or give permission there, or choose another --run.dir"
+        return Finding("run folder", f"{folder}: {error.strerror}", PROBLEM, advice)
+    free = shutil.disk_usage(folder).free
+    verdict, advice = (NOTE, "checkpoints may fill it") if free < 1 << 30 else (OK, "")
+    return Finding("run folder", f"{wanted}: {size(int(speed))}/s written, {size(free)} free", verdict, advice)
+
+
+def check_wandb(config: Config, topology: Topology) -> Finding:
+    """Where wandb will record, and whether its server answers. Training never waits for it."""
+    from mnist_dist.tracking.tracker import (
+        check_tracking,
+        describe_tracking,
+        find_key,
+        tracking_mode,
+        wandb_address,
+    )
+    from mnist_dist.tracking.wandb_auth import refuses_key
+
+    check_tracking(config)
+    told = describe_tracking(config)
+    if tracking_mode(config.tracking)[0] != "online":
+        return Finding("wandb", told)
+    base, (key, where) = wandb_address(), find_key()
+    try:
+        with urllib.request.urlopen(f"{base}/healthz", timeout=ANSWER_SECONDS):
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (OSError, ValueError) as error:
+        advice = "the run records offline, as --tracking.mode=offline does at once; wandb sync sends it later"
+        return Finding("wandb", f"{told}, but {base} does not answer ({error})", NOTE, advice)
+    if key and refuses_key(base, key):
+        advice = "`wandb login --relogin` takes another; until then runs are recorded offline"
+        return Finding("wandb", f"{told}, but {base} does not take the key of {where}", NOTE, advice)
+    return Finding("wandb", f"{told}, {base} answers")
+
+
+def check_data(config: Config, topology: Topology) -> Finding:
+    """Whether the data set is on this machine; nothing is fetched."""
+    from mnist_dist.data.prepare import find, resolve_root
+
+    root = resolve_root(config.data.root)
+    if found := find(root):
+        return Finding("data", f"{next(iter(found.values())).parent}")
+    if config.data.source == "local":
+        return Finding("data", f"none in {root}", PROBLEM, "mnist-dist data fetch, or --data.source=auto")
+    return Finding("data", f"none in {root}", NOTE, "fetched at the start; before it, by mnist-dist data fetch")
+
+
+EVERYWHERE: dict[str, Check] = {
+    "launcher": check_launcher,
+    "packages": check_packages,
+    "CPU": check_cores,
+    "shared memory": check_shared_memory,
+    "main address": check_address,
+    "data": check_data,
+}
+ON_RANK_0: dict[str, Check] = {"run folder": check_run_folder, "wandb": check_wandb}
+
+
+# Checks with torch
+
+
+def check_torchvision(config: Config, topology: Topology) -> Finding:
+    """Whether torchvision was built for this torch. Only the public mirrors' addresses are read from it."""
+    try:
+        import torchvision
+    except Exception as error:
+        said = " ".join(str(error).split())[:120]
+        advice = "install torch and torchvision from the same index; only needed to fetch MNIST from its mirrors"
+        return Finding("torchvision", f"cannot be imported ({said})", NOTE, advice)
+    return Finding("torchvision", f"{torchvision.__version__} fits")
+
+
+def check_device(config: Config, topology: Topology) -> Finding:
+    """What this process would train on; too many processes for the GPUs are refused here as by a run."""
+    import torch
+
+    from mnist_dist.distributed.device import decide_cpu
+
+    cpu = decide_cpu(config, topology)
+    if cpu or not torch.cuda.is_available():
+        kind = "cpu" if cpu else str(torch.accelerator.current_accelerator())
+        idle = torch.cuda.device_count() if cpu else 0
+        advice = f"{idle} GPU{'s' * (idle > 1)} here stay unused" if idle else ""
+        return Finding("device", f"{kind}, {torch.backends.cpu.get_cpu_capability()}", NOTE if idle else OK, advice)
+    count, used = torch.cuda.device_count(), topology.local_world_size
+    found = f"{used} of {count} x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    advice = f"{count - used} of this machine's GPUs stay unused: start {count} processes" if used < count else ""
+    return Finding("device", found, NOTE if advice else OK, advice)
+
+
+def check_precision(config: Config, topology: Topology) -> Finding:
+    """Which precisions the device computes natively."""
+    from mnist_dist.distributed.device import decide_cpu, native_precision
+
+    cpu = decide_cpu(config, topology)
+    native = native_precision(cpu) == "bf16"
+    found = f"fp32, bf16{'' if native else ' (emulated)'}{'' if cpu else ', fp16'}"
+    if config.train.precision == "fp16" and cpu:
+        return Finding("precision", found, PROBLEM, "fp16 needs a GPU: --train.precision=bf16 or no")
+    if config.train.precision == "bf16" and not native:
+        return Finding("precision", found, NOTE, "bf16 is slower than fp32 here: --train.precision=no")
+    return Finding("precision", found)
+
+
+WITH_TORCH: dict[str, Check] = {
+    "torchvision": check_torchvision,
+    "device": check_device,
+    "precision": check_precision,
+}
+
+
+def probe(address: str) -> str:
+    """What a connection to the main address meets with, for when processes could not meet."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except TimeoutError:
+        return "does not answer: a firewall drops it, or the machine is off"
+    except OSError as error:
+        return f"cannot be reached: {error.strerror or error}"
+    return "answers: another process is missing, or was given a rank twice"
+
+
+def size(count: int) -> str:
+    """Bytes, for people."""
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

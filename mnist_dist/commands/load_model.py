@@ -1,0 +1,86 @@
+"""A trained network back from a run's folder, for the commands that use it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnist_dist.checkpoint.manager import Verified, load_verified, load_weights, newest_verified, step_of
+from mnist_dist.checkpoint.run_dir import CHECKPOINTS
+from mnist_dist.config.schema import FIELDS, SECTIONS, Config, check_range
+from mnist_dist.models import ImageClassifier, create_model
+from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.strict_json import misfit
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A network in eval mode on the CPU (the moving average of the weights where the run had one), and its origin."""
+
+    config: Config
+    model: ImageClassifier
+    step: int
+    folder: Path
+
+
+def restore(run: str, checkpoint: str = "latest") -> Restored:
+    """Load a run's network.
+
+    Args:
+        run: the run's folder.
+        checkpoint: `latest`, `best` (on the validation split), a step, or the path of a checkpoint's folder.
+
+    Raises:
+        UserError: no such run or checkpoint, or it is damaged.
+    """
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{run}: no such folder; give a run's folder, as the run printed it at its end")
+    chosen = choose(folder, checkpoint)
+    saved = chosen.parse()
+    config = read_config(saved.state["config"], chosen.folder)
+    model = create_model(config.model.name)
+    load_weights(model, saved.ema or saved.model, str(chosen.folder))
+    return Restored(config, model.eval(), step_of(chosen.folder), folder)
+
+
+def choose(folder: Path, checkpoint: str) -> Verified:
+    """The checkpoint that is meant."""
+    root = folder / CHECKPOINTS
+    if checkpoint.isdecimal():
+        return load_verified(root / f"step-{int(checkpoint):08d}")
+    if checkpoint not in ("latest", "best"):
+        return load_verified(Path(checkpoint).expanduser())
+    newest = newest_verified(root, lambda text: print(f"mnist_dist: warning: {text}", file=sys.stderr))
+    if checkpoint == "best":
+        best = newest.parse().state["position"]["best"] if newest else {}
+        if not best:
+            raise UserError(f"{folder}: has no best checkpoint; that needs data.val_size above 0 and a whole epoch")
+        return load_verified(root / f"step-{best['step']:08d}")
+    if newest is None:
+        raise UserError(f"{folder}: holds no whole checkpoint; give the folder of a run that wrote one")
+    return newest
+
+
+def read_config(saved: dict[str, dict[str, Any]], source: Path) -> Config:
+    """The configuration that a checkpoint's state holds.
+
+    Raises:
+        UserError: it is not one of this version.
+    """
+    wrong = misfit(saved, Config, "its configuration")
+    if not wrong:
+        values = {s: {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()} for s, keys in saved.items()}
+        config = Config(**{section: kind(**values[section]) for section, kind in SECTIONS.items()})
+        wrong = next((f"{key} {reason}" for key in FIELDS if (reason := check_range(key, value_of(config, key)))), None)
+    if wrong:
+        raise UserError(f"checkpoint {source}: was written by another version of mnist_dist ({wrong})")
+    return config
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of `section.name`."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)

@@ -1,0 +1,97 @@
+"""The three sets of a run, each one uint8 tensor of images and one of labels, and how they are made of the files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mnist_dist.config.schema import DataConfig
+from mnist_dist.data.idx import read_pair
+from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.rng import derive_seed
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images uint8 (N, 1, 28, 28) and labels int64 (N,), on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> ImageSet:
+        """The images at int64 indices (M,), in that order."""
+        return ImageSet(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The set on `device`."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three sets of a run; `val` is empty where nothing is held out."""
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+
+    def to(self, device: torch.device) -> Splits:
+        """All three sets on `device`."""
+        return Splits(self.train.to(device), self.val.to(device), self.test.to(device))
+
+    @property
+    def held_out(self) -> tuple[str, ImageSet]:
+        """The set that is watched while training, and its name: `val`, or `test` where nothing is held out."""
+        return ("val", self.val) if len(self.val) else ("test", self.test)
+
+    def describe(self) -> str:
+        """The sizes, for the console."""
+        return f"{len(self.train)} train, {len(self.val)} val, {len(self.test)} test"
+
+
+def split(train: ImageSet, test: ImageSet, config: DataConfig, seed: int, limit: int = 0) -> Splits:
+    """Hold out `val_size` training images drawn by the seed, then keep `limit` of the others; 0 keeps all.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    if config.val_size >= len(train):
+        raise UserError(
+            f"data.val_size={config.val_size}: leaves nothing to train on, there are {len(train)} training images; "
+            f"use {len(train) // 12} or 0"
+        )
+    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
+    order = torch.randperm(len(train), generator=generator)
+    held_out, kept = order[: config.val_size], order[config.val_size :]
+    if limit:
+        kept = kept[:limit]
+    tested = torch.arange(min(config.test_limit or len(test), len(test)))
+    return Splits(train.take(kept.sort().values), train.take(held_out.sort().values), test.take(tested))
+
+
+def read_splits(files: Mapping[str, Path], config: DataConfig, seed: int, limit: int = 0) -> Splits:
+    """Read the four IDX files, as `sources.ensure` names them, and split them. On the CPU.
+
+    Args:
+        limit: training images to keep; 0 keeps all.
+
+    Raises:
+        UserError: a file is not what it should be, or the splits are impossible.
+    """
+    train, test = (
+        read_set(files[f"{name}-images-idx3-ubyte"], files[f"{name}-labels-idx1-ubyte"]) for name in ("train", "t10k")
+    )
+    return split(train, test, config, seed, limit)
+
+
+def read_set(images: Path, labels: Path) -> ImageSet:
+    """One pair of IDX files as an ImageSet."""
+    pixels, classes = read_pair(images, labels)
+    return ImageSet(pixels.unsqueeze(1), classes.to(torch.int64))

@@ -1,0 +1,107 @@
+"""Rows of metrics: what was learned from since the row before, and whatever else is recorded of a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mnist_dist.console.console import Console
+from mnist_dist.models.summary import count_flops
+from mnist_dist.training.clock import Clock
+from mnist_dist.training.metrics import Metrics
+from mnist_dist.training.peaks import peak_memory
+from mnist_dist.training.state import TrainingState
+
+Row = dict[str, Any]
+
+
+class Recorder:
+    """Writes rows of the present step. Every process must call its methods alike.
+
+    Args:
+        state: whose counts are recorded, and whose position the rows bear.
+        clock: of training, for the rate.
+    """
+
+    def __init__(self, state: TrainingState, console: Console, clock: Clock) -> None:
+        self.state, self.console, self.clock = state, console, clock
+        self.record: Callable[[Row], None] = lambda row: None
+        self.flops = 3 * count_flops(state.holding.outline)  # to learn from one image: backward is two forward passes
+        self.peak = 0.0  # FLOP/s of all processes at most; 0 where it was not measured
+        self.images = 0  # of all processes, since the last row
+        self.start = 0.0  # of the rate, in seconds of training
+        self.first_step = 0  # that of the last row
+
+    def begin_window(self) -> None:
+        """The next row's rate counts from here."""
+        self.start, self.images, self.first_step = self.clock.seconds, 0, self.state.at.step
+        self.state.runtime.waits.take()
+
+    def write(self, row: Row) -> None:
+        """Record metrics of the present step."""
+        at = self.state.at
+        self.record({"step": at.step, "epoch": at.epoch + 1, "time": time.time(), **row})
+
+    def log_window(self, lr: float) -> None:
+        """Sum the metrics of the steps since the last row over all processes, record and show them."""
+        metrics = self.state.total(self.state.window)
+        row = {
+            "train.loss": metrics.loss,
+            "train.accuracy": metrics.accuracy,
+            "lr": lr,
+            **self.state.norms.row(),
+            **self.speed(),
+        }
+        self.write(row)
+        self.console.metrics(row)
+        self.state.epoch_counts.merge(self.state.window)
+        self.state.window.clear()
+        self.state.norms.clear()
+        self.begin_window()
+
+    def speed(self) -> Row:
+        """How fast the steps since the last row were, and the memory of this process at most."""
+        seconds = max(self.clock.seconds - self.start, 1e-9)
+        steps = self.state.at.step - self.first_step
+        achieved = self.flops * self.images / seconds
+        return {
+            "images_per_second": self.images / seconds,
+            "step_seconds": seconds / steps,
+            **self.spread(seconds, steps),
+            "flops_per_second": achieved,
+            **({"mfu": achieved / self.peak} if self.peak else {}),
+            "memory.peak_bytes": peak_memory(self.state.runtime.device),
+        }
+
+    def spread(self, seconds: float, steps: int) -> Row:
+        """Seconds of a step that the quickest and the slowest process spend on their own work, and the latter's rank.
+
+        That is the time of the steps without waiting for other processes: with fixed shards, outside all exchanges;
+        with DistributedDataParallel, whose exchanges overlap with backward, also without the end of backward, when this
+        process has all its own gradients and those of others are still to come. Empty for one process; on a GPU, where
+        the host sees nothing of the waiting; and by FSDP2, whose exchanges are all over the forward and backward pass.
+
+        Args:
+            seconds: that the steps took.
+        """
+        runtime = self.state.runtime
+        if runtime.world_size == 1 or runtime.device.type != "cpu" or runtime.topology.fsdp:
+            return {}
+        own = max(seconds - runtime.waits.take(), 0.0) / steps
+        of_ranks = runtime.gather_rows(torch.tensor([[own]], dtype=torch.float64)).flatten().tolist()
+        return {
+            "step_seconds.least": min(of_ranks),
+            "step_seconds.most": max(of_ranks),
+            "step_seconds.slowest_rank": of_ranks.index(max(of_ranks)),
+        }
+
+    def log_epoch(self, lr: float, split: str, watched: Metrics) -> None:
+        """The same for the whole epoch, whose windows are all recorded, with what the evaluation at its end found."""
+        at, epoch = self.state.at, self.state.total(self.state.epoch_counts)
+        self.write(epoch.row("epoch.train") | epoch.details("epoch.train") | {"epoch.seconds": at.seconds})
+        facts = {"epoch": at.epoch + 1, "split": split, "lr": lr, "seconds": at.seconds}
+        self.console.epoch(facts | epoch.row("epoch.train") | watched.row(split))
+        self.state.epoch_counts.clear()

@@ -1,0 +1,139 @@
+"""A trace of some steps by torch's profiler, and a table of their operators: train.profile."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from mnist_dist.distributed.runtime import Runtime
+from mnist_dist.training.metric_logger import Recorder
+from mnist_dist.training.peaks import measure_peak, wait_for
+from mnist_dist.utils.files import written_whole
+
+SKIPPED = 10  # steps at the start that are not traced: they choose kernels and take memory
+OPERATORS = 40  # rows of the table
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def measure_peaks(runtime: Runtime) -> float:
+    """The rate of matrix products, in FLOP/s, of all processes at once. Every process must call it."""
+    runtime.gather(None)  # all begin together: they share the machine, as in training
+    dtype = DTYPES.get(runtime.precision, torch.float32)
+    return sum(runtime.gather(measure_peak(runtime.device, dtype, runtime.threads)))
+
+
+class Profile:
+    """Traces steps of this process once, and writes what it found. Nothing of it counts as training time.
+
+    It begins after the first ten steps of this start (after half of them where there are fewer than twenty) and ends
+    early where an evaluation, a stop or the run's end comes: these would drown the steps.
+
+    Args:
+        steps: how many to trace; 0: none.
+        left: steps that the run has before it.
+        folder: where to write to; a process that does not find its parent there, on a machine of its own, writes none.
+        recorder: knows the clock, the console and what a step is worth.
+    """
+
+    def __init__(self, steps: int, left: int, folder: Path, recorder: Recorder) -> None:
+        self.wanted, self.folder, self.recorder = steps, folder, recorder
+        self.runtime, self.clock = recorder.state.runtime, recorder.clock
+        self.to_skip = min(SKIPPED, left // 2)
+        self.steps = self.images = 0  # traced
+        self.since = 0.0
+        self.trace: profile | None = None
+        self.span = record_function("step")
+
+    def before_step(self, images: int) -> None:
+        """Call it before each step, with the images of its global batch."""
+        if self.steps == self.wanted:
+            self.finish()
+        elif self.to_skip:
+            self.to_skip -= 1
+        else:
+            self.start() if self.trace is None else self.span.__exit__(None, None, None)
+            self.span = record_function("step")
+            self.span.__enter__()
+            self.steps += 1
+            self.images += images
+
+    def start(self) -> None:
+        """Trace from here on."""
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's library chats on standard error
+        wait_for(self.runtime.device)
+        with self.clock.paused():
+            every_thread = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)  # shards have their own
+            gpu = [ProfilerActivity.CUDA] if self.runtime.device.type == "cuda" else []
+            self.trace = profile(activities=[ProfilerActivity.CPU, *gpu], experimental_config=every_thread)
+            self.trace.start()
+        self.since = self.clock.seconds
+
+    def finish(self) -> None:
+        """End the trace, if there is one in progress, and write it."""
+        trace, self.trace = self.trace, None
+        if trace is None:
+            return
+        self.span.__exit__(None, None, None)
+        self.wanted = self.steps  # no second one
+        wait_for(self.runtime.device)
+        seconds = self.clock.seconds - self.since
+        with self.clock.paused():
+            try:
+                trace.stop()
+                if self.folder.parent.is_dir():
+                    self.write(trace, seconds)
+            except (OSError, RuntimeError) as error:
+                reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+                self.recorder.console.warn(f"{self.folder}: cannot be written ({reason}); training goes on without it")
+
+    def write(self, trace: profile, seconds: float) -> None:
+        """Write this process's trace and, on the main process, the table."""
+        self.folder.mkdir(exist_ok=True)
+        with written_whole(self.folder / f"rank{self.runtime.rank}.json") as path:
+            export(trace, path)
+        if self.runtime.is_main:
+            by = "self_device_time_total" if self.runtime.device.type == "cuda" else "self_cpu_time_total"
+            table = trace.key_averages().table(sort_by=by, row_limit=OPERATORS, max_name_column_width=60)
+            with written_whole(self.folder / "operators.txt") as path:
+                path.write_text(f"{self.describe(seconds)}\n{table}", encoding="utf-8")
+            where = f"{self.folder}/operators.txt, and rank<k>.json for https://ui.perfetto.dev"
+            self.recorder.console.say(f"profile of {self.steps} step{'s' * (self.steps > 1)}: {where}")
+
+    def describe(self, seconds: float) -> str:
+        """How fast the traced steps were, above the table."""
+        recorder, runtime, step = self.recorder, self.runtime, self.recorder.state.at.step
+        achieved = recorder.flops * self.images / seconds
+        return "\n".join(
+            [
+                f"steps:     {self.steps}, up to step {step}, seen by one process of {runtime.world_size}",
+                f"on:        {runtime.device_name}, {runtime.threads} threads each, {runtime.precision}",
+                f"step:      {1000 * seconds / self.steps:.3f} ms, being traced, which takes time",
+                f"achieved:  {achieved / 1e9:.2f} GFLOP/s by all processes, forward and backward",
+                f"peak:      {recorder.peak / 1e9:.2f} GFLOP/s by all processes at once, of products of matrices",
+                f"MFU:       {100 * achieved / recorder.peak:.2f} %",
+            ]
+        )
+
+
+def export(trace: profile, path: Path) -> None:
+    """Write a trace for Chrome's viewers.
+
+    Raises:
+        OSError: it could not be written, which the profiler's library keeps to itself.
+    """
+    try:
+        trace.export_chrome_trace(str(path))
+    finally:
+        path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)  # what it leaves where the disk is full
+    if not (path.is_file() and ends_as_json(path)):
+        raise OSError("the profiler failed to; the disk may be full")
+
+
+def ends_as_json(path: Path) -> bool:
+    """Whether the end of a JSON object is there."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 8, 0))
+        return file.read().rstrip().endswith(b"}")

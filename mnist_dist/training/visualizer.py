@@ -1,0 +1,181 @@
+"""What is shown of an evaluation beside its numbers: examples, maps, filters, histograms. Nothing here trains.
+
+No weight, no running statistic and no random number changes, and whoever computes it, it is the same: every process
+keeps its own worst mistakes, and one exchange of rows of a fixed size brings them together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mnist_dist.config.schema import Config
+from mnist_dist.data.dataset import Splits
+from mnist_dist.data.loader import normalize
+from mnist_dist.models import ImageClassifier
+from mnist_dist.models.feature_maps import feature_maps, filters, montage
+from mnist_dist.tracking.media import Example, Media
+from mnist_dist.training.histograms import histograms
+from mnist_dist.training.metrics import CLASSES
+from mnist_dist.training.state import TrainingState
+
+if TYPE_CHECKING:
+    import numpy as np
+
+INDEX, LOSS, LABEL, LOGITS = 0, 1, 2, 3  # places in a row; the logits fill the rest
+WIDTH = LOGITS + CLASSES
+
+
+class Predictions:
+    """What a network says of each image that this process evaluates; of it, the most telling few.
+
+    Everything is kept until `rows` is called: 52 bytes an image, less than a tenth of the image itself.
+
+    Args:
+        count: examples of each kind.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.parts: list[tuple[int, Tensor, Tensor, Tensor]] = []
+
+    def note(self, start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Keep a batch, without waiting for the device; arguments as `evaluate` gives them."""
+        self.parts.append((start, logits, labels, losses))
+
+    def rows(self, device: torch.device) -> Tensor:
+        """This process's mistakes of the largest loss, then its share of the first images: float32 (2 * count, 13).
+
+        A row is index (exact: below 2**24), loss, label and logits; where there is no image, -1.
+        """
+        rows = torch.full((2 * self.count, WIDTH), -1.0, device=device)
+        if not self.parts:
+            return rows
+        found = torch.cat([as_rows(*part) for part in self.parts])
+        wrong = found[:, LOGITS:].argmax(1) != found[:, LABEL]
+        # A loss that is not a number is the worst. Of equal ones the first image counts: rows are in the set's order.
+        badness = torch.where(wrong, found[:, LOSS].nan_to_num(torch.inf, torch.inf), -1.0)
+        worst = badness.argsort(descending=True, stable=True)[: self.count]
+        rows[: len(worst)] = torch.where(wrong[worst, None], found[worst], -1.0)
+        for start, *part in self.parts:
+            if start < self.count:
+                shown = as_rows(start, *part)[: self.count - start]
+                rows[self.count + start : self.count + start + len(shown)] = shown
+        return rows
+
+
+def as_rows(start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
+    """A batch as rows (B, 13)."""
+    index = torch.arange(start, start + len(labels), device=labels.device)
+    return torch.cat([torch.stack([index, losses, labels], 1), logits], 1).float()
+
+
+class Insights:
+    """Shows what the network in training makes of the held-out set. Every process must call its methods alike.
+
+    Args:
+        show: takes a step, its epoch from 1 and what to show of it; called on the main process only.
+    """
+
+    def __init__(
+        self, state: TrainingState, data: Splits, config: Config, show: Callable[[int, int, Media], None]
+    ) -> None:
+        self.state, self.runtime, self.show_media = state, state.runtime, show
+        self.split, self.data = data.held_out
+        self.config, self.tracking = config.data, config.tracking
+        self.predictions = Predictions(self.tracking.examples)
+
+    def note(self, start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """See `Predictions.note`. For `evaluate`."""
+        if self.tracking.examples:
+            self.predictions.note(start, logits, labels, losses)
+
+    def show(self) -> None:
+        """Show what was noted, and the present weights."""
+        at, media = self.state.at, self.take()
+        if media is not None:
+            self.show_media(at.step, at.epoch + 1, media)
+
+    @torch.no_grad()
+    def take(self) -> Media | None:
+        """What to show, the same at any number of processes that hold the same weights; None off the main process."""
+        parts: dict[str, Any] = {}
+        is_main, network = self.runtime.is_main, self.state.network
+        tensors = self.whole_tensors() if self.tracking.histograms else []
+        if self.tracking.examples:
+            predictions, self.predictions = self.predictions, Predictions(self.tracking.examples)
+            rows = self.runtime.gather_rows(predictions.rows(self.runtime.device))
+            if is_main:
+                parts = self.examples(rows.tolist(), network) | self.pictures(network)
+        if not is_main:
+            return None
+        if tensors:
+            parts |= self.histograms(*tensors)
+        return Media(self.split, **parts)
+
+    def examples(self, rows: list[list[float]], network: nn.Module) -> dict[str, Any]:
+        """The worst mistakes and the first images, of all processes' `Predictions.rows` by rank."""
+        count = self.tracking.examples
+        present = [(place // count % 2, row) for place, row in enumerate(rows) if row[INDEX] >= 0]
+        worst = sorted((row for kind, row in present if kind == 0), key=lambda row: (-badness(row), row[INDEX]))
+        first = sorted((row for kind, row in present if kind == 1), key=lambda row: row[INDEX])
+        return {"mistakes": self.describe(worst[:count], network), "samples": self.describe(first, network)}
+
+    def describe(self, rows: list[list[float]], network: nn.Module) -> tuple[Example, ...]:
+        """Rows with their images."""
+        found = torch.tensor(rows).reshape(-1, WIDTH)
+        indices = found[:, INDEX].long()
+        images = self.data.images[indices.to(self.data.images.device), 0].cpu().numpy()
+        probabilities = cast(ImageClassifier, network).probabilities(found[:, LOGITS:]).tolist()
+        predicted = found[:, LOGITS:].argmax(1).tolist()
+        return tuple(
+            Example(index, images[i], int(rows[i][LABEL]), predicted[i], tuple(probabilities[i]), rows[i][LOSS])
+            for i, index in enumerate(indices.tolist())
+        )
+
+    def pictures(self, network: nn.Module) -> dict[str, Any]:
+        """The maps of the first image and the filters of each convolution, of the network that is evaluated."""
+        was_training = network.training
+        network.eval()
+        with self.runtime.autocast():
+            maps = feature_maps(network, normalize(self.data.images[:1], self.config)[0])
+        network.train(was_training)
+        return {
+            "maps": {name: picture(shown) for name, shown in maps},
+            "filters": {name: picture(bank.flatten(0, 1), bank.shape[1]) for name, bank in filters(network)},
+        }
+
+    def whole_tensors(self) -> list[dict[str, Tensor]]:
+        """The parameters in training, not their average, and the gradients of the last update, as clipped; by name.
+
+        A start has no gradients before its first update: none after a stop between an epoch's last step and its end.
+        """
+        parameters = dict(self.state.model.named_parameters())
+        gradients = {f"{name}/gradient": p.grad for name, p in parameters.items() if p.grad is not None}
+        whole = self.state.holding.gather(gradients)
+        return [self.state.holding.gather(parameters), {name.rpartition("/")[0]: g for name, g in whole.items()}]
+
+    def histograms(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Any]:
+        """Of all tensors at once, so that the device is waited for once."""
+        found = histograms([*parameters.values(), *gradients.values()])
+        own, others = found[: len(parameters)], found[len(parameters) :]
+        return {
+            "parameters": dict(zip(parameters, own, strict=True)),
+            "gradients": dict(zip(gradients, others, strict=True)),
+        }
+
+
+def badness(row: list[float]) -> float:
+    """By which mistakes are ordered: the loss; one that is not a number is the worst."""
+    return math.inf if math.isnan(row[LOSS]) else row[LOSS]
+
+
+def picture(maps: Tensor, together: int = 1) -> np.ndarray:
+    """Maps (N, H, W) about as wide as high, uint8; `together` neighbours are never in two lines."""
+    count, _, side = maps.shape
+    across = together * max(round(math.sqrt(count) / together), 1)
+    return montage(maps.cpu(), width=across * (side + 1), rows=-(-count // across)).numpy()

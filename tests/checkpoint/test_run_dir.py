@@ -1,0 +1,319 @@
+"""A run's folder: made or taken, started over, and which checkpoint it goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_checkpoint import is_same, saved
+
+from mnist_dist.checkpoint.manager import save_checkpoint
+from mnist_dist.checkpoint.run_dir import (
+    FREE,
+    Claim,
+    begin_run,
+    check_same_run,
+    claim_run_folder,
+    find_checkpoint,
+    read_summary,
+    start_over,
+    write_config,
+    write_summary,
+)
+from mnist_dist.checkpoint.run_lock import RunLock
+from mnist_dist.config.loader import load
+from mnist_dist.config.schema import (
+    FIELDS,
+    Config,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from mnist_dist.train import warn_of_other_machine
+from mnist_dist.utils.errors import TrainingError, UserError
+
+
+def config(**run: Any) -> Config:
+    return Config(run=RunConfig(**run))
+
+
+def add_checkpoint(run: Path, step: int) -> Path:
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    return save_checkpoint(run / "checkpoints", step, saved(step=step))
+
+
+def claim(
+    config: Config, recipes: Sequence[str] = (), warn: Callable[[str], None] = pytest.fail, launcher: int = 0
+) -> Claim:
+    """A run that claims its folder, begins, and ends before it finishes."""
+    with RunLock(launcher) as lock:
+        claimed = claim_run_folder(config, recipes, lock, warn)
+        begin_run(claimed, config, lock)
+    return claimed
+
+
+def chosen(config: Config, warn: Callable[[str], None] = pytest.fail) -> Path | None:
+    """The checkpoint that a run would go on from."""
+    with RunLock(0) as lock:
+        found = claim_run_folder(config, [], lock, warn).checkpoint
+    return found.folder if found else None
+
+
+# The folder
+
+
+def test_without_a_name_each_run_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [claim(config(), recipes).folder for recipes in ([], ["debug", "fast"], ["debug", "fast"], [])]
+    assert len(set(folders)) == 4
+    assert sorted(Path("runs").iterdir()) == sorted(folders)
+    assert re.fullmatch(r"runs/default-\d{8}-\d{6}", str(folders[0]))
+    assert re.fullmatch(r"runs/debug-fast-\d{8}-\d{6}", str(folders[1]))
+    assert all((folder / "checkpoints").is_dir() for folder in folders)
+
+
+def test_a_named_folder_is_made_or_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a" / "b"
+    assert claim(config(dir=str(path)), ["debug"]) == Claim(path, None, same_run=False)
+    (path / "metrics.jsonl").write_text("{}\n")
+    kept = add_checkpoint(path, 3)
+    again = claim(config(dir=str(path)), ["debug"])
+    assert (again.folder, again.same_run) == (path, True)
+    assert (path / "metrics.jsonl").exists()
+    assert kept.exists()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert claim(config(dir="~/c")).folder == tmp_path / "c"
+
+
+def test_starting_over_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
+    old = add_checkpoint(tmp_path, 3)
+    for left in (".writing-step-00000004", ".replaced-step-00000002", ".replaced-step-00000003", ".deleting-step-1"):
+        (tmp_path / "checkpoints" / left).mkdir()
+    for name in ("metrics.jsonl", "summary.json", "config.yaml", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    assert claim(config(dir=str(tmp_path), resume="never")).checkpoint is None
+    assert not old.exists()
+    assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoints", "config.yaml", "notes.txt"]
+    assert os.listdir(tmp_path / "checkpoints") == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "above" / ("x" * 300)):
+        with pytest.raises(UserError) as error:
+            claim(config(dir=str(path)))
+        assert re.fullmatch(rf"run\.dir={path}: cannot be written \(.+\); choose another --run\.dir", str(error.value))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+# The checkpoint to go on from
+
+
+def test_auto_goes_on_from_the_newest_of_its_own_folder(tmp_path: Path) -> None:
+    auto = config(dir=str(tmp_path))
+    assert chosen(auto) is None
+    first, second = add_checkpoint(tmp_path, 3), add_checkpoint(tmp_path, 5)
+    assert chosen(auto) == second
+    (second / "state.json").unlink()
+    warnings: list[str] = []
+    assert chosen(auto, warnings.append) == first
+    assert len(warnings) == 1
+
+
+def test_what_was_checked_is_what_is_loaded(tmp_path: Path) -> None:
+    """However the files change after they were read."""
+    path = add_checkpoint(tmp_path, 3)
+    claimed = claim(config(dir=str(tmp_path)))
+    for file in path.iterdir():
+        file.write_bytes(b"changed")
+    found = claimed.load()
+    assert found is not None
+    assert is_same(found, saved(step=3))
+
+
+def test_a_checkpoint_moved_aside_for_one_that_never_came_is_gone_on_from(tmp_path: Path) -> None:
+    add_checkpoint(tmp_path, 3)
+    path = add_checkpoint(tmp_path, 5)
+    path.rename(path.with_name(f".replaced-{path.name}"))
+    assert chosen(config(dir=str(tmp_path))) == path
+
+
+def test_a_new_folder_or_never_starts_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    add_checkpoint(tmp_path, 3)  # run.dir="" means a new folder, not this one
+    assert chosen(config()) is None
+    assert chosen(config(dir=str(tmp_path), resume="never")) is None
+
+
+def test_starting_over_leaves_nothing_of_the_earlier_run(tmp_path: Path) -> None:
+    add_checkpoint(tmp_path, 3)
+    for name in ("metrics.jsonl", "summary.json", "profile/rank0.json", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    start_over(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "notes.txt"}
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_path_names_a_checkpoint_or_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older, newer = add_checkpoint(tmp_path / "run", 3), add_checkpoint(tmp_path / "run", 5)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path, expected in ((older, older), (tmp_path / "run", newer), (Path("~/run"), newer)):
+        assert chosen(config(dir=str(tmp_path / "other"), resume=str(path))) == expected
+    (older / "state.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=rf"^checkpoint {older}: state\.json: 2 bytes instead of \d+; choose another one$"
+    ):
+        chosen(config(dir=str(tmp_path / "other"), resume=str(older)))
+    assert not (tmp_path / "other").exists()
+
+
+# Processes that their launcher starts again
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("named", [True, False])
+def test_processes_started_again_go_on_with_their_own_run(
+    named: bool, resume: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = config(dir="mine" if named else "", resume=resume)
+    claim(config(), ["other"], launcher=1)  # somebody else's, under another launcher
+    first = claim(settings, launcher=os.getppid())
+    assert claim(settings, launcher=os.getppid()) == Claim(first.folder, None, same_run=False)
+    path = add_checkpoint(first.folder, 3)
+    (first.folder / "metrics.jsonl").write_text("{}\n")
+    again = claim(settings, launcher=os.getppid())
+    assert again.checkpoint is not None
+    assert (again.folder, again.checkpoint.folder, again.same_run) == (first.folder, path, True)
+    assert (first.folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("launcher", [0, 1])
+def test_never_is_for_every_first_start(launcher: int, tmp_path: Path) -> None:
+    """Whatever an earlier run left there, without a launcher or under another one."""
+    claim(config(dir=str(tmp_path)), launcher=os.getppid())
+    path = add_checkpoint(tmp_path, 3)
+    assert claim(config(dir=str(tmp_path), resume="never"), launcher=launcher).checkpoint is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_start_that_did_not_begin_is_not_the_first_one(killed: bool, tmp_path: Path) -> None:
+    """Refused or killed before, it had not deleted what was there, and the next one must."""
+    add_checkpoint(tmp_path, 3)
+    settings = config(dir=str(tmp_path), resume="never")
+    with RunLock(os.getppid()) as lock:
+        claim_run_folder(settings, [], lock, pytest.fail)
+        said = (tmp_path / ".lock").read_bytes()
+    assert not (tmp_path / ".lock").exists()
+    if killed:
+        (tmp_path / ".lock").write_bytes(said)
+    assert claim(settings, launcher=os.getppid()).checkpoint is None
+
+
+@pytest.mark.parametrize("name", ["absent", "empty", "file"])
+def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as error:
+        find_checkpoint(tmp_path / name, "run.resume", pytest.fail)
+    assert str(error.value) == (
+        f"run.resume={tmp_path / name}: is neither a checkpoint's folder nor a run's folder with a whole checkpoint"
+    )
+
+
+# The same run
+
+
+def test_settings_that_change_what_is_computed_may_not_change(tmp_path: Path) -> None:
+    saved = Config().to_dict()
+    check_same_run(Config(), json.loads(json.dumps(saved)), tmp_path)
+    other = Config(optim=OptimConfig(lr=0.5), train=TrainConfig(epochs=9), run=RunConfig(seed=3))
+    with pytest.raises(UserError) as error:
+        check_same_run(other, saved, tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: was written with other settings: run.seed=3 (was 0), optim.lr=0.5 (was 0.003), "
+        f"train.epochs=9 (was {Config().train.epochs}); give the same, or start anew in another --run.dir"
+    )
+
+
+def test_of_many_differences_the_first_are_named(tmp_path: Path) -> None:
+    other = Config(data=DataConfig(val_size=1, limit=1, test_limit=1, mean=1.0, std=1.0))
+    with pytest.raises(UserError, match=r"data\.mean=1\.0 \(was 0\.1307\) \.\.\.; give") as error:
+        check_same_run(other, Config().to_dict(), tmp_path)
+    assert "data.std" not in str(error.value)
+
+
+def test_settings_that_a_checkpoint_does_not_know_had_their_defaults(tmp_path: Path) -> None:
+    """A checkpoint of another version; and no traceback for one that says nothing."""
+    saved = Config().to_dict()
+    del saved["optim"]["clip"]
+    check_same_run(Config(), saved, tmp_path)
+    with pytest.raises(UserError, match=r"optim\.clip=1\.0 \(was 0\.0\)"):
+        check_same_run(Config(optim=OptimConfig(clip=1.0)), saved, tmp_path)
+    with pytest.raises(UserError, match=r"run\.seed=3 \(was 0\)"):
+        check_same_run(Config(run=RunConfig(seed=3)), {}, tmp_path)
+
+
+def test_settings_that_change_nothing_may_change(tmp_path: Path) -> None:
+    assert set(FIELDS) >= FREE
+    other = replace(
+        Config(),
+        run=RunConfig(dir="x", resume="y", device="cpu", threads=3, timeout=5.0, quiet=True),
+        data=DataConfig(root="x", source="npm", classes=tuple("abcdefghij")),
+        train=TrainConfig(max_steps=3, eval_batch_size=7, checkpoint_steps=2, keep=9),
+        tracking=TrackingConfig(mode="disabled", project="p", log_steps=3),
+    )
+    check_same_run(other, Config().to_dict(), tmp_path)
+
+
+# What is written
+
+
+def test_config_yaml_starts_the_same_run(tmp_path: Path) -> None:
+    mine = Config(optim=OptimConfig(lr=1e-5), data=DataConfig(classes=("a: b", *"1234567", "ü", "#")))
+    write_config(tmp_path, mine)
+    assert load(["--config", str(tmp_path / "config.yaml")]).config == mine
+    assert os.listdir(tmp_path) == ["config.yaml"]
+
+
+def test_the_summary_is_strict_json(tmp_path: Path) -> None:
+    assert read_summary(tmp_path) is None
+    write_summary(tmp_path, {"test.loss": math.nan, "a": math.inf, "test.accuracy": 0.5, "resumed_from": None})
+    assert read_summary(tmp_path) == {"test.loss": None, "a": None, "test.accuracy": 0.5, "resumed_from": None}
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff"])
+def test_a_summary_that_is_none_is_no_summary(tmp_path: Path, content: str) -> None:
+    (tmp_path / "summary.json").write_bytes(content.encode("latin-1"))
+    assert read_summary(tmp_path) is None
+
+
+def test_a_folder_that_is_gone_is_one_line_for_all_processes(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as error:
+        write_summary(tmp_path / "gone", {})
+    assert str(error.value) == f"{tmp_path / 'gone' / 'summary.json'}: cannot be written (No such file or directory)"
+    assert error.value.everywhere
+
+
+def test_going_on_with_other_kernels_is_said() -> None:
+    said: list[str] = []
+    here = {"torch": "2.15", "kernels": "x86_64 cpu AVX512"}
+    warn_of_other_machine(here, here, said.append)
+    assert said == []
+    warn_of_other_machine({"torch": "2.14", "kernels": "x86_64 cpu AVX512"}, here, said.append)
+    warn_of_other_machine({}, here, said.append)
+    assert said[0].startswith("this run goes on with torch 2.15 instead of 2.14: it may not end with the bits ")
+    assert "kernels x86_64 cpu AVX512 instead of None" in said[1]

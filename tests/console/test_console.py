@@ -1,0 +1,404 @@
+"""What the user sees: in a terminal (a real pseudo-terminal of 80 columns), in a file, and not at all."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from rich.console import Console as Terminal
+
+from mnist_dist.console.console import (
+    Console,
+    NullConsole,
+    PlainConsole,
+    Progress,
+    RichConsole,
+    open_console,
+)
+from mnist_dist.console.formatting import duration, matrix, percent, results
+
+wraps_long_lines = pytest.mark.skipif(
+    int(version("rich").split(".")[0]) < 15,
+    reason="before rich 15, a long line above a live display is wrapped at the terminal's width",
+)
+
+DIGITS = tuple("0123456789")
+GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CONFUSION = [[(980 if truth == guess else (truth * guess) % 3) for guess in range(10)] for truth in range(10)]
+METRICS = {"train.loss": 0.1234567, "train.accuracy": 0.98765, "lr": 0.00213, "images_per_second": 21345.6}
+VAL = {"val.loss": 0.05, "val.accuracy": 0.985, "val.top2": 0.99}
+EPOCH = {
+    "epoch": 1,
+    "split": "val",
+    "lr": 0.003,
+    "seconds": 75.2,
+    "epoch.train.loss": 0.25,
+    "epoch.train.accuracy": 0.925,
+    **VAL,
+}
+SUMMARY = {
+    "test.accuracy": 0.9905,
+    "test.correct": 9905,
+    "test.count": 10000,
+    "test.loss": 0.03014,
+    "test.top2": 0.999,
+    "val.accuracy": 0.9888,
+    "train.steps": 645,
+    "train.epochs": 3,
+    "train.images": 165000,
+    "train.seconds": 12.31,
+    "train.images_per_second": 13403.2,
+    "world_size": 2,
+    "machines": 1,
+    "device": "cpu",
+    "precision": "fp32",
+    "model.parameters": 421642,
+    "weights_sha256": "0123456789abcdef" * 4,
+    "run.dir": "runs/default [1]",
+}
+
+
+def whole_run(console: Console) -> None:
+    """Everything that a run of two steps calls."""
+    console.header({"processes": "2 on 1 machine, gloo", "run": "runs/default [1]"})
+    console.say("going on from [bold]")
+    console.begin(645, 0, 3)
+    for step in (1, 2):
+        console.progress(step, 0)
+    console.metrics(METRICS)
+    console.evaluation("val", VAL)
+    console.warn("something")
+    console.epoch(EPOCH)
+    console.close()
+    console.summary(SUMMARY, CONFUSION, DIGITS)
+
+
+# Plain lines
+
+
+def test_plain_lines_of_a_whole_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100, 1000, 10))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    whole_run(PlainConsole())
+    out, err = capsys.readouterr()
+    assert err == "warning: something\n"
+    lines = out.splitlines()
+    assert lines[:6] == [
+        "processes: 2 on 1 machine, gloo",
+        "run: runs/default [1]",
+        "going on from [bold]",
+        "step 2/645 (epoch 1/3): loss 0.1235, accuracy 98.77 %, lr 0.00213, 21,346 images/s, "
+        "0:10 elapsed, 1:47:10 left",
+        "step 2/645: val loss 0.0500, val accuracy 98.50 %, val top-2 99.00 %",
+        "epoch 1/3: train loss 0.2500, train accuracy 92.50 %, "
+        "val loss 0.0500, val accuracy 98.50 %, val top-2 99.00 %, lr 0.003, 1:15",
+    ]
+    assert lines[6] == "test accuracy: 99.05 % (9905 of 10000)"
+    assert lines[-1] == "run folder: runs/default [1]"
+    assert [line.split() for line in lines[-11:-9]] == [
+        ["0", "980", *"." * 9, "100.00", "100.00"],
+        ["1", ".", "980", *"2.12.12.", "99.19", "99.19"],  # 980 of 988
+    ]
+    assert len({len(line) for line in lines[-12:-1]}) == 1  # the matrix is aligned
+    assert all(line == line.rstrip() and len(line) < 140 for line in lines)
+    assert "\x1b" not in out
+    assert "\r" not in out
+
+
+def test_plain_lines_fit_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    console = PlainConsole()
+    console.say("Größe – 5")
+    console.summary(SUMMARY, CONFUSION, ("Straße", *DIGITS[1:]))
+    assert raw.getvalue().startswith(b"Gr??e ? 5\n")
+    assert b"0 Stra?e " in raw.getvalue()
+
+
+def test_each_line_is_written_at_once(tmp_path: Path) -> None:
+    script = "import os; from mnist_dist.console.console import PlainConsole; PlainConsole().say('here'); os._exit(0)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"here\n"
+
+
+# Nothing
+
+
+def test_other_processes_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    for quiet in (True, False):
+        whole_run(open_console(is_main=False, quiet=quiet))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_quiet_says_only_where_the_run_is(capfd: pytest.CaptureFixture[str]) -> None:
+    whole_run(open_console(is_main=True, quiet=True))
+    assert capfd.readouterr() == ("runs/default [1]\n", "")
+
+
+def test_all_kinds_answer_all_calls() -> None:
+    public = {name for name in vars(Console) if not name.startswith("_")}
+    for kind in (PlainConsole, RichConsole):
+        assert public - vars(kind).keys() <= ({"close"} if kind is PlainConsole else set())
+    assert public - vars(NullConsole).keys() == public - {"summary"}
+
+
+# A terminal
+
+
+def in_terminal(script: str, columns: int = 80, **environment: str) -> tuple[str, str]:
+    """What a script writes to a pseudo-terminal that is its standard output and error, and its raw bytes as text.
+
+    The first result is what stays on the screen: cursor movements and erasures applied, colours dropped.
+    """
+    pty = pytest.importorskip("pty")
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    main, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    unset = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONIOENCODING")
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=child,
+        stderr=child,
+        cwd=Path(__file__).parent,  # to import from this file
+        env=kept | {"TERM": "xterm-256color", "PYTHONUTF8": "1"} | environment,
+    )
+    os.close(child)
+    raw = b""
+    while True:
+        try:
+            block = os.read(main, 65536)
+        except OSError:  # Linux's way to say that the other side is closed
+            break
+        if not block:
+            break
+        raw += block
+    os.close(main)
+    process.wait(timeout=60)
+    return screen(raw.decode()), raw.decode()
+
+
+def screen(raw: str) -> str:
+    """The text that terminal output leaves, for the control sequences that rich uses."""
+    lines, row, column = [""], 0, 0
+    for token in re.findall(r"\x1b\[[0-9;?]*[a-zA-Z]|\r|\n|[^\x1b\r\n]+", raw):
+        if token == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif token == "\r":
+            column = 0
+        elif token.endswith("A") and token.startswith("\x1b"):
+            row = max(0, row - int(token[2:-1] or 1))
+        elif token == "\x1b[2K":
+            lines[row] = ""
+        elif not token.startswith("\x1b"):
+            lines[row] = lines[row][:column].ljust(column) + token + lines[row][column + len(token) :]
+            column += len(token)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+START = """
+    import sys, threading
+    from test_console import *
+    console = open_console(is_main=True, quiet=False)
+    assert isinstance(console, RichConsole)
+"""
+
+
+@wraps_long_lines
+def test_terminal_shows_a_whole_run_in_80_columns() -> None:
+    shown, raw = in_terminal(START + "    whole_run(console)")
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[:8] == [
+        "processes  2 on 1 machine, gloo",
+        "run        runs/default [1]",
+        "going on from [bold]",
+        "step 2: val loss 0.0500, val accuracy 98.50 %, val top-2 99.00 %",
+        "warning: something",
+        "epoch train loss train acc   val loss   val acc  val top-2         lr     time",
+        "    1     0.2500   92.50 %     0.0500   98.50 %    99.00 %      0.003     1:15",
+        "",
+    ]
+    assert lines[8] == "test accuracy  99.05 % (9905 of 10000)"
+    assert lines[-1] == "run folder  runs/default [1]"
+    assert raw.count("\x1b[?25l") == raw.count("\x1b[?25h") == 1  # the cursor is back
+    assert "\x1b[1;31m" in raw  # mistakes
+    assert "\x1b[33mwarning: something" in raw
+
+
+def test_terminal_shows_live_progress_and_takes_it_away() -> None:
+    script = """
+    console.begin(645, 0, 3)
+    console.progress(129, 0)
+    console.metrics(METRICS)
+    console._live.refresh()
+    console.close()
+    """
+    shown, raw = in_terminal(START + script)
+    assert shown.strip() == ""
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", raw)
+    assert re.search(r"epoch 1/3  [━╺╸]+  129/645  0:0\d elapsed, 0:\d\d left", drawn)
+    assert "loss 0.1235, accuracy 98.77 %, lr 0.00213, 21,346 images/s" in drawn
+
+
+@wraps_long_lines
+def test_terminal_keeps_what_others_print_above_the_progress() -> None:
+    script = """
+    console.begin(10, 0, 1)
+    print("from a library")
+    print("from its errors", file=sys.stderr)
+    thread = threading.Thread(target=console.warn, args=["from a thread " + "x" * 100])
+    thread.start()
+    thread.join()
+    console._live.refresh()
+    console.close()
+    """
+    shown, _ = in_terminal(START + script)
+    assert shown.strip().splitlines()[:2] == ["from a library", "from its errors"]
+    assert "warning: from a thread " + "x" * 100 in shown
+
+
+@pytest.mark.parametrize("ending", ["raise RuntimeError('boom')", "raise KeyboardInterrupt", "sys.exit(3)"])
+def test_terminal_is_sane_after_any_ending(ending: str) -> None:
+    script = f"""
+    console.begin(10, 0, 1)
+    try:
+        {ending}
+    finally:
+        console.close()
+        console.close()
+    """
+    shown, raw = in_terminal(START + script)
+    assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")
+    assert "epoch 1/1" not in shown
+
+
+@pytest.mark.parametrize("columns", [20, 40, 200])
+def test_terminal_of_any_width_shows_a_whole_run(columns: int) -> None:
+    shown, _ = in_terminal(START + "    whole_run(console)", columns)
+    assert "run folder  runs/default [1]" in shown
+    assert "Traceback" not in shown
+
+
+def test_terminal_shows_long_class_names_in_80_columns() -> None:
+    shown, _ = in_terminal(START + "    console.summary(SUMMARY, CONFUSION, GARMENTS)")
+    assert "0 T-shirt/t 980 " in shown
+    assert "9 Ankle boo   . " in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+WHICH = "from test_console import *; print(type(open_console(is_main=True, quiet=False)).__name__)"
+
+
+def test_terminals_that_cannot_redraw_get_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_terminal(WHICH)[0].strip() == "RichConsole"
+    assert in_terminal(WHICH, TERM="dumb")[0].strip() == "PlainConsole"
+    assert in_terminal(WHICH, PYTHONUTF8="0", PYTHONIOENCODING="ascii")[0].strip() == "PlainConsole"
+    assert in_terminal(f"import sys; sys.settrace(lambda *_: None); {WHICH}")[0].strip() == "PlainConsole"
+    assert isinstance(open_console(is_main=True, quiet=False), PlainConsole)
+
+
+def test_a_file_gets_plain_lines_even_where_colours_are_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    assert isinstance(open_console(is_main=True, quiet=False), PlainConsole)
+
+
+def test_warnings_go_to_standard_error_where_that_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = io.StringIO()
+    console = RichConsole(Terminal(file=shown, force_terminal=True, width=80))
+    console.begin(10, 0, 1)
+    console.warn("something")
+    console.close()
+    assert capsys.readouterr().err == "warning: something\n"
+    assert "something" not in shown.getvalue()
+
+
+def test_progress_of_every_step_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = RichConsole(Terminal(file=io.StringIO(), force_terminal=True, width=80))
+    drawn: list[int] = []
+    draw = console._draw
+    monkeypatch.setattr(console, "_draw", lambda: drawn.append(1) or draw())
+    console.begin(10_000, 0, 1)
+    try:
+        for step in range(10_000):
+            console.progress(step + 1, 0)
+            console.metrics(METRICS)
+    finally:
+        console.close()
+    assert len(drawn) < 1000  # a thread draws, about 8 times a second
+
+
+def test_progress_is_redrawn_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = RichConsole(Terminal(file=io.StringIO(), force_terminal=True, width=80))
+    drawn = threading.Semaphore(0)
+    draw = console._draw
+    monkeypatch.setattr(console, "_draw", lambda: drawn.release() or draw())
+    console.begin(10, 0, 1)
+    try:
+        assert all(drawn.acquire(timeout=30) for _ in range(3))
+    finally:
+        console.close()
+
+
+# Words
+
+
+def test_time_left_is_of_the_steps_since_the_run_went_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    at = Progress(total=100, step=60, epochs=2)
+    assert math.isnan(at.left())
+    now[0], at.step = 110.0, 70
+    assert at.elapsed() == 10.0
+    assert at.left() == 30.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03"), (math.nan, "-:--")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_fractions_in_percent() -> None:
+    assert (percent(0.9905), percent(1.0), percent(math.nan)) == ("99.05 %", "100.00 %", "-")
+
+
+def test_results_leave_out_what_is_absent() -> None:
+    assert results({}) == {}
+    assert results({"test.accuracy": 0.5, "test.count": 10, "device": None, "world_size": 2}) == {"processes": "2"}
+    shown = results(SUMMARY)
+    assert shown["test accuracy"] == "99.05 % (9905 of 10000)"
+    assert (shown["steps"], shown["whole epochs"]) == ("645", "3")
+    assert shown["speed"] == "13,403 images/s"
+    assert shown["parameters"] == "421,642"
+    assert shown["weights"] == "sha256 0123456789ab"
+    assert results({"test.accuracy": math.nan, "test.correct": 0, "test.count": 0}) == {"test accuracy": "- (0 of 0)"}
+
+
+def test_matrix_has_precision_by_column_and_recall_by_row() -> None:
+    confusion = [[3, 1], [0, 0]]
+    assert matrix(confusion, ("a", "b")) == [
+        [" ", "a", "b", "prec %", "recall %"],
+        ["a", "3", "1", "100.00", "75.00"],
+        ["b", ".", ".", "0.00", "-"],
+    ]
+    assert [row[0] for row in matrix(confusion, ("cat", "long-haired dog"))] == [" " * 11, "0 cat      ", "1 long-hair"]
+
+
+def test_console_imports_neither_torch_nor_wandb() -> None:
+    script = "import sys, mnist_dist.console.console; sys.exit(bool({'torch', 'wandb', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

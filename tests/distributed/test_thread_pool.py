@@ -1,0 +1,70 @@
+"""Several threads through one list: all items once, results in order, errors once all threads rest."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from mnist_dist.distributed.thread_pool import Lanes
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_results_are_in_order_and_each_item_is_computed_once(count: int) -> None:
+    seen: list[int] = []
+
+    def square(item: int) -> int:
+        seen.append(item)
+        return item * item
+
+    with Lanes(count) as lanes:
+        for size in (0, 1, 2, 7, 50):
+            seen.clear()
+            assert lanes.each(square, range(size)) == [n * n for n in range(size)]
+            assert sorted(seen) == list(range(size))
+
+
+def test_items_are_computed_at_once_by_as_many_threads_as_lanes_and_the_caller_is_one() -> None:
+    meeting = threading.Barrier(3, timeout=30)  # which one thread after the other could not pass
+
+    def meet(item: int) -> threading.Thread:
+        meeting.wait()
+        return threading.current_thread()
+
+    with Lanes(3) as lanes:
+        threads = lanes.each(meet, range(3))
+    assert len(set(threads)) == 3
+    assert threading.current_thread() in threads
+    assert not any(thread.is_alive() for thread in threads if thread is not threading.current_thread())
+
+
+@pytest.mark.parametrize("by_caller", [True, False])
+def test_an_error_arrives_once_the_other_thread_rests(by_caller: bool) -> None:
+    caller = threading.current_thread()
+    failed, rested = threading.Event(), threading.Event()
+    meeting = threading.Barrier(2, timeout=30)
+
+    def work(item: int) -> None:
+        meeting.wait()
+        if (threading.current_thread() is caller) == by_caller:
+            failed.set()
+            raise ValueError("one failed")
+        assert failed.wait(30)
+        rested.set()
+
+    with Lanes(2) as lanes:
+        with pytest.raises(ValueError, match="one failed"):
+            lanes.each(work, range(2))
+        assert rested.is_set()
+
+
+def test_after_an_error_no_further_item_is_begun() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        raise ValueError
+
+    with Lanes(1) as lanes, pytest.raises(ValueError):  # noqa: PT011
+        lanes.each(work, range(10))
+    assert begun == [0]

@@ -1,0 +1,128 @@
+"""Which of how many processes this is: read off what launchers set, refused where it cannot be."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnist_dist.distributed import topology
+from mnist_dist.distributed.topology import Topology, cpu_limit, read_topology
+from mnist_dist.utils.errors import UserError
+
+
+def environment(rank: int, world_size: int, local_rank: int, local_world_size: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_world_size),
+        "MASTER_ADDR": "10.0.0.1",
+        "MASTER_PORT": "1234",
+    }
+
+
+def test_without_a_launcher_there_is_one_process() -> None:
+    topology = read_topology({})
+    assert topology == Topology(rank=0, world_size=1, local_rank=0, local_world_size=1, address="", launcher=0)
+    assert topology.is_main
+    assert topology.is_local_main
+    assert topology.machines == 1
+    assert not topology.cpu_asked
+
+
+@given(machines=st.integers(1, 5), each=st.integers(1, 5), data=st.data())
+def test_a_launchers_processes(machines: int, each: int, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(0, machines * each - 1))
+    topology = read_topology(environment(rank, machines * each, rank % each, each))
+    assert (topology.rank, topology.world_size) == (rank, machines * each)
+    assert (topology.local_rank, topology.local_world_size) == (rank % each, each)
+    assert topology.machines == machines
+    assert topology.is_main == (rank == 0)
+    assert topology.is_local_main == (rank % each == 0)
+    assert topology.address == "10.0.0.1:1234"
+
+
+def test_the_port_has_torchs_default() -> None:
+    variables = environment(0, 2, 0, 2)
+    del variables["MASTER_PORT"]
+    assert read_topology(variables).address == "10.0.0.1:29500"
+
+
+def test_machines_with_unequal_numbers_of_processes_are_counted_up() -> None:
+    assert read_topology(environment(0, 5, 0, 3)).machines == 2
+
+
+def test_without_local_variables_all_processes_are_on_one_machine() -> None:
+    topology = read_topology({"RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost"})
+    assert (topology.local_rank, topology.local_world_size, topology.machines) == (2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"), [("true", True), ("True", True), ("1", True), ("false", False), ("", False)]
+)
+def test_accelerates_wish_for_the_cpu(text: str, asked: bool) -> None:
+    assert read_topology({"ACCELERATE_USE_CPU": text}).cpu_asked is asked
+
+
+@pytest.mark.parametrize("mark", ["TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"])
+def test_the_launcher_is_the_parent(mark: str) -> None:
+    assert read_topology({mark: "x"}).launcher == os.getppid()
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("text", ["two", "1.5", "$SLURM_PROCID"])
+def test_what_is_no_number_is_named(name: str, text: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_topology(environment(0, 2, 0, 2) | {name: text})
+    assert str(error.value) == f"{name}={text!r} (environment): must be a whole number, as the launcher sets it"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (environment(2, 2, 0, 2), "RANK=2 (environment): must be from 0 to WORLD_SIZE-1, and WORLD_SIZE=2"),
+        (environment(-1, 2, 0, 2), "RANK=-1 (environment): must be from 0"),
+        (environment(0, 0, 0, 1), "RANK=0 (environment): must be from 0"),
+        (environment(0, 2, 2, 2), "LOCAL_RANK=2, LOCAL_WORLD_SIZE=2, WORLD_SIZE=2 (environment)"),
+        (environment(0, 2, 0, 3), "LOCAL_RANK=0, LOCAL_WORLD_SIZE=3, WORLD_SIZE=2 (environment)"),
+        (environment(0, 2, 0, 0), "LOCAL_RANK=0, LOCAL_WORLD_SIZE=0, WORLD_SIZE=2 (environment)"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE=2 (environment), but MASTER_ADDR is not set"),
+    ],
+)
+def test_contradictions_are_refused_in_one_line(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_topology(variables)
+    assert str(error.value).startswith(message)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, math.inf),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu.max": "damaged"}, math.inf),
+    ],
+)
+def test_a_containers_limit_is_seen(files: dict[str, str], limit: float, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_limit(tmp_path) == limit
+
+
+def test_threads_stay_within_a_containers_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "cpu_limit", lambda: math.inf)
+    free = Topology().default_threads()
+    assert free >= 1
+    monkeypatch.setattr(topology, "cpu_limit", lambda: 1.5)
+    assert Topology().default_threads() == 1
+    assert Topology(local_world_size=4).default_threads() == 1

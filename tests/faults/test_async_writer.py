@@ -1,0 +1,179 @@
+"""The writer: training does not wait for it, at most one write is in flight, and failures are said, not hidden."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_checkpoint import is_same, saved
+
+from mnist_dist.checkpoint import async_writer as checkpoint_writer
+from mnist_dist.checkpoint.async_writer import CheckpointWriter
+from mnist_dist.checkpoint.manager import Saved, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from mnist_dist.utils.errors import TrainingError
+
+PATIENCE = 20.0  # seconds until a wait counts as for ever
+
+
+def steps(root: Path) -> list[int]:
+    return [step_of(path) for path in list_checkpoints(root)]
+
+
+class Gate:
+    """Stands in for `save_checkpoint`: says that it was reached, and waits until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self.writing = 0
+        self.most = 0
+
+    def __call__(self, root: Path, step: int, saved: Saved) -> Path:
+        self.writing += 1
+        self.most = max(self.most, self.writing)
+        self.reached.set()
+        assert self.opened.wait(PATIENCE)
+        path = save_checkpoint(root, step, saved)
+        self.writing -= 1
+        return path
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    gate = Gate()
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", gate)
+    return gate
+
+
+def test_it_writes_what_it_was_given_and_deletes_what_is_not_kept(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path / "checkpoints", 2, pytest.fail)
+    for step in (2, 4, 6, 8):
+        writer.submit(step, saved(step=step), best_step=2)
+    writer.finish()
+    assert steps(tmp_path / "checkpoints") == [2, 6, 8]
+    assert is_same(load_checkpoint(tmp_path / "checkpoints" / "step-00000006"), saved(step=6))
+    writer.finish()  # again: nothing is left to do
+
+
+def test_training_goes_on_while_it_writes_and_may_change_what_was_copied(tmp_path: Path, gate: Gate) -> None:
+    model = saved()
+    writer = CheckpointWriter(tmp_path, 2, pytest.fail)
+    writer.submit(7, model.to_host(), None)
+    assert gate.reached.wait(PATIENCE)
+    assert steps(tmp_path) == []  # it is being written, and here we are
+    for tensor in model.model.values():
+        tensor.zero_()
+    gate.opened.set()
+    writer.finish()
+    assert is_same(load_checkpoint(tmp_path / "step-00000007"), saved())
+
+
+def test_at_most_one_is_in_flight(tmp_path: Path, gate: Gate) -> None:
+    writer = CheckpointWriter(tmp_path, 9, pytest.fail)
+    writer.submit(1, saved(step=1), None)
+    second = threading.Thread(target=writer.submit, args=(2, saved(step=2), None))
+    second.start()
+    assert gate.reached.wait(PATIENCE)
+    assert second.is_alive()  # it waits for the first
+    gate.opened.set()
+    second.join(PATIENCE)
+    writer.finish()
+    assert gate.most == 1
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_the_thread_does_not_keep_the_process(tmp_path: Path, gate: Gate) -> None:
+    writer = CheckpointWriter(tmp_path, 1, pytest.fail)
+    writer.submit(1, saved(step=1), None)
+    assert writer.thread is not None
+    assert writer.thread.daemon
+    gate.opened.set()
+    writer.finish()
+
+
+def vanish(root: Path) -> None:
+    """The mount that the run's folder lay on is gone."""
+    shutil.move(root.parent, root.parent.with_name("elsewhere"))
+
+
+def come_back(root: Path) -> None:
+    shutil.move(root.parent.with_name("elsewhere"), root.parent)
+
+
+def block(root: Path) -> None:
+    """As a folder that may not be written: root, who may write anywhere, cannot make a folder over a file."""
+    for step in (2, 3):
+        (root / f".writing-step-{step:08d}").write_text("in the way")
+
+
+def unblock(root: Path) -> None:
+    for step in (2, 3):
+        (root / f".writing-step-{step:08d}").unlink()
+
+
+@pytest.mark.parametrize(("spoil", "mend"), [(vanish, come_back), (block, unblock)])
+def test_a_failure_is_said_once_and_training_goes_on_unless_it_was_the_last(
+    spoil: Callable[[Path], None], mend: Callable[[Path], None], tmp_path: Path
+) -> None:
+    root = tmp_path / "run" / "checkpoints"
+    root.parent.mkdir()
+    warnings: list[str] = []
+    writer = CheckpointWriter(root, 5, warnings.append)
+    writer.submit(1, saved(step=1), None)
+    writer.wait()
+    spoil(root)
+    for step in (2, 3):
+        writer.submit(step, saved(step=step), None)
+    with pytest.raises(TrainingError, match=r"^checkpoint .*step-00000003: cannot be written \(") as error:
+        writer.finish()
+    assert len(str(error.value).splitlines()) == 1
+    assert [warning.split(":")[0] for warning in warnings] == [
+        f"checkpoint {root / 'step-00000002'}",
+        f"checkpoint {root / 'step-00000003'}",
+    ]
+    assert all(warning.endswith("; training goes on without it") for warning in warnings)
+    assert not root.parent.exists() or steps(root) == [1]  # nothing was written where the mount was
+    mend(root)
+    assert is_same(load_checkpoint(root / "step-00000001"), saved(step=1))
+    writer.submit(4, saved(step=4), None)
+    writer.finish()
+    assert steps(root) == [1, 4]
+    assert len(warnings) == 2
+
+
+def test_what_nobody_thought_of_is_not_hidden_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", fail)
+    warnings: list[str] = []
+    writer = CheckpointWriter(tmp_path, 1, warnings.append)
+    writer.submit(1, saved(step=1), None)
+    with pytest.raises(MemoryError, match="no memory left"):
+        writer.finish()
+    assert len(warnings) == 1
+
+
+def test_pruning_waits_for_the_new_one_to_be_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that cannot confirm the rename keeps every earlier checkpoint."""
+    from mnist_dist.checkpoint import manager as checkpoint
+
+    root = tmp_path / "checkpoints"
+    writer = CheckpointWriter(root, 1, lambda text: None)
+    writer.submit(1, saved(step=1), None)
+    writer.wait()
+    sync = checkpoint.sync
+
+    def lost(path: Path) -> None:
+        if path == root:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(checkpoint, "sync", lost)
+    writer.submit(2, saved(step=2), None)
+    with pytest.raises(TrainingError, match="Input/output error"):
+        writer.finish()
+    assert 1 in steps(root)

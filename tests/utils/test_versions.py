@@ -1,0 +1,35 @@
+"""What is compared between machines: versions, a digest of the code, clocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import mnist_dist
+from mnist_dist.utils.versions import code_digest, describe_clocks, software
+
+
+def test_software_says_versions_without_the_kind_of_build() -> None:
+    found = software()
+    assert found.keys() == {"mnist_dist", "torch", "accelerate", "code"}
+    assert found["mnist_dist"] == mnist_dist.__version__
+    assert found["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_the_digest_sees_content_and_names_of_modules_only(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1")
+    first = code_digest(tmp_path)
+    (tmp_path / "a.pyc").write_text("compiled")
+    assert code_digest(tmp_path) == first
+    (tmp_path / "a.py").write_text("x = 2")
+    second = code_digest(tmp_path)
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert len({first, second, code_digest(tmp_path)}) == 3
+    assert code_digest() == code_digest(Path(mnist_dist.__file__).parent)
+
+
+def test_clocks_that_are_far_apart_are_told() -> None:
+    assert describe_clocks([100.0]) is None
+    assert describe_clocks([100.0, 104.9, 101.0]) is None
+    assert str(describe_clocks([100.0, 112.2, 90.0])).startswith("the clock of rank 1 is 22 s ahead of rank 2's: ")
