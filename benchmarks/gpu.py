@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mnist_dist.commands.benchmark_runner import Contestant, run
-from mnist_dist.training.peaks import measure_peak
+from mnist_dist.training.profiler import measure_peak
 
 COMPILE = ("no", "default", "reduce-overhead")
 MODELS, BATCHES = ("cnn", "unshuffle", "compact"), (256, 1024, 4096)

@@ -6,24 +6,24 @@ good, so that help and errors come at once.
 
 from __future__ import annotations
 
-import os
-import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnist_dist.checkpoint.run_dir import warn_of_other_machine
 from mnist_dist.config.loader import Loaded, load, print_config
-from mnist_dist.config.schema import Config
+from mnist_dist.config.schema import flat
+from mnist_dist.distributed.consistency import describe_clocks
 from mnist_dist.distributed.topology import Topology, resolve_topology, yield_while_waiting
-from mnist_dist.tracking.tracker import check_tracking, describe_tracking, tracking_mode
-from mnist_dist.tracking.wandb_auth import KeyCheck
+from mnist_dist.tracking.tracker import new_run_id
+from mnist_dist.tracking.wandb_auth import KeyCheck, check_tracking, describe_tracking
+from mnist_dist.training.visualizer import shows_media
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
 from mnist_dist.utils.exit import leave_after, run_to_exit_code
-from mnist_dist.utils.versions import describe_clocks, software
+from mnist_dist.utils.versions import software
 
 if TYPE_CHECKING:
-    from mnist_dist.distributed.runtime import Runtime
     from mnist_dist.training.trainer import Loop
 
 
@@ -124,9 +124,11 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     """
     from mnist_dist.checkpoint.run_dir import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
     from mnist_dist.console.tee import SharedConsole
-    from mnist_dist.tracking.tracker import MetricsFile, open_tracker
-    from mnist_dist.training.summary import resolved, summarize, versions
+    from mnist_dist.tracking.metrics_file import MetricsFile
+    from mnist_dist.tracking.tracker import open_tracker
+    from mnist_dist.training.summary import resolved, summarize
     from mnist_dist.training.visualizer import Insights
+    from mnist_dist.utils.versions import versions
 
     config, runtime, console = loop.config, loop.runtime, loop.console
     recording = key.settle(config, console.warn) if key else config
@@ -172,36 +174,6 @@ def train_to_summary(loop: Loop, folder: Path, checkpoint: Path | None, same_run
     if runtime.is_main:
         write_summary(folder, summary)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
-
-
-def shows_media(config: Config, recording: Config, runtime: Runtime) -> bool:
-    """Whether there is a tracker that shows more than rows: the main process knows, and all compute it together.
-
-    Args:
-        config: the same on all processes.
-        recording: with the tracking that the main process settled on.
-    """
-    tracking = config.tracking
-    if tracking.mode == "disabled" or not (tracking.examples or tracking.histograms):
-        return False
-    return runtime.broadcast(runtime.is_main and tracking_mode(recording.tracking)[0] != "disabled")
-
-
-def new_run_id() -> str:
-    """What trackers are to know a new run by: what wandb's agent or the user chose, else eight random digits."""
-    return os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-
-
-def warn_of_other_machine(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:
-    """Say that a run goes on where kernels may round differently."""
-    other = ", ".join(f"{key} {now[key]} instead of {before.get(key)}" for key in now if before.get(key) != now[key])
-    if other:
-        warn(f"this run goes on with {other}: it may not end with the bits that it would have ended with there")
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """The configuration with dotted keys."""
-    return {f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()}
 
 
 if __name__ == "__main__":

@@ -9,13 +9,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 
 from mnist_dist.utils.files import MAX_JSON_BYTES, read_bounded
 from mnist_dist.utils.strict_json import misfit, parse_strict
@@ -27,10 +22,6 @@ FORMAT = 1
 
 MAX_TENSOR_BYTES = 1 << 28  # of one file: two hundred times the largest registered model with Adam's state
 LIMITS = {STATE: MAX_JSON_BYTES} | dict.fromkeys(TENSOR_FILES.values(), MAX_TENSOR_BYTES)
-
-TENSOR_NAME = re.compile(r"[A-Za-z0-9_./-]{1,200}")
-DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
-MAX_DIMENSIONS = 8
 
 
 class Damaged(Exception):
@@ -90,31 +81,3 @@ def check_manifest(manifest: dict[str, Any], step: int) -> dict[str, dict[str, A
         if description.keys() != {"bytes", "sha256"} or type(size) is not int or type(digest) is not str:
             raise ValueError(f"does not describe {name} by bytes and sha256")
     return files
-
-
-def parse_tensors(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
-
-    Raises:
-        ValueError: it is none, or one that we do not write: a huge header, odd names, types or shapes, a name twice.
-    """
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(MAX_JSON_BYTES, len(data) - 8):
-        raise ValueError("its header is larger than the file or than any we write")
-    for name, tensor in parse_strict(data[8 : 8 + length]).items():
-        if not TENSOR_NAME.fullmatch(name):
-            raise ValueError(f"{name!r:.40} is no tensor's name")
-        if not isinstance(tensor, dict) or tensor.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"{name} is not described by dtype, shape and data_offsets")
-        if misfit(tensor["dtype"], str) or tensor["dtype"] not in DTYPES:
-            raise ValueError(f"{name} has a type that no model has")
-        if (
-            misfit(tensor["shape"], list[int])
-            or len(tensor["shape"]) > MAX_DIMENSIONS
-            or min([0, *tensor["shape"]]) < 0
-        ):
-            raise ValueError(f"{name} has a shape that no tensor has")
-    try:
-        return load(data)
-    except (SafetensorError, ValueError, RuntimeError, TypeError, OverflowError, AssertionError) as error:
-        raise ValueError(f"is no safetensors file ({' '.join(str(error).split())[:100]})") from None

@@ -16,29 +16,19 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from mnist_dist.checkpoint.format import (
-    LIMITS,
-    MANIFEST,
-    STATE,
-    TENSOR_FILES,
-    Damaged,
-    dump_manifest,
-    parse_tensors,
-    read_files,
-)
-from mnist_dist.checkpoint.state import check_state
-from mnist_dist.training.norms import NormSums
+from mnist_dist.checkpoint.format import LIMITS, MANIFEST, STATE, TENSOR_FILES, Damaged, dump_manifest, read_files
+from mnist_dist.checkpoint.state import NormSums, check_state
+from mnist_dist.checkpoint.tensors import contiguous, parse_tensors
 from mnist_dist.utils.errors import TrainingError, UserError
 from mnist_dist.utils.files import sync
 from mnist_dist.utils.strict_json import parse_strict
@@ -134,14 +124,6 @@ def recover(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
     if left:
         sync(root)
-
-
-def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CPU tensors as safetensors stores them: contiguous, none sharing memory with another."""
-    return {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -243,26 +225,6 @@ def load_verified(folder: Path) -> Verified:
         raise UserError(f"checkpoint {folder}: {reason}; choose another one") from None
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy named tensors into a model, which must have exactly these, of these shapes and types.
-
-    Raises:
-        UserError: names the first tensor that does not fit.
-    """
-    own = model.state_dict()
-    odd = sorted(own.keys() ^ tensors.keys())
-    if odd:
-        raise UserError(f"{source}: {odd[0]} is {'missing' if odd[0] in own else 'not part of this model'}")
-    for name, tensor in own.items():
-        theirs = tensors[name]
-        if theirs.shape != tensor.shape or theirs.dtype != tensor.dtype:
-            raise UserError(
-                f"{source}: {name} is {theirs.dtype} {tuple(theirs.shape)}, the model's {tensor.dtype} "
-                f"{tuple(tensor.shape)}"
-            )
-    model.load_state_dict(dict(tensors))
-
-
 def prune_checkpoints(root: Path, keep: int, best_step: int | None, newest_step: int) -> None:
     """Delete all but the newest `keep` checkpoints and the best one. Call it after a new one is complete.
 
@@ -277,16 +239,3 @@ def prune_checkpoints(root: Path, keep: int, best_step: int | None, newest_step:
         if step_of(folder) != best_step:
             with suppress(OSError):  # it goes at once: nobody meets half of it
                 shutil.rmtree(folder.rename(root / f"{DELETING}{folder.name}"), ignore_errors=True)
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over a model's state: names sorted, each name then its tensor's contiguous little-endian bytes.
-
-    Two runs are the same if and only if this is equal.
-    """
-    result = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        result.update(name.encode())
-        raw = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-        result.update(raw.numpy().tobytes())
-    return result.hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_dist.checkpoint.manager import (
     Saved,
@@ -25,6 +25,10 @@ from mnist_dist.config.schema import Config
 from mnist_dist.utils.errors import TrainingError, UserError
 from mnist_dist.utils.files import read_json, written_whole
 from mnist_dist.utils.strict_json import dump_strict
+
+if TYPE_CHECKING:
+    pass
+
 
 RUNS = Path("runs")
 CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
@@ -216,3 +220,10 @@ def write_text(path: Path, text: str) -> None:
             file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written ({error.strerror})", everywhere=True) from error
+
+
+def warn_of_other_machine(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:
+    """Say that a run goes on where kernels may round differently."""
+    other = ", ".join(f"{key} {now[key]} instead of {before.get(key)}" for key in now if before.get(key) != now[key])
+    if other:
+        warn(f"this run goes on with {other}: it may not end with the bits that it would have ended with there")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mnist_dist.checkpoint.position import Position
-from mnist_dist.training.metrics import SIZE
-from mnist_dist.training.norms import NormSums
 from mnist_dist.utils.strict_json import misfit
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # trackers make file names of it
@@ -64,9 +62,8 @@ def contradiction(state: dict[str, Any], step: int) -> str | None:
         return "position.best does not name a checkpoint"
     if scaler and (scaler.keys() != SCALER or not all(scaler[name] for name in SCALER - {"_growth_tracker"})):
         return "scaler is not that of a gradient scaler"
-    for name in ("window", "epoch_counts"):
-        if len(state[name]) != SIZE:
-            return f"{name} holds {len(state[name])} counts instead of {SIZE}"
+    if len(state["window"]) != len(state["epoch_counts"]):
+        return f"window holds {len(state['window'])} counts, epoch_counts {len(state['epoch_counts'])}"
     return None
 
 
@@ -77,3 +74,50 @@ def numbers(value: Any) -> Iterator[float]:
             yield from numbers(item)
     elif isinstance(value, (int, float)):
         yield value
+
+
+@dataclass
+class NormSums:
+    """What is known of the norms since the last row; plain numbers, for a checkpoint."""
+
+    count: int = 0
+    """Updates, those with a norm that is not finite among them."""
+    nonfinite: int = 0
+    """Updates whose norm is not finite."""
+    total: float = 0.0
+    """Sum of the finite ones, one added after the other: a run that goes on adds up as one that was not stopped."""
+    most: float = 0.0
+    """The largest of the finite ones."""
+
+
+@dataclass
+class Position:
+    """Where a run is. With the weights and the optimizer's state, all there is to a checkpoint."""
+
+    step: int = 0
+    """Global batches learned from: the clock of the data."""
+    skipped: int = 0
+    """Of these, updates that fp16 skipped: `step - skipped` is the clock of the schedule."""
+    left_out: int = 0
+    """Of these, updates left out because their gradient was not finite."""
+    rollbacks: int = 0
+    """Returns to a checkpoint. Each one halves the learning rate."""
+    avoided: list[int] = field(default_factory=list)
+    """Batches, by step, that are not learned from because a rollback was due to them."""
+    epoch: int = 0
+    """The epoch in progress, counted from 0."""
+    step_in_epoch: int = 0
+    """Batches of it that are done."""
+    evaluated: int = -1
+    """Step of the last evaluation on the held-out set."""
+    images: int = 0
+    """Training images learned from."""
+    seconds: float = 0.0
+    """Time spent in training steps, without evaluations and checkpoints."""
+    best: dict[str, float] = field(default_factory=dict)
+    """step, accuracy and loss of the best checkpoint on the validation split; empty without one."""
+
+    def note_best(self, accuracy: float, loss: float) -> None:
+        """Remember this step if it is the best on the validation split so far; one whose loss is nan never is."""
+        if math.isfinite(loss) and (not self.best or (accuracy, -loss) > (self.best["accuracy"], -self.best["loss"])):
+            self.best = {"step": self.step, "accuracy": accuracy, "loss": loss}

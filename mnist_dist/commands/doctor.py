@@ -32,11 +32,12 @@ from mnist_dist.commands.doctor_checks import (
 )
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
+from mnist_dist.distributed.consistency import describe_clocks
 from mnist_dist.distributed.topology import Topology, resolve_topology, yield_while_waiting
 from mnist_dist.distributed.watchdog.comm_errors import name_ranks
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, TrainingError, UserError
 from mnist_dist.utils.exit import report, skip_exit_hooks
-from mnist_dist.utils.versions import describe_clocks, software
+from mnist_dist.utils.versions import software
 
 if TYPE_CHECKING:
     from mnist_dist.distributed.runtime import Runtime

@@ -187,14 +187,14 @@ def check_run_folder(config: Config, topology: Topology) -> Finding:
 
 def check_wandb(config: Config, topology: Topology) -> Finding:
     """Where wandb will record, and whether its server answers. Training never waits for it."""
-    from mnist_dist.tracking.tracker import (
+    from mnist_dist.tracking.wandb_auth import (
         check_tracking,
         describe_tracking,
         find_key,
+        refuses_key,
         tracking_mode,
         wandb_address,
     )
-    from mnist_dist.tracking.wandb_auth import refuses_key
 
     check_tracking(config)
     told = describe_tracking(config)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.checkpoint.manager import Verified, load_verified, load_weights, newest_verified, step_of
+from mnist_dist.checkpoint.manager import Verified, load_verified, newest_verified, step_of
 from mnist_dist.checkpoint.run_dir import CHECKPOINTS
-from mnist_dist.config.schema import FIELDS, SECTIONS, Config, check_range
+from mnist_dist.checkpoint.tensors import load_weights
+from mnist_dist.config.schema import FIELDS, SECTIONS, Config
+from mnist_dist.config.validation import check_range
 from mnist_dist.models import ImageClassifier, create_model
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.strict_json import misfit

@@ -31,7 +31,7 @@ from mnist_dist.commands.sweep_runs import (
 )
 from mnist_dist.config.yaml_files import find_sweep, list_sweeps
 from mnist_dist.utils.errors import EXIT_DONE, Stopped, TrainingError, UserError
-from mnist_dist.utils.exit import stop_on_signals
+from mnist_dist.utils.signals import stop_on_signals
 
 GROUP = "tracking.group"
 

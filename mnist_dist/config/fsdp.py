@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mnist_dist.config.schema import Config
 from mnist_dist.utils.errors import UserError
 
 FSDP = "ACCELERATE_USE_FSDP"
@@ -82,29 +81,3 @@ def is_on(environment: Mapping[str, str], name: str) -> bool:
 def unsupported(name: str, value: str, why: str) -> UserError:
     """The refusal of a setting, by its name in the launcher's file."""
     return UserError(f"{name.lower()}={value} (the launcher's fsdp_config, {name}): is not supported, {why}")
-
-
-def check_fsdp(config: Config, environment: Mapping[str, str], origins: Mapping[str, str]) -> None:
-    """Raise UserError for settings that cannot work where the model is cut up.
-
-    Args:
-        environment: the launcher's.
-        origins: where each given key came from; absent keys have their default.
-    """
-    train, fp16 = config.train, "the scaler of its losses does not know of pieces; use bf16 or no"
-    wrong = {
-        "optim.name": config.optim.name == "muon" and "it works on whole matrices; use adamw, adam or sgd",
-        "train.shards": train.shards > 0 and "fixed shards are for processes with whole models; use -1 or 0",
-        "train.compress": train.compress != "no" and "it compresses whole gradients; use no",
-        "train.compile": train.compile != "no" and "the compiler does not see what is gathered when; use no",
-        "train.precision": train.precision == "fp16" and fp16,
-    }
-    for key, why in wrong.items():
-        if why:
-            section, _, name = key.partition(".")
-            value = getattr(getattr(config, section), name)
-            origin = origins.get(key, "default")
-            raise UserError(f"{key}={value} ({origin}): not with FSDP ({FSDP}, environment): {why}")
-    launchers = environment.get("ACCELERATE_MIXED_PRECISION", "")
-    if train.precision == "auto" and launchers == "fp16":
-        raise UserError(f"fp16 (what the launcher says): not with FSDP ({FSDP}, environment): {fp16}")

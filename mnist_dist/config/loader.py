@@ -17,8 +17,9 @@ import docstring_parser
 import yaml
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 
-from mnist_dist.config.fsdp import Fsdp, check_fsdp
-from mnist_dist.config.schema import FIELDS, SECTIONS, Config, check_range, check_together, describe_range
+from mnist_dist.config.fsdp import Fsdp
+from mnist_dist.config.schema import FIELDS, SECTIONS, Config
+from mnist_dist.config.validation import check_fsdp, check_range, check_together, describe_range
 from mnist_dist.config.yaml_files import (
     Setting,
     as_written,

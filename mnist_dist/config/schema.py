@@ -6,12 +6,11 @@ The defaults below are the default recipe. Reading YAML files and the command li
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from mnist_dist.utils.errors import UserError
+if TYPE_CHECKING:
+    pass
 
 
 def bounded(default: Any, *, low: float | None = None, high: float | None = None, below: float | None = None) -> Any:
@@ -232,78 +231,6 @@ FIELDS: dict[str, dataclasses.Field[Any]] = {
 }
 
 
-def describe_range(key: str) -> str:
-    """The values that `section.key` may have, as in `at least 0 and below 1`; empty where all of its type may be."""
-    words = {"low": "at least", "high": "at most", "below": "below"}
-    bounds = FIELDS[key].metadata
-    return " and ".join(f"{word} {bounds[name]}" for name, word in words.items() if bounds.get(name) is not None)
-
-
-def check_range(key: str, value: Any) -> str | None:
-    """What is wrong with the value of `section.key`, as the end of a sentence; None if nothing is."""
-    bounds = FIELDS[key].metadata
-    low, high, below = bounds.get("low"), bounds.get("high"), bounds.get("below")
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            return "must be a finite number"
-        if (
-            (low is not None and number < low)
-            or (high is not None and number > high)
-            or (below is not None and number >= below)
-        ):
-            return f"must be {describe_range(key)}"
-    return None
-
-
-def check_together(config: Config, world_size: int, origins: Mapping[str, str]) -> None:
-    """Raise UserError for settings that cannot work together or with this number of processes.
-
-    Args:
-        config: settings that are each within their range.
-        world_size: number of processes.
-        origins: where each given key came from; absent keys have their default.
-    """
-    train, data = config.train, config.data
-
-    def named(key: str) -> str:
-        section, _, name = key.partition(".")
-        return f"{key}={getattr(getattr(config, section), name)} ({origins.get(key, 'default')})"
-
-    processes = f"{world_size} process{'es' * (world_size > 1)}"
-    if train.shards > 0 and train.compress != "no":
-        raise UserError(
-            f"{named('train.shards')} and {named('train.compress')} exclude each other: fixed shards give the "
-            "same bits at any number of processes, compressed gradients do not; use train.shards=0 or train.compress=no"
-        )
-    if max(train.shards, 0) % world_size:
-        near = multiples_near(train.shards, world_size)
-        raise UserError(f"{named('train.shards')}: cannot be divided by {processes}; {near} or 0 would work")
-    parts = (world_size if train.shards <= 0 else train.shards) * train.accumulate
-    if train.batch_size % parts:
-        divisor = processes if train.shards <= 0 else named("train.shards")
-        raise UserError(
-            f"{named('train.batch_size')}: cannot be divided by {divisor} x {named('train.accumulate')}; "
-            f"{multiples_near(train.batch_size, parts)} would work"
-        )
-    if train.compile != "no" and train.shards > 0:
-        raise UserError(f"{named('train.compile')}: not with {named('train.shards')}; use --train.shards=0")
-    if train.compile == "reduce-overhead" and train.accumulate > 1:
-        raise UserError(
-            f"{named('train.compile')}: keeps one pass's results, but {named('train.accumulate')}; set it to 1, or "
-            "use --train.compile=default"
-        )
-    if train.precision == "fp16" and config.run.device == "cpu":
-        raise UserError(f"{named('train.precision')}: needs a GPU, but {named('run.device')}; use bf16 or no")
-    if train.overfit_batches and data.limit:
-        raise UserError(
-            f"{named('train.overfit_batches')} and {named('data.limit')} both choose the training images; "
-            "set one of them to 0"
-        )
-    if len(data.classes) != 10 or len(set(data.classes)) != 10:
-        raise UserError(f"{named('data.classes')}: must be ten different names, one for each label")
-
-
-def multiples_near(value: int, step: int) -> str:
-    """The positive multiples of `step` around a value that is none, as in `99 or 102`."""
-    below = value // step * step
-    return " or ".join(str(multiple) for multiple in (below, below + step) if multiple)
+def flat(config: Config) -> dict[str, Any]:
+    """The configuration with dotted keys."""
+    return {f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()}

@@ -6,6 +6,9 @@ import contextlib
 import ctypes
 import os
 import platform
+import resource
+import sys
+from pathlib import Path
 
 import torch
 
@@ -88,3 +91,16 @@ def seed_generator(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
     elif device.type != "cpu":
         torch.manual_seed(seed)
+
+
+STATUS = Path("/proc/self/status")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory, in bytes, that this process has had: allocated on a CUDA device, else resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if STATUS.exists():  # Linux's getrusage would count what the process was forked from, too
+        return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -19,44 +19,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from mnist_dist.config.fsdp import Fsdp
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
-from mnist_dist.distributed.ddp import DataParallel, Seen
+from mnist_dist.distributed.ddp import DataParallel
 from mnist_dist.distributed.runtime import Runtime
+from mnist_dist.distributed.strategy import Seen, Whole
 from mnist_dist.utils.errors import UserError
-
-
-class Whole:
-    """Every process keeps the whole model.
-
-    Attributes:
-        engine: computes logits of images. Every process must call it alike where it is cut up.
-        own: what this process keeps and updates, as plain tensors. It computes nothing where the model is cut up.
-        outline: the shapes of the whole model, on whatever device.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.engine = self.own = self.outline = model
-
-    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors for those that this process keeps, by name: of the model, or `{parameter}/{what}`.
-
-        Every process must call it.
-        """
-        return dict(tensors)
-
-    def cut(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """What this process keeps of whole tensors, by the same names.
-
-        Args:
-            source: where they come from, for the message.
-
-        Raises:
-            UserError: one to be cut up is not of the model's shape.
-        """
-        return dict(tensors)
-
-    def assemble(self, own: nn.Module) -> nn.Module:
-        """The whole network of `own`, or of a module with the same tensors. Every process must call it."""
-        return own
 
 
 class Pieces:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.comm_timer import Waits
 from mnist_dist.distributed.device import decide_cpu, fingerprint, prepare_machine
+from mnist_dist.distributed.mixed_precision import AUTOCAST, Stepper
 from mnist_dist.distributed.network import choose_interface
 from mnist_dist.distributed.rendezvous import is_in_store, leave_meeting, open_accelerator
 from mnist_dist.distributed.shared_memory import SharedRows, open_shared_rows
@@ -30,19 +31,11 @@ from mnist_dist.distributed.topology import Topology
 from mnist_dist.distributed.watchdog.comm_errors import joining
 from mnist_dist.distributed.watchdog.peer_monitor import open_roll_call
 from mnist_dist.utils.errors import TrainingError, UserError
-from mnist_dist.utils.exit import skip_exit_hooks, stop_on_signals
+from mnist_dist.utils.exit import skip_exit_hooks
+from mnist_dist.utils.signals import stop_on_signals
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Stepper(NamedTuple):
-    """An optimizer's steps as they are; as accelerate's wrapper, it says whether the last one was left out."""
-
-    step: Callable[[], Any]
-    step_was_skipped: bool = False
 
 
 class Runtime:

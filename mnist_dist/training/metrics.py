@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mnist_dist.checkpoint.state import NormSums
+from mnist_dist.utils.errors import UserError
+
 CLASSES = 10
 LOSS_UNIT = 1 << 24  # resolution 6e-8 an image
 LOSS_LIMIT = float(1 << 14)  # one image's loss counts as this at most, so that 2**24 of them still fit into 63 bits
@@ -80,6 +83,21 @@ class Counts:
         """Start again from zero."""
         self.waiting = []
         self.counted.zero_()
+
+    def restore(self, values: list[int], *, keep: bool) -> None:
+        """Go on from counts that a checkpoint holds.
+
+        Args:
+            keep: False starts from zero instead, as all processes but one do with sums over all of them.
+
+        Raises:
+            UserError: they are of another number of classes.
+        """
+        self.clear()
+        if len(values) != len(self.counted):
+            raise UserError(f"the checkpoint holds {len(values)} counts, this run's metrics {len(self.counted)}")
+        if keep:
+            self.counted.copy_(torch.tensor(values))
 
 
 @dataclass(frozen=True)
@@ -151,3 +169,45 @@ class Metrics:
 def ratio(part: int, whole: int) -> float:
     """part / whole; nan where there is nothing."""
     return part / whole if whole else math.nan
+
+
+class GradientNorms:
+    """The norms of the updates since the last row. They are the same on every process, so nothing is exchanged."""
+
+    def __init__(self) -> None:
+        self.sums = NormSums()
+        self.waiting: list[Tensor] = []
+
+    def add(self, norm: Tensor) -> None:
+        """Note an update's norm, a tensor () on the device, without waiting for it. The tensor must keep its value."""
+        self.waiting.append(norm)
+
+    def collect(self) -> NormSums:
+        """The sums over everything that was added. Waits for the device."""
+        sums = self.sums
+        for norm in torch.stack(self.waiting).tolist() if self.waiting else []:
+            sums.count += 1
+            if math.isfinite(norm):
+                sums.total += norm
+                sums.most = max(sums.most, norm)
+            else:
+                sums.nonfinite += 1
+        self.waiting = []
+        return sums
+
+    def row(self) -> dict[str, float]:
+        """Mean and maximum as they appear in metrics.jsonl; nan if any was not finite, as with losses, or none."""
+        sums = self.collect()
+        sound = sums.count and not sums.nonfinite
+        return {
+            "gradient.norm": sums.total / sums.count if sound else math.nan,
+            "gradient.norm_max": sums.most if sound else math.nan,
+        }
+
+    def clear(self) -> None:
+        """Start again from nothing."""
+        self.restore(NormSums())
+
+    def restore(self, sums: NormSums) -> None:
+        """Go on from what a checkpoint holds."""
+        self.sums, self.waiting = sums, []

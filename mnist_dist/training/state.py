@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from mnist_dist.checkpoint.manager import Saved, load_weights
-from mnist_dist.checkpoint.position import Position
+from mnist_dist.checkpoint.manager import Saved
+from mnist_dist.checkpoint.state import NormSums, Position
+from mnist_dist.checkpoint.tensors import load_weights
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.fsdp import hold
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.optim.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
-from mnist_dist.training.metrics import Counts, Metrics
-from mnist_dist.training.norms import GradientNorms, NormSums
+from mnist_dist.training.metrics import Counts, GradientNorms, Metrics
 
 
 class TrainingState:
@@ -92,9 +92,8 @@ class TrainingState:
         self.norms.restore(NormSums(**saved.state["norms"]))
         self.runtime.load_scaler_state(saved.state["scaler"])
         for counts, values in ((self.window, "window"), (self.epoch_counts, "epoch_counts")):
-            counts.clear()
-            if self.runtime.is_main:  # the counts are sums over all processes: one of them goes on with them
-                counts.tensor.copy_(torch.tensor(saved.state[values]))
+            # The counts are sums over all processes: one of them goes on with them.
+            counts.restore(saved.state[values], keep=self.runtime.is_main)
 
 
 def can_fuse(runtime: Runtime) -> bool:

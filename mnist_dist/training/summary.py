@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import mnist_dist
-from mnist_dist.checkpoint.manager import weights_sha256
+from mnist_dist.checkpoint.tensors import weights_sha256
+from mnist_dist.distributed.device import peak_memory
 from mnist_dist.models.summary import count_parameters
 from mnist_dist.training.metrics import Metrics
-from mnist_dist.training.peaks import peak_memory
 from mnist_dist.training.trainer import Loop
-
-PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors")
+from mnist_dist.utils.versions import versions
 
 
 def summarize(loop: Loop, test: Metrics, resumed_from: Path | None) -> dict[str, Any]:
@@ -62,14 +58,3 @@ def resolved(loop: Loop) -> dict[str, Any]:
         "model.name": loop.config.model.name,
         "model.parameters": count_parameters(loop.raw),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package, of Python and of what decides the numbers."""
-    found = {"versions.mnist_dist": mnist_dist.__version__, "versions.python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[f"versions.{package}"] = version(package)
-        except PackageNotFoundError:
-            found[f"versions.{package}"] = "not installed"
-    return found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
-from mnist_dist.distributed.ddp import DataParallel, FixedShards, Gradients
-from mnist_dist.distributed.fsdp import FullySharded, Pieces, Whole
+from mnist_dist.distributed.ddp import DataParallel
+from mnist_dist.distributed.fixed_shards import FixedShards
+from mnist_dist.distributed.fsdp import FullySharded, Pieces
 from mnist_dist.distributed.runtime import Runtime
+from mnist_dist.distributed.strategy import Gradients, Whole
 from mnist_dist.optim.lr_schedule import lr_at
 from mnist_dist.optim.optimizer import set_lr
 from mnist_dist.training.nonfinite import FiniteGuard

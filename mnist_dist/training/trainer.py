@@ -17,12 +17,11 @@ from mnist_dist.data.loader import Batches
 from mnist_dist.data.sampler import GlobalBatchSampler
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.models.summary import count_parameters
-from mnist_dist.training.clock import Clock
 from mnist_dist.training.compile import compiled
 from mnist_dist.training.evaluation import Note, evaluate, ignore
-from mnist_dist.training.metric_logger import Recorder
+from mnist_dist.training.metric_logger import Clock, Recorder
 from mnist_dist.training.metrics import Metrics
-from mnist_dist.training.nonfinite_policy import judge
+from mnist_dist.training.nonfinite import judge
 from mnist_dist.training.profiler import Profile, measure_peaks
 from mnist_dist.training.state import TrainingState, can_fuse
 from mnist_dist.training.train_step import Learner
@@ -217,7 +216,7 @@ class Loop:
         at.epoch += 1
         at.step_in_epoch = 0
         if len(self.data.val):
-            at.note_best(watched)
+            at.note_best(watched.accuracy, watched.loss)
         self.save()
 
     # Parts of the loop

@@ -7,7 +7,7 @@ keeps its own worst mistakes, and one exchange of rows of a fixed size brings th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,10 +18,14 @@ from mnist_dist.data.dataset import Splits
 from mnist_dist.data.loader import normalize
 from mnist_dist.models import ImageClassifier
 from mnist_dist.models.feature_maps import feature_maps, filters, montage
-from mnist_dist.tracking.media import Example, Media
-from mnist_dist.training.histograms import histograms
+from mnist_dist.tracking.media import Example, Histogram, Media
+from mnist_dist.tracking.wandb_auth import tracking_mode
 from mnist_dist.training.metrics import CLASSES
 from mnist_dist.training.state import TrainingState
+
+if TYPE_CHECKING:
+    from mnist_dist.distributed.runtime import Runtime
+
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,3 +183,54 @@ def picture(maps: Tensor, together: int = 1) -> np.ndarray:
     count, _, side = maps.shape
     across = together * max(round(math.sqrt(count) / together), 1)
     return montage(maps.cpu(), width=across * (side + 1), rows=-(-count // across)).numpy()
+
+
+def shows_media(config: Config, recording: Config, runtime: Runtime) -> bool:
+    """Whether there is a tracker that shows more than rows: the main process knows, and all compute it together.
+
+    Args:
+        config: the same on all processes.
+        recording: with the tracking that the main process settled on.
+    """
+    tracking = config.tracking
+    if tracking.mode == "disabled" or not (tracking.examples or tracking.histograms):
+        return False
+    return runtime.broadcast(runtime.is_main and tracking_mode(recording.tracking)[0] != "disabled")
+
+
+BINS = 64
+
+
+@torch.no_grad()
+def histograms(tensors: Sequence[Tensor]) -> list[Histogram]:
+    """For each tensor a histogram from its least value to its largest.
+
+    Tensors are of any shape and floating dtype, all on one device. Values that are not finite are left out. The host
+    waits for the device once, whatever the number of tensors.
+    """
+    if not tensors:
+        return []
+    return [histogram(*row) for row in torch.stack([count(tensor) for tensor in tensors]).tolist()]
+
+
+def count(tensor: Tensor) -> Tensor:
+    """The lowest and the highest border and the counts of all bins, float64 (2 + BINS,), which holds counts exactly."""
+    values = tensor.flatten()
+    if values.device.type not in ("cpu", "cuda"):  # others may not know float64
+        values = values.cpu()
+    values = values.double()
+    finite = values.isfinite()
+    low = torch.where(finite, values, torch.inf).amin().nan_to_num(posinf=0.0)
+    high = torch.where(finite, values, -torch.inf).amax().nan_to_num(neginf=0.0)
+    margin = torch.where(low < high, 0.0, low.abs().clamp(min=1) / 2)  # around a value that is the only one
+    low, high = low - margin, high + margin
+    bins = ((values - low) * (BINS / (high - low))).nan_to_num().clamp_(0, BINS - 1).long()
+    bins = torch.where(finite, bins, BINS)
+    counts = values.new_zeros(BINS + 1).scatter_add_(0, bins, torch.ones_like(values))
+    return torch.cat([torch.stack([low, high]), counts[:BINS]])
+
+
+def histogram(low: float, high: float, *counts: float) -> Histogram:
+    """A row of `count` as plain numbers."""
+    inner = (low + (high - low) * border / BINS for border in range(1, BINS))
+    return Histogram(tuple(map(int, counts)), (low, *inner, high))

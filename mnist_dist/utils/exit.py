@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import NoReturn
 
 from mnist_dist.utils.errors import (
@@ -22,8 +18,6 @@ from mnist_dist.utils.errors import (
     TrainingError,
     UserError,
 )
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 _skip_exit_hooks = threading.Event()
 
@@ -76,32 +70,6 @@ def leave_after(program: Callable[[], int]) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-@contextlib.contextmanager
-def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Let SIGTERM, SIGUSR1 and Ctrl-C ask for a stop; a second Ctrl-C ends at once.
-
-    Args:
-        request_stop: called by the handler, so it may only set a flag.
-    """
-    interrupts = itertools.count()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and next(interrupts):
-            raise KeyboardInterrupt
-        request_stop()
-
-    try:
-        before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-    except ValueError:  # not the main thread: whoever embeds us handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def report(message: object, code: int, kind: str = "error") -> int:

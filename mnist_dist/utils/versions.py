@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import mnist_dist
-
-CLOCK_SECONDS = 5.0
-"""By which the clocks of machines may differ before it is worth a word."""
 
 
 def software() -> dict[str, str]:
@@ -35,13 +33,15 @@ def code_digest(folder: Path = Path(mnist_dist.__file__).parent) -> str:
     return digest.hexdigest()[:12]
 
 
-def describe_clocks(clocks: list[float]) -> str | None:
-    """One line if clocks that were read at once, one a rank, are far apart."""
-    first, last = min(clocks), max(clocks)
-    if last - first <= CLOCK_SECONDS:
-        return None
-    ahead, behind = clocks.index(last), clocks.index(first)
-    return (
-        f"the clock of rank {ahead} is {last - first:.0f} s ahead of rank {behind}'s: times in logs and metrics "
-        "of this run do not fit together; set the machines' clocks (NTP)"
-    )
+PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python and of what decides the numbers."""
+    found = {"versions.mnist_dist": mnist_dist.__version__, "versions.python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[f"versions.{package}"] = version(package)
+        except PackageNotFoundError:
+            found[f"versions.{package}"] = "not installed"
+    return found

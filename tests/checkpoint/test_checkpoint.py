@@ -26,13 +26,12 @@ from mnist_dist.checkpoint.manager import (
     damage,
     list_checkpoints,
     load_checkpoint,
-    load_weights,
     newest_checkpoint,
     prune_checkpoints,
     recover,
     save_checkpoint,
-    weights_sha256,
 )
+from mnist_dist.checkpoint.tensors import load_weights, weights_sha256
 from mnist_dist.models import create_model
 from mnist_dist.utils.errors import TrainingError, UserError
 from mnist_dist.utils.files import MAX_JSON_BYTES, read_json, written_whole

@@ -24,6 +24,7 @@ from mnist_dist.checkpoint.run_dir import (
     find_checkpoint,
     read_summary,
     start_over,
+    warn_of_other_machine,
     write_config,
     write_summary,
 )
@@ -38,7 +39,6 @@ from mnist_dist.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
-from mnist_dist.train import warn_of_other_machine
 from mnist_dist.utils.errors import TrainingError, UserError
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tiny_mnist import CONTENT, assert_fetched, assert_gone, assert_nothing_left, npm, said, tarball, tiny_set
 
-from mnist_dist.data import fetchers
+from mnist_dist.data import download as fetchers
 from mnist_dist.data.prepare import FILES, ensure
 from mnist_dist.utils.errors import UserError
 

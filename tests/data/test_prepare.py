@@ -25,7 +25,7 @@ from tiny_mnist import (
     tiny_set,
 )
 
-from mnist_dist.data import sources
+from mnist_dist.data import prepare as sources
 from mnist_dist.data.prepare import FILES, default_root, ensure, find, resolve_root
 from mnist_dist.utils.errors import UserError
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mnist_dist.checkpoint.position import Position
+from mnist_dist.checkpoint.state import Position
 from mnist_dist.distributed.comm_timer import Waits
-from mnist_dist.training.clock import Clock
+from mnist_dist.training.metric_logger import Clock
 
 
 def test_waits_count_while_the_clock_runs_only() -> None:

@@ -12,7 +12,7 @@ from harness import run_ranks
 from rehearsal import open_loop
 from torch import Tensor, nn
 
-from mnist_dist.checkpoint.manager import weights_sha256
+from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology

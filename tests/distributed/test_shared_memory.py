@@ -16,7 +16,7 @@ import torch
 from harness import run_ranks, try_ranks
 from rehearsal import BASICS, open_loop
 
-from mnist_dist.checkpoint.manager import weights_sha256
+from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.distributed import shared_memory as shared_rows
 from mnist_dist.distributed.runtime import Runtime, start_runtime

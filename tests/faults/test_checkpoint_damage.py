@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from small_checkpoint import FILES, is_same, replace_file, saved, state_of
 
 from mnist_dist.checkpoint import state as checkpoint_state
-from mnist_dist.checkpoint.format import MAX_TENSOR_BYTES, parse_tensors
+from mnist_dist.checkpoint.format import MAX_TENSOR_BYTES
 from mnist_dist.checkpoint.manager import damage, load_checkpoint, newest_verified, save_checkpoint, serialize
-from mnist_dist.checkpoint.position import Position
-from mnist_dist.checkpoint.state import check_state
+from mnist_dist.checkpoint.state import Position, check_state
+from mnist_dist.checkpoint.tensors import parse_tensors
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.files import MAX_JSON_BYTES
 
@@ -276,7 +276,7 @@ STATES: dict[str, tuple[bytes, str]] = {
     "run_id a path": (changed(run_id="../../x"), "run_id is none"),
     "run_id an escape": (changed(run_id="\x1b[2J"), "run_id is no printable text"),
     "run_id long": (changed(run_id="a" * 100), "run_id is none"),
-    "counts too few": (changed(window=[1] * 102), "window holds 102 counts instead of 103"),
+    "counts too few": (changed(window=[1] * 102), "window holds 102 counts, epoch_counts 103"),
     "counts too many": (changed(epoch_counts=[1] * 9999), "epoch_counts holds 9999 counts"),
     "counts negative": (changed(window=[-1] * 103), "window holds a number that is too small"),
     "counts nested": (changed(window=[[1]] * 103), "window[0] is no whole number"),

@@ -27,7 +27,8 @@ from mnist_dist import train
 from mnist_dist.checkpoint import manager as checkpoint
 from mnist_dist.checkpoint import run_dir as run_folder
 from mnist_dist.checkpoint.manager import damage, list_checkpoints
-from mnist_dist.distributed.ddp import DataParallel, FixedShards
+from mnist_dist.distributed.ddp import DataParallel
+from mnist_dist.distributed.fixed_shards import FixedShards
 from mnist_dist.tracking import tracker as tracking
 from mnist_dist.training import evaluation
 from mnist_dist.training import train_step as learner

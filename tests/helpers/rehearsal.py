@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnist_dist.checkpoint.manager import load_checkpoint, newest_checkpoint, weights_sha256
+from mnist_dist.checkpoint.manager import load_checkpoint, newest_checkpoint
+from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config, DataConfig
 from mnist_dist.console.console import Console

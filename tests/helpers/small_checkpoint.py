@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mnist_dist.checkpoint.manager import Saved
-from mnist_dist.checkpoint.position import Position
+from mnist_dist.checkpoint.state import Position
 from mnist_dist.config.schema import Config
 from mnist_dist.training.metrics import SIZE
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.data import sources
+from mnist_dist.data import prepare as sources
 from mnist_dist.data.prepare import FILES
 
 
@@ -104,7 +104,8 @@ def npm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 PROCESS = """\
 import json, os, signal, sys
 from pathlib import Path
-from mnist_dist.data import fetchers, sources
+from mnist_dist.data import download as fetchers
+from mnist_dist.data import prepare as sources
 from mnist_dist.errors import UserError
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
 sources.FILES.update(json.loads(os.environ["DIGESTS"]))

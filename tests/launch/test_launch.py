@@ -22,13 +22,8 @@ from programs import (
     write_digits,
 )
 
-from mnist_dist.checkpoint.manager import (
-    damage,
-    list_checkpoints,
-    load_checkpoint,
-    load_weights,
-    weights_sha256,
-)
+from mnist_dist.checkpoint.manager import damage, list_checkpoints, load_checkpoint
+from mnist_dist.checkpoint.tensors import load_weights, weights_sha256
 from mnist_dist.data.prepare import default_root, find
 from mnist_dist.models import create_model
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED

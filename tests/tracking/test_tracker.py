@@ -18,14 +18,9 @@ from wandb_records import items, read_records
 from mnist_dist.config.schema import Config, RunConfig, TrackingConfig
 from mnist_dist.tracking import wandb_tracker
 from mnist_dist.tracking.media import Media
-from mnist_dist.tracking.tracker import (
-    MetricsFile,
-    NullTracker,
-    check_tracking,
-    describe_tracking,
-    open_tracker,
-    tracking_mode,
-)
+from mnist_dist.tracking.metrics_file import MetricsFile
+from mnist_dist.tracking.tracker import NullTracker, open_tracker
+from mnist_dist.tracking.wandb_auth import check_tracking, describe_tracking, tracking_mode
 from mnist_dist.utils.errors import UserError
 
 KEY = "canary0123456789" * 3  # long enough for wandb to take it for a key

@@ -23,8 +23,7 @@ from mnist_dist.commands.doctor_checks import NOTE, OK, check_wandb
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.tracking.media import wandb_key
-from mnist_dist.tracking.tracker import WANDB_KEY
-from mnist_dist.tracking.wandb_auth import refuses_key
+from mnist_dist.tracking.wandb_auth import WANDB_KEY, refuses_key
 from mnist_dist.train import main
 
 pytest.importorskip("wandb")

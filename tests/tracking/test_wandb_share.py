@@ -15,7 +15,8 @@ from mnist_dist.config.schema import Config, TrackingConfig
 from mnist_dist.console.console import Console, PlainConsole
 from mnist_dist.console.tee import SharedConsole
 from mnist_dist.tracking import wandb_tracker
-from mnist_dist.tracking.tracker import check_tracking, open_tracker
+from mnist_dist.tracking.tracker import open_tracker
+from mnist_dist.tracking.wandb_auth import check_tracking
 from mnist_dist.utils.errors import UserError
 
 KEY = "canary0123456789" * 3  # long enough for wandb to take it for a key

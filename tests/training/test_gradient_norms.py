@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from mnist_dist.training.norms import GradientNorms, NormSums
+from mnist_dist.checkpoint.state import NormSums
+from mnist_dist.training.metrics import GradientNorms
 
 
 def collected(*norms: float, after: NormSums | None = None) -> GradientNorms:

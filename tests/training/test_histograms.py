@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mnist_dist.training.histograms import BINS, histograms
+from mnist_dist.training.visualizer import BINS, histograms
 
 NAN, INF = math.nan, math.inf
 DRAWN = torch.randn(32, 4, 3, 3, generator=torch.Generator().manual_seed(0))

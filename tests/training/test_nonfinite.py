@@ -12,13 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist_dist.checkpoint.manager import (
-    list_checkpoints,
-    load_checkpoint,
-    newest_checkpoint,
-    step_of,
-    weights_sha256,
-)
+from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint, newest_checkpoint, step_of
+from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
 from mnist_dist.console.console import Console
@@ -27,7 +22,7 @@ from mnist_dist.data.sampler import GlobalBatchSampler
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import ImageClassifier
-from mnist_dist.training import nonfinite_policy
+from mnist_dist.training import nonfinite
 from mnist_dist.training.nonfinite import FiniteGuard
 from mnist_dist.training.trainer import Loop
 from mnist_dist.utils.errors import Stopped, TrainingError
@@ -224,7 +219,7 @@ def test_skipping_goes_on_after_a_stop_at_any_step_as_if_undisturbed(tmp_path: P
 
 
 def test_skipping_without_end_is_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nonfinite_policy, "MAX_STREAK", 5)
+    monkeypatch.setattr(nonfinite, "MAX_STREAK", 5)
     run = train(
         ("--train.nonfinite=skip", "--optim.lr=1e30", "--optim.schedule=constant", "--optim.warmup=0"), tmp_path, None
     )

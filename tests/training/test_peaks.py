@@ -11,8 +11,9 @@ import psutil
 import pytest
 import torch
 
-from mnist_dist.training import peaks
-from mnist_dist.training.peaks import measure_peak, peak_memory
+from mnist_dist.distributed.device import peak_memory
+from mnist_dist.training import profiler
+from mnist_dist.training.profiler import measure_peak
 
 CPU = torch.device("cpu")
 
@@ -39,9 +40,9 @@ def test_the_peak_is_that_of_the_fastest_product_of_each_thread(
         together.wait()
         return next(left_over.setdefault(threading.get_ident(), iter(seconds)))
 
-    monkeypatch.setattr(peaks, "time_product", pretend)
+    monkeypatch.setattr(profiler, "time_product", pretend)
     before = torch.get_num_threads()
-    assert measure_peak(CPU, torch.bfloat16, 3) == pytest.approx(3 * 2 * peaks.SIZES["cpu"] ** 3 / expected)
+    assert measure_peak(CPU, torch.bfloat16, 3) == pytest.approx(3 * 2 * profiler.SIZES["cpu"] ** 3 / expected)
     assert [list(each) for each in left_over.values()] == [[], [], []]
     assert torch.get_num_threads() == before
 
@@ -58,6 +59,8 @@ def test_the_memory_of_the_process_that_started_it_is_not_counted() -> None:
     """getrusage's peak, on Linux, starts with that of the process which was forked."""
     held = bytearray(1 << 30)
     held[:: 1 << 12] = b"x" * len(range(0, 1 << 30, 1 << 12))  # resident
-    program = "import torch; from mnist_dist.training.peaks import peak_memory; print(peak_memory(torch.device('cpu')))"
+    program = (
+        "import torch; from mnist_dist.distributed.device import peak_memory; print(peak_memory(torch.device('cpu')))"
+    )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(out.stdout) < 1 << 30

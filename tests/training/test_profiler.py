@@ -14,7 +14,7 @@ import pytest
 from clocks import ROW_CLOCKS
 from rehearsal import open_loop
 
-from mnist_dist.checkpoint.manager import weights_sha256
+from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import Topology
@@ -178,7 +178,7 @@ def test_a_process_that_has_no_such_run_folder_writes_none(tmp_path: Path) -> No
 def test_time_of_the_profiler_is_no_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a clock that only the profiler moves on."""
     now = 0.0
-    monkeypatch.setattr("mnist_dist.training.clock.time.perf_counter", lambda: 1.0 + now)
+    monkeypatch.setattr("mnist_dist.training.metric_logger.time.perf_counter", lambda: 1.0 + now)
     monkeypatch.setattr("mnist_dist.training.profiler.measure_peak", lambda *_: 1e9)
     write = Profile.write
 

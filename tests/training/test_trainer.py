@@ -16,14 +16,8 @@ from clocks import ROW_CLOCKS
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint import async_writer as checkpoint_writer
-from mnist_dist.checkpoint.manager import (
-    Saved,
-    list_checkpoints,
-    load_checkpoint,
-    newest_checkpoint,
-    step_of,
-    weights_sha256,
-)
+from mnist_dist.checkpoint.manager import Saved, list_checkpoints, load_checkpoint, newest_checkpoint, step_of
+from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.schema import (
     Config,
     DataConfig,

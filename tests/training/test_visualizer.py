@@ -19,9 +19,8 @@ from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import create_model, list_models
 from mnist_dist.tracking.media import Media
-from mnist_dist.train import shows_media
 from mnist_dist.training.trainer import Loop
-from mnist_dist.training.visualizer import Insights, picture
+from mnist_dist.training.visualizer import Insights, picture, shows_media
 
 SMALL = ("--run.device=cpu", "--run.threads=1", "--train.batch_size=12", "--train.epochs=1", "--train.precision=no")
 

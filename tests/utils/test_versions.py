@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 import mnist_dist
-from mnist_dist.utils.versions import code_digest, describe_clocks, software
+from mnist_dist.distributed.consistency import describe_clocks
+from mnist_dist.utils.versions import code_digest, software
 
 
 def test_software_says_versions_without_the_kind_of_build() -> None:
