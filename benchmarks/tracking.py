@@ -33,8 +33,8 @@ from mnist_dist.data.prepare import ensure, resolve_root
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import create_model
-from mnist_dist.training.trainer import Loop
-from mnist_dist.training.visualizer import Insights
+from mnist_dist.training.trainer import Trainer
+from mnist_dist.training.visualizer import Visualizer
 
 TRAIN = ["-m", "mnist_dist.train", "--run.quiet=true", "--run.device=cpu"]
 VARIANTS = {
@@ -78,21 +78,21 @@ def insights_milliseconds(times: int) -> dict[str, float]:
     with start_runtime(config, Topology()) as runtime, tempfile.TemporaryDirectory() as folder:
         splits = read_splits(ensure(resolve_root(""), "auto", lambda line: None), config.data, config.run.seed)
         torch.manual_seed(config.run.seed)
-        loop = Loop(config, runtime, runtime.place(create_model(config.model.name)), splits, Console(), "id")
-        loop.train(Path(folder), lambda row: None)
-        insights = Insights(loop.state, splits, config, lambda *_: None)
+        trainer = Trainer(config, runtime, runtime.place(create_model(config.model.name)), splits, Console(), "id")
+        trainer.train(Path(folder), lambda row: None)
+        visualizer = Visualizer(trainer.state, splits, config, lambda *_: None)
         rows: list[list[float]] = []
 
         def choose() -> None:
-            rows[:] = insights.predictions.rows(runtime.device).tolist()
+            rows[:] = visualizer.predictions.rows(runtime.device).tolist()
 
-        loop.evaluate("val", insights.note)
+        trainer.evaluate("val", visualizer.note)
         with torch.no_grad():
             parts: dict[str, Callable[[], Any]] = {
                 "choose examples": choose,
-                "describe examples": lambda: insights.examples(rows),
-                "maps and filters": insights.pictures,
-                "histograms": insights.histograms,
+                "describe examples": lambda: visualizer.examples(rows),
+                "maps and filters": visualizer.pictures,
+                "histograms": visualizer.histograms,
             }
             found = {name: milliseconds(part, times) for name, part in parts.items()}
         return found | {"together": sum(found.values())}

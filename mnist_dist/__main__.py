@@ -9,7 +9,7 @@ from importlib import import_module
 
 from mnist_dist import __version__
 from mnist_dist.utils.errors import EXIT_DONE, UserError
-from mnist_dist.utils.exit import leave_after, run_to_exit_code
+from mnist_dist.utils.exit import exit_with, run_to_exit_code
 
 COMMANDS = {
     "train": "train a network; the same as python -m mnist_dist.train",
@@ -55,7 +55,7 @@ def dispatch(arguments: list[str]) -> int:
 
 def enter() -> None:
     """The console script."""
-    leave_after(main)
+    exit_with(main)
 
 
 if __name__ == "__main__":

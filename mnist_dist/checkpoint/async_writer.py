@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
-from mnist_dist.checkpoint.manager import Saved, prune_checkpoints, save_checkpoint
+from mnist_dist.checkpoint.manager import CheckpointData, prune_checkpoints, save_checkpoint
 from mnist_dist.utils.errors import TrainingError
 
 
@@ -26,11 +26,11 @@ class CheckpointWriter:
         self.thread: Thread | None = None
         self.failure: Exception | None = None  # of the last one submitted
 
-    def submit(self, step: int, saved: Saved, best_step: int | None) -> None:
+    def submit(self, step: int, saved: CheckpointData, best_step: int | None) -> None:
         """Start to write a checkpoint, once the one before is written.
 
         Args:
-            saved: private copies, as `Saved.to_host` gives them: they are read after this returns.
+            saved: private copies, as `CheckpointData.to_host` gives them: they are read after this returns.
             best_step: the checkpoint to keep, however old.
         """
         self.wait()
@@ -56,7 +56,7 @@ class CheckpointWriter:
             self.thread.join()
             self.thread = None
 
-    def write(self, step: int, saved: Saved, best_step: int | None) -> None:
+    def write(self, step: int, saved: CheckpointData, best_step: int | None) -> None:
         """The thread's work."""
         try:
             save_checkpoint(self.root, step, saved)

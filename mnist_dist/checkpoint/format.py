@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.utils.files import MAX_JSON_BYTES, read_bounded
-from mnist_dist.utils.strict_json import misfit, parse_strict
+from mnist_dist.utils.strict_json import parse_strict, type_error
 
 MANIFEST, STATE = "manifest.json", "state.json"
 PARTS = ("model", "optimizer", "ema")
@@ -24,7 +24,7 @@ MAX_TENSOR_BYTES = 1 << 28  # of one file: two hundred times the largest registe
 LIMITS = {STATE: MAX_JSON_BYTES} | dict.fromkeys(TENSOR_FILES.values(), MAX_TENSOR_BYTES)
 
 
-class Damaged(Exception):
+class CorruptCheckpoint(Exception):
     """A checkpoint cannot be trusted. The message is one short line: which file, and why."""
 
 
@@ -35,7 +35,7 @@ def read_files(folder: Path, step: int) -> dict[str, bytes]:
         step: what the checkpoint must be of.
 
     Raises:
-        Damaged: a file is absent, no regular file, too large, or not what was written.
+        CorruptCheckpoint: a file is absent, no regular file, too large, or not what was written.
     """
     name = MANIFEST
     try:
@@ -50,9 +50,9 @@ def read_files(folder: Path, step: int) -> dict[str, bytes]:
                 raise ValueError("its content is not what was written")
     except OSError as error:
         linked = error.errno == errno.ELOOP
-        raise Damaged(f"{name}: {'is a link, not a file' if linked else error.strerror}") from None
+        raise CorruptCheckpoint(f"{name}: {'is a link, not a file' if linked else error.strerror}") from None
     except ValueError as error:
-        raise Damaged(f"{name}: {error}") from None
+        raise CorruptCheckpoint(f"{name}: {error}") from None
     return files
 
 
@@ -70,7 +70,7 @@ def check_manifest(manifest: dict[str, Any], step: int) -> dict[str, dict[str, A
     if type(manifest["step"]) is not int or manifest["step"] != step:
         raise ValueError(f"is of step {manifest['step']!r:.40}, which is not the folder's name")
     files = manifest["files"]
-    if wrong := misfit(files, dict[str, dict[str, Any]], "files"):
+    if wrong := type_error(files, dict[str, dict[str, Any]], "files"):
         raise ValueError(wrong)
     if unknown := sorted(files.keys() - LIMITS.keys()):
         raise ValueError(f"{unknown[0]!r:.40} is not a file of a checkpoint")

@@ -18,7 +18,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from mnist_dist.checkpoint.format import LIMITS, MANIFEST, STATE, TENSOR_FILES, Damaged, dump_manifest, read_files
-from mnist_dist.checkpoint.state import NormSums, check_state
+from mnist_dist.checkpoint.format import (
+    LIMITS,
+    MANIFEST,
+    STATE,
+    TENSOR_FILES,
+    CorruptCheckpoint,
+    dump_manifest,
+    read_files,
+)
+from mnist_dist.checkpoint.state import check_state, upgrade_state
 from mnist_dist.checkpoint.tensors import contiguous, parse_tensors
 from mnist_dist.utils.errors import TrainingError, UserError
 from mnist_dist.utils.files import sync
@@ -39,7 +47,7 @@ WRITING, REPLACED, DELETING = ".writing-", ".replaced-", ".deleting-"
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointData:
     """What a checkpoint holds: named tensors of the model, the optimizer and (or empty) the EMA, and the state."""
 
     model: dict[str, Tensor]
@@ -47,13 +55,13 @@ class Saved:
     ema: dict[str, Tensor]
     state: dict[str, Any]
 
-    def to_host(self) -> Saved:
+    def to_host(self) -> CheckpointData:
         """The same with copies of the tensors in host memory, which nothing that trains on will change."""
         copies = {part: contiguous(getattr(self, part)) for part in TENSOR_FILES}
         return replace(self, **copies)
 
 
-def save_checkpoint(root: Path, step: int, saved: Saved) -> Path:
+def save_checkpoint(root: Path, step: int, saved: CheckpointData) -> Path:
     """Write `root/step-NNNNNNNN`, durable and complete before it has that name.
 
     A process that is killed at any moment leaves every earlier checkpoint, of this step too; `recover` tidies up.
@@ -90,7 +98,7 @@ def save_checkpoint(root: Path, step: int, saved: Saved) -> Path:
     return final
 
 
-def serialize(step: int, saved: Saved) -> dict[str, bytes]:
+def serialize(step: int, saved: CheckpointData) -> dict[str, bytes]:
     """The content of each of a checkpoint's files, the manifest last.
 
     Raises:
@@ -139,52 +147,51 @@ def step_of(folder: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifiedCheckpoint:
     """A whole checkpoint: the bytes that were checked, which are also the ones that are parsed, here or elsewhere."""
 
     folder: Path
     files: dict[str, bytes]
 
-    def parse(self) -> Saved:
+    def parse(self) -> CheckpointData:
         """The tensors and the state.
 
         Raises:
-            Damaged: a file does not hold what it should, although it is what was written.
+            CorruptCheckpoint: a file does not hold what it should, although it is what was written.
         """
         tensors = {}
         for part, name in TENSOR_FILES.items():
             try:
                 tensors[part] = parse_tensors(self.files[name]) if name in self.files else {}
             except ValueError as error:
-                raise Damaged(f"{name}: {error}") from None
+                raise CorruptCheckpoint(f"{name}: {error}") from None
         try:
-            state = parse_strict(self.files[STATE])
-            state.setdefault("norms", asdict(NormSums()))  # earlier versions kept none
+            state = upgrade_state(parse_strict(self.files[STATE]))
             check_state(state, step_of(self.folder))
         except ValueError as error:
-            raise Damaged(f"{STATE}: {error}") from None
-        return Saved(**tensors, state=state)
+            raise CorruptCheckpoint(f"{STATE}: {error}") from None
+        return CheckpointData(**tensors, state=state)
 
 
-def verify(folder: Path) -> Verified:
+def verify(folder: Path) -> VerifiedCheckpoint:
     """Read a checkpoint's files, each once, and check everything that can be checked without a model.
 
     Raises:
-        Damaged: says which file, and why.
+        CorruptCheckpoint: says which file, and why.
     """
     if step_of(folder) < 0:
-        raise Damaged("its folder is not named step- and eight digits, as it was written")
-    verified = Verified(folder, read_files(folder, step_of(folder)))
+        raise CorruptCheckpoint("its folder is not named step- and eight digits, as it was written")
+    verified = VerifiedCheckpoint(folder, read_files(folder, step_of(folder)))
     verified.parse()
     return verified
 
 
-def newest_verified(root: Path, warn: Callable[[str], None]) -> Verified | None:
+def newest_verified(root: Path, warn: Callable[[str], None]) -> VerifiedCheckpoint | None:
     """The newest checkpoint that is whole; a damaged one is named in a warning and passed over."""
     for folder in reversed(list_checkpoints(root)):
         try:
             return verify(folder)
-        except Damaged as reason:
+        except CorruptCheckpoint as reason:
             warn(f"checkpoint {folder} is damaged ({reason}) and passed over")
     return None
 
@@ -199,12 +206,12 @@ def damage(folder: Path) -> str | None:
     """Why a checkpoint cannot be trusted, or None if it is whole."""
     try:
         verify(folder)
-    except Damaged as reason:
+    except CorruptCheckpoint as reason:
         return str(reason)
     return None
 
 
-def load_checkpoint(folder: Path) -> Saved:
+def load_checkpoint(folder: Path) -> CheckpointData:
     """Read a checkpoint after checking it.
 
     Raises:
@@ -213,7 +220,7 @@ def load_checkpoint(folder: Path) -> Saved:
     return load_verified(folder).parse()
 
 
-def load_verified(folder: Path) -> Verified:
+def load_verified(folder: Path) -> VerifiedCheckpoint:
     """As `verify`, for a checkpoint that a user named.
 
     Raises:
@@ -221,7 +228,7 @@ def load_verified(folder: Path) -> Verified:
     """
     try:
         return verify(folder)
-    except Damaged as reason:
+    except CorruptCheckpoint as reason:
         raise UserError(f"checkpoint {folder}: {reason}; choose another one") from None
 
 

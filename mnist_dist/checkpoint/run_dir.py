@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.checkpoint.manager import (
-    Saved,
-    Verified,
+    CheckpointData,
+    VerifiedCheckpoint,
     list_checkpoints,
     load_verified,
     newest_verified,
@@ -23,7 +23,7 @@ from mnist_dist.checkpoint.run_lock import RunLock
 from mnist_dist.config.loader import dump
 from mnist_dist.config.schema import Config
 from mnist_dist.utils.errors import TrainingError, UserError
-from mnist_dist.utils.files import read_json, written_whole
+from mnist_dist.utils.files import atomic_write, read_json
 from mnist_dist.utils.strict_json import dump_strict
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary
 PROFILE = "profile"
 
 # Settings that may change when a run goes on: none of them changes what it computes.
-FREE = {
+RESUME_OVERRIDABLE = {
     "run.dir",
     "run.resume",
     "run.device",
@@ -54,21 +54,21 @@ FREE = {
 
 
 @dataclass(frozen=True)
-class Claim:
+class RunDir:
     """A run's folder that is ours alone, and what was found there. Plain values, for every process."""
 
     folder: Path
-    checkpoint: Verified | None
+    checkpoint: VerifiedCheckpoint | None
     """What the run goes on from."""
     same_run: bool
     """Whether that is the run's own checkpoint, so that its records go on too."""
 
-    def load(self) -> Saved | None:
+    def load(self) -> CheckpointData | None:
         """The checkpoint's content, parsed from the bytes that the main process checked."""
         return self.checkpoint.parse() if self.checkpoint else None
 
 
-def claim_run_folder(config: Config, recipes: Sequence[str], lock: RunLock, warn: Callable[[str], None]) -> Claim:
+def open_run_dir(config: Config, recipes: Sequence[str], lock: RunLock, warn: Callable[[str], None]) -> RunDir:
     """Lock the run's folder, creating it if it is absent, and read the checkpoint to go on from. Main process only.
 
     Processes that their launcher starts again find the folder of their own run and go on with it, whatever run.resume
@@ -91,15 +91,15 @@ def claim_run_folder(config: Config, recipes: Sequence[str], lock: RunLock, warn
         if config.run.resume == "auto" or lock.is_ours:
             own = newest_verified(path / CHECKPOINTS, warn)
             if own:
-                return Claim(path, own, same_run=True)
+                return RunDir(path, own, same_run=True)
     except OSError as error:
         raise cannot_be_written(path, error) from error
     if config.run.resume in ("auto", "never"):
-        return Claim(path, None, same_run=False)
-    return Claim(path, find_checkpoint(Path(config.run.resume).expanduser(), "run.resume", warn), same_run=False)
+        return RunDir(path, None, same_run=False)
+    return RunDir(path, find_checkpoint(Path(config.run.resume).expanduser(), "run.resume", warn), same_run=False)
 
 
-def begin_run(claim: Claim, config: Config, lock: RunLock) -> bool:
+def prepare_run_dir(claim: RunDir, config: Config, lock: RunLock) -> bool:
     """Make the folder ready to be trained into. Main process only, and only once nothing is left to be refused.
 
     Returns:
@@ -111,7 +111,7 @@ def begin_run(claim: Claim, config: Config, lock: RunLock) -> bool:
     try:
         (claim.folder / CHECKPOINTS).mkdir(exist_ok=True)
         if config.run.resume == "never" and not claim.same_run:
-            start_over(claim.folder)
+            delete_old_run(claim.folder)
         lock.begin()
     except OSError as error:
         raise cannot_be_written(claim.folder, error) from error
@@ -139,7 +139,7 @@ def create(path: Path, anew: bool) -> Path:
     return name
 
 
-def start_over(path: Path) -> None:
+def delete_old_run(path: Path) -> None:
     """Delete what an earlier run left in this folder, half-done checkpoints too."""
     recover(path / CHECKPOINTS)
     for folder in list_checkpoints(path / CHECKPOINTS):
@@ -150,7 +150,7 @@ def start_over(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
 
 
-def find_checkpoint(path: Path, key: str, warn: Callable[[str], None]) -> Verified:
+def find_checkpoint(path: Path, key: str, warn: Callable[[str], None]) -> VerifiedCheckpoint:
     """The checkpoint at a path: itself, or the newest of a run's folder.
 
     Raises:
@@ -164,7 +164,7 @@ def find_checkpoint(path: Path, key: str, warn: Callable[[str], None]) -> Verifi
     return newest
 
 
-def check_same_run(config: Config, saved: Mapping[str, Mapping[str, Any]], checkpoint: Path) -> None:
+def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], checkpoint: Path) -> None:
     """Refuse to go on from a checkpoint with settings that would change what the run computes.
 
     Settings that the checkpoint does not know yet had their defaults.
@@ -177,7 +177,7 @@ def check_same_run(config: Config, saved: Mapping[str, Mapping[str, Any]], check
         f"{section}.{key}={value!r} (was {repr(before[section][key])[:60]})"
         for section, values in config.to_dict().items()
         for key, value in values.items()
-        if section != "tracking" and f"{section}.{key}" not in FREE and before[section][key] != value
+        if section != "tracking" and f"{section}.{key}" not in RESUME_OVERRIDABLE and before[section][key] != value
     ]
     if differing:
         raise UserError(
@@ -216,13 +216,13 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or none."""
     try:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written ({error.strerror})", everywhere=True) from error
 
 
-def warn_of_other_machine(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:
+def warn_if_other_hardware(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:
     """Say that a run goes on where kernels may round differently."""
     other = ", ".join(f"{key} {now[key]} instead of {before.get(key)}" for key in now if before.get(key) != now[key])
     if other:

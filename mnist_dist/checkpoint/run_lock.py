@@ -17,13 +17,13 @@ import psutil
 
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.files import read_json
-from mnist_dist.utils.strict_json import misfit
+from mnist_dist.utils.strict_json import type_error
 
 LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """What the lock's file says: who holds it, and under which launcher the run in this folder began."""
 
     pid: int
@@ -33,7 +33,7 @@ class Holder:
     launched: float
     """When the launcher was started, in seconds since 1970."""
 
-    def began_under(self, other: Holder) -> bool:
+    def began_under(self, other: LockHolder) -> bool:
         """Whether the run in this folder began under the other's launcher."""
         same = (self.launcher, self.host) == (other.launcher, other.host)
         return same and self.launcher > 0 and abs(self.launched - other.launched) < 10  # clocks are adjusted
@@ -50,8 +50,8 @@ class RunLock:
     """
 
     def __init__(self, launcher: int) -> None:
-        self.me = Holder(os.getpid(), platform.node(), launcher, started_at(launcher))
-        self.before: Holder | None = None
+        self.me = LockHolder(os.getpid(), platform.node(), launcher, started_at(launcher))
+        self.before: LockHolder | None = None
         self.handle = -1
         self.folder = Path()
         self.made: Sequence[Path] = ()
@@ -135,13 +135,13 @@ def is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def read_holder(path: Path) -> Holder | None:
+def read_holder(path: Path) -> LockHolder | None:
     """What a lock's file says, or None if it says nothing that makes sense."""
     try:
         said: dict[str, Any] = read_json(path)
     except (OSError, ValueError):
         return None
-    return None if misfit(said, Holder) else Holder(**said)
+    return None if type_error(said, LockHolder) else LockHolder(**said)
 
 
 def started_at(pid: int) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mnist_dist.utils.strict_json import misfit
+from mnist_dist.utils.strict_json import type_error
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # trackers make file names of it
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
@@ -16,11 +16,11 @@ BEST = {"step", "accuracy", "loss"}
 
 
 @dataclass
-class State:
+class CheckpointState:
     """state.json, key by key."""
 
     run_id: str
-    position: Position
+    progress: TrainProgress
     ema_updates: int
     window: list[int]
     epoch_counts: list[int]
@@ -31,35 +31,47 @@ class State:
     """What decides how kernels round, where it was written."""
 
 
+RENAMED = {"skipped": "scaler_skips", "left_out": "nonfinite_skips", "avoided": "skip_batches"}
+"""Fields of `TrainProgress`, which was `position`, by the names that they had before."""
+
+
+def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A parsed state.json under today's names, whatever version wrote it; what makes no sense stays as it is."""
+    if isinstance(position := state.get("position"), dict) and "progress" not in state:
+        state = {key: value for key, value in state.items() if key != "position"}
+        state["progress"] = {RENAMED.get(key, key): value for key, value in position.items()}
+    return {"norms": asdict(NormSums()), **state}
+
+
 def check_state(state: dict[str, Any], step: int) -> None:
     """Check a parsed state.json of the checkpoint of this step.
 
     Raises:
         ValueError: a key is absent or unknown, or its value is of another type or out of range.
     """
-    wrong = misfit(state, State, "the state") or contradiction(state, step)
+    wrong = type_error(state, CheckpointState, "the state") or invalid_value(state, step)
     if wrong:
         raise ValueError(wrong)
 
 
-def contradiction(state: dict[str, Any], step: int) -> str | None:
+def invalid_value(state: dict[str, Any], step: int) -> str | None:
     """Which value cannot be, although it is of the right type; None if all can."""
-    position, best, scaler = state["position"], state["position"]["best"], state["scaler"]
+    progress, best, scaler = state["progress"], state["progress"]["best"], state["scaler"]
     if not RUN_ID.fullmatch(state["run_id"]):
         return "run_id is none"
-    if position["step"] != step:
-        return f"position.step is {position['step']} in the checkpoint of step {step}"
-    start = asdict(Position())  # nothing falls below where it starts, and that is 0 or a number below
-    for name, value in {**state, **position}.items():
-        if name not in ("config", "machine", "position") and any(
+    if progress["step"] != step:
+        return f"progress.step is {progress['step']} in the checkpoint of step {step}"
+    start = asdict(TrainProgress())  # nothing falls below where it starts, and that is 0 or a number below
+    for name, value in {**state, **progress}.items():
+        if name not in ("config", "machine", "progress") and any(
             n < min([0, *numbers(start.get(name))]) for n in numbers(value)
         ):
             return f"{name} holds a number that is too small"
-    for name in ("skipped", "epoch", "step_in_epoch", "evaluated"):
-        if position[name] > step:
-            return f"position.{name} is {position[name]} at step {step}"
+    for name in ("scaler_skips", "epoch", "step_in_epoch", "evaluated"):
+        if progress[name] > step:
+            return f"progress.{name} is {progress[name]} at step {step}"
     if best and (best.keys() != BEST or type(best["step"]) is not int or best["step"] > step):
-        return "position.best does not name a checkpoint"
+        return "progress.best does not name a checkpoint"
     if scaler and (scaler.keys() != SCALER or not all(scaler[name] for name in SCALER - {"_growth_tracker"})):
         return "scaler is not that of a gradient scaler"
     if len(state["window"]) != len(state["epoch_counts"]):
@@ -91,23 +103,23 @@ class NormSums:
 
 
 @dataclass
-class Position:
+class TrainProgress:
     """Where a run is. With the weights and the optimizer's state, all there is to a checkpoint."""
 
     step: int = 0
     """Global batches learned from: the clock of the data."""
-    skipped: int = 0
-    """Of these, updates that fp16 skipped: `step - skipped` is the clock of the schedule."""
-    left_out: int = 0
+    scaler_skips: int = 0
+    """Of these, updates that fp16 skipped: `step - scaler_skips` is the clock of the schedule."""
+    nonfinite_skips: int = 0
     """Of these, updates left out because their gradient was not finite."""
     rollbacks: int = 0
     """Returns to a checkpoint. Each one halves the learning rate."""
-    avoided: list[int] = field(default_factory=list)
-    """Batches, by step, that are not learned from because a rollback was due to them."""
+    skip_batches: list[int] = field(default_factory=list)
+    """DeviceLoader, by step, that are not learned from because a rollback was due to them."""
     epoch: int = 0
     """The epoch in progress, counted from 0."""
     step_in_epoch: int = 0
-    """Batches of it that are done."""
+    """DeviceLoader of it that are done."""
     evaluated: int = -1
     """Step of the last evaluation on the held-out set."""
     images: int = 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.files import MAX_JSON_BYTES
-from mnist_dist.utils.strict_json import misfit, parse_strict
+from mnist_dist.utils.strict_json import parse_strict, type_error
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -80,10 +80,10 @@ def parse_tensors(data: bytes) -> dict[str, Tensor]:
             raise ValueError(f"{name!r:.40} is no tensor's name")
         if not isinstance(tensor, dict) or tensor.keys() != {"dtype", "shape", "data_offsets"}:
             raise ValueError(f"{name} is not described by dtype, shape and data_offsets")
-        if misfit(tensor["dtype"], str) or tensor["dtype"] not in DTYPES:
+        if type_error(tensor["dtype"], str) or tensor["dtype"] not in DTYPES:
             raise ValueError(f"{name} has a type that no model has")
         if (
-            misfit(tensor["shape"], list[int])
+            type_error(tensor["shape"], list[int])
             or len(tensor["shape"]) > MAX_DIMENSIONS
             or min([0, *tensor["shape"]]) < 0
         ):

@@ -83,7 +83,7 @@ def training() -> Section:
 def evaluation(config: Config) -> Section:
     """What is watched while training, and what the test set says at the end."""
     split = held_out(config)
-    watched = (
+    held_out_metrics = (
         Panel(f"Loss, {split}", "lines", (f"{split}/loss",)),
         Panel(f"Accuracy, {split}", "lines", (f"{split}/accuracy", f"{split}/top2")),
         Panel(f"Images of {split}, and right ones", "lines", (f"{split}/count", f"{split}/correct")),
@@ -99,7 +99,7 @@ def evaluation(config: Config) -> Section:
     return Section(
         "Evaluation",
         "Each evaluation counts every image of its split exactly once. Bars are of finished runs.",
-        watched + test,
+        held_out_metrics + test,
     )
 
 

@@ -108,7 +108,7 @@ def meet(config: Config, topology: Topology, findings: list[Finding]) -> list[Fi
 
     try:
         with start_runtime(config, topology) as runtime:
-            answers = runtime.gather((socket.gethostname(), [dataclasses.asdict(each) for each in findings]))
+            answers = runtime.all_gather_object((socket.gethostname(), [dataclasses.asdict(each) for each in findings]))
             every = [[Finding(**each) for each in theirs] for _, theirs in answers]
             return merge(every) + together(runtime, [host for host, _ in answers])
     except (TrainingError, UserError) as error:
@@ -138,7 +138,7 @@ def together(runtime: Runtime, hosts: Sequence[str]) -> list[Finding]:
     world_size = runtime.world_size
     mine = software()
     shown = ", ".join(f"{name} {value}" for name, value in mine.items())
-    answers = runtime.gather((mine, time.time()))
+    answers = runtime.all_gather_object((mine, time.time()))
     if world_size == 1:
         return [Finding("software", shown), Finding("precision of the run", runtime.precision)]
     odd = [rank for rank, (theirs, _) in enumerate(answers) if theirs != answers[0][0]]
@@ -173,7 +173,7 @@ def all_reduce_ms(runtime: Runtime, tensor: object, rounds: int = 11) -> float:
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
-        runtime.sum(value)
+        runtime.all_reduce_sum(value)
         value.flatten()[0].item()  # wait for the device
         times.append(time.perf_counter() - start)
     return runtime.broadcast(statistics.median(times) * 1000)

@@ -256,9 +256,9 @@ def check_device(config: Config, topology: Topology) -> Finding:
     """What this process would train on; too many processes for the GPUs are refused here as by a run."""
     import torch
 
-    from mnist_dist.distributed.device import decide_cpu
+    from mnist_dist.distributed.device import use_cpu
 
-    cpu = decide_cpu(config, topology)
+    cpu = use_cpu(config, topology)
     if cpu or not torch.cuda.is_available():
         kind = "cpu" if cpu else str(torch.accelerator.current_accelerator())
         idle = torch.cuda.device_count() if cpu else 0
@@ -272,9 +272,9 @@ def check_device(config: Config, topology: Topology) -> Finding:
 
 def check_precision(config: Config, topology: Topology) -> Finding:
     """Which precisions the device computes natively."""
-    from mnist_dist.distributed.device import decide_cpu, native_precision
+    from mnist_dist.distributed.device import native_precision, use_cpu
 
-    cpu = decide_cpu(config, topology)
+    cpu = use_cpu(config, topology)
     native = native_precision(cpu) == "bf16"
     found = f"fp32, bf16{'' if native else ' (emulated)'}{'' if cpu else ', fp16'}"
     if config.train.precision == "fp16" and cpu:

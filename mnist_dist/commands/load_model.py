@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.checkpoint.manager import Verified, load_verified, newest_verified, step_of
+from mnist_dist.checkpoint.manager import VerifiedCheckpoint, load_verified, newest_verified, step_of
 from mnist_dist.checkpoint.run_dir import CHECKPOINTS
 from mnist_dist.checkpoint.tensors import load_weights
 from mnist_dist.config.schema import FIELDS, SECTIONS, Config
 from mnist_dist.config.validation import check_range
 from mnist_dist.models import ImageClassifier, create_model
 from mnist_dist.utils.errors import UserError
-from mnist_dist.utils.strict_json import misfit
+from mnist_dist.utils.strict_json import type_error
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def restore(run: str, checkpoint: str = "latest") -> Restored:
     return Restored(config, model.eval(), step_of(chosen.folder), folder)
 
 
-def choose(folder: Path, checkpoint: str) -> Verified:
+def choose(folder: Path, checkpoint: str) -> VerifiedCheckpoint:
     """The checkpoint that is meant."""
     root = folder / CHECKPOINTS
     if checkpoint.isdecimal():
@@ -57,7 +57,7 @@ def choose(folder: Path, checkpoint: str) -> Verified:
         return load_verified(Path(checkpoint).expanduser())
     newest = newest_verified(root, lambda text: print(f"mnist_dist: warning: {text}", file=sys.stderr))
     if checkpoint == "best":
-        best = newest.parse().state["position"]["best"] if newest else {}
+        best = newest.parse().state["progress"]["best"] if newest else {}
         if not best:
             raise UserError(f"{folder}: has no best checkpoint; that needs data.val_size above 0 and a whole epoch")
         return load_verified(root / f"step-{best['step']:08d}")
@@ -72,7 +72,7 @@ def read_config(saved: dict[str, dict[str, Any]], source: Path) -> Config:
     Raises:
         UserError: it is not one of this version.
     """
-    wrong = misfit(saved, Config, "its configuration")
+    wrong = type_error(saved, Config, "its configuration")
     if not wrong:
         values = {s: {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()} for s, keys in saved.items()}
         config = Config(**{section: kind(**values[section]) for section, kind in SECTIONS.items()})

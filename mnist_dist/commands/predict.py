@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BATCH = 1000
 ROW = 30
-"""Predictions in one row of `--first`, so that it fits a terminal of 80 columns."""
+"""ExampleCollector in one row of `--first`, so that it fits a terminal of 80 columns."""
 
 
 def main(arguments: list[str]) -> int:

@@ -19,8 +19,8 @@ import psutil
 
 from mnist_dist.config.yaml_files import shown
 from mnist_dist.utils.errors import UserError
-from mnist_dist.utils.files import read_json, written_whole
-from mnist_dist.utils.strict_json import dump_strict, misfit
+from mnist_dist.utils.files import atomic_write, read_json
+from mnist_dist.utils.strict_json import dump_strict, type_error
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"  # as in run_folder.py, which imports torch
 RESULTS, LOCK = "results.json", ".lock"
@@ -91,7 +91,7 @@ def read_results(folder: Path, definition: dict[str, Any]) -> list[Run]:
         raise UserError(f"{path}: {error}; remove it, or choose another --dir") from None
     if found.get("definition") != json.loads(dump_strict(definition)):
         raise UserError(f"{path}: belongs to another sweep, or to this one before it was changed; choose another --dir")
-    odd = misfit(found.get("runs"), list[Run], "runs")
+    odd = type_error(found.get("runs"), list[Run], "runs")
     if odd:
         raise UserError(f"{path}: {odd}; remove it, or choose another --dir")
     return [Run(**run) for run in found["runs"]]
@@ -99,7 +99,7 @@ def read_results(folder: Path, definition: dict[str, Any]) -> list[Run]:
 
 def write_results(folder: Path, facts: dict[str, Any], runs: list[Run]) -> None:
     """Write results.json, whole: the sweep's facts and its runs."""
-    with written_whole(folder / RESULTS) as path:
+    with atomic_write(folder / RESULTS) as path:
         path.write_text(dump_strict(facts | {"runs": [asdict(run) for run in runs]}) + "\n")
 
 

@@ -41,7 +41,7 @@ NUMBERS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
+class LoadedConfig:
     """A checked configuration, the names of the recipes it was made of, and what the command line asked for."""
 
     config: Config
@@ -49,7 +49,7 @@ class Loaded:
     print_config: bool
 
 
-def load(arguments: Sequence[str], world_size: int = 1, fsdp: Fsdp | None = None) -> Loaded:
+def load(arguments: Sequence[str], world_size: int = 1, fsdp: Fsdp | None = None) -> LoadedConfig:
     """The configuration that the arguments of `mnist_dist.train` ask for.
 
     Args:
@@ -76,7 +76,7 @@ def load(arguments: Sequence[str], world_size: int = 1, fsdp: Fsdp | None = None
     check_together(config, world_size, origins)
     if fsdp:
         check_fsdp(config, os.environ, origins)
-    return Loaded(config, tuple(path.stem for path in files), print_config)
+    return LoadedConfig(config, tuple(path.stem for path in files), print_config)
 
 
 def help_parser() -> ArgumentParser:

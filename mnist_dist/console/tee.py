@@ -15,7 +15,7 @@ from mnist_dist.console.console import Console, PlainConsole
 Take = Callable[[str], None]
 
 
-class Transcript(PlainConsole):
+class LineRecorder(PlainConsole):
     """A plain console whose lines go to whoever takes them, from the first one on."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Transcript(PlainConsole):
         self.say(f"warning: {text}")
 
 
-class SharedConsole(Console):
+class TeeConsole(Console):
     """Shows everything to the user and writes it down.
 
     Args:
@@ -49,7 +49,7 @@ class SharedConsole(Console):
     """
 
     def __init__(self, shown: Console) -> None:
-        self._shown, self._written = shown, Transcript()
+        self._shown, self._written = shown, LineRecorder()
         self._both = (self._shown, self._written)
         self.share = self._written.share
 

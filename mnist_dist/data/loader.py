@@ -1,4 +1,4 @@
-"""Batches gathered from images that live on the device, augmented and normalised there."""
+"""DeviceLoader gathered from images that live on the device, augmented and normalised there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from mnist_dist.config.schema import DataConfig
 from mnist_dist.data.augment import apply_affine, draw_affine, is_augmented
 from mnist_dist.data.dataset import ImageSet
-from mnist_dist.data.sampler import GlobalBatchSampler, Share
+from mnist_dist.data.sampler import BatchSlice, GlobalBatchSampler
 
 
 def normalize(images: Tensor, config: DataConfig) -> Tensor:
@@ -23,8 +23,8 @@ class Batch:
     """One global batch: the size over all processes, and this process's shards of it."""
 
     size: int
-    shards: tuple[tuple[Share, ...], ...]
-    gather: Callable[[Share], tuple[Tensor, Tensor]]
+    shards: tuple[tuple[BatchSlice, ...], ...]
+    gather: Callable[[BatchSlice], tuple[Tensor, Tensor]]
 
     def parts(self, shard: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The accumulated parts of one of this process's shards (counted from 0), each ready for the model.
@@ -35,7 +35,7 @@ class Batch:
         return map(self.gather, self.shards[shard])
 
 
-class Batches:
+class DeviceLoader:
     """One epoch's batches for this process, gathered from a set that lives on the device.
 
     The epoch's order and augmentation go to the device once, so that a step starts no transfer.
@@ -53,7 +53,7 @@ class Batches:
         for batch in self.sampler.batches():
             yield Batch(batch.size, batch.shards, self.gather)
 
-    def gather(self, share: Share) -> tuple[Tensor, Tensor]:
+    def gather(self, share: BatchSlice) -> tuple[Tensor, Tensor]:
         """The images and labels at the share's positions of the epoch's order."""
         rows = self.order[share.start : share.stop]
         images = self.data.images[rows]

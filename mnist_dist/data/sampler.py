@@ -18,7 +18,7 @@ from mnist_dist.utils.rng import derive_seed
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchSlice:
     """A part of one global batch that is computed at once, as positions in the epoch's order."""
 
     start: int
@@ -33,16 +33,16 @@ class GlobalBatch:
     """One step's rows: how many there are over all processes, and this process's shards, each in accumulated parts."""
 
     size: int
-    shards: tuple[tuple[Share, ...], ...]
+    shards: tuple[tuple[BatchSlice, ...], ...]
 
 
-def share_of(start: int, stop: int, index: int, parts: int) -> Share:
+def batch_slice(start: int, stop: int, index: int, parts: int) -> BatchSlice:
     """The contiguous share `index` of `parts` of rows start..stop; sizes differ by one at most.
 
     Where the parts divide the rows, cuts nest: the shares of 4 parts are the halves of the shares of 2.
     """
     size = stop - start
-    return Share(start + size * index // parts, start + size * (index + 1) // parts)
+    return BatchSlice(start + size * index // parts, start + size * (index + 1) // parts)
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
@@ -115,7 +115,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         for index in range(self.start, len(self)):
             first = index * self.batch_size
             last = min(first + self.batch_size, self.images)
-            shards = (share_of(first, last, shard, self.shards) for shard in self.local_shards)
+            shards = (batch_slice(first, last, shard, self.shards) for shard in self.local_shards)
             self.start = index + 1
             yield GlobalBatch(last - first, tuple(cut(shard, self.accumulate) for shard in shards))
 
@@ -125,6 +125,6 @@ class GlobalBatchSampler(Sampler[list[int]]):
             yield order[batch.shards[0][0].start : batch.shards[-1][-1].stop].tolist()
 
 
-def cut(share: Share, parts: int) -> tuple[Share, ...]:
+def cut(share: BatchSlice, parts: int) -> tuple[BatchSlice, ...]:
     """A share as this many shares."""
-    return tuple(share_of(share.start, share.stop, part, parts) for part in range(parts))
+    return tuple(batch_slice(share.start, share.stop, part, parts) for part in range(parts))

@@ -1,7 +1,7 @@
 """Where launchers other than torchrun say which process this is: Slurm's srun, MPI's mpirun, Kubeflow.
 
-Each speaks in environment variables of its own; here they become one `Place`. Of launchers inside each other the inner
-one counts: mpirun starts its helpers on other machines by srun, whose variables the processes then inherit.
+Each launcher sets environment variables of its own; here they become one `ClusterEnvironment`. If launchers are nested,
+the innermost one counts: mpirun starts its helpers on other machines by srun, whose variables processes inherit.
 
 The variables' meanings, and where they are written down:
 - srun(1), "Output environment variables" (slurm.schedmd.com/srun.html); which of them only a step has, and a batch
@@ -32,7 +32,7 @@ TASKS = re.compile(r"([1-9]\d{0,6})(?:\(x([1-9]\d{0,6})\))?")
 
 
 @dataclass(frozen=True)
-class Place:
+class ClusterEnvironment:
     """Which of how many processes this is, as a launcher says it. Only for two processes or more."""
 
     launcher: str
@@ -52,19 +52,19 @@ class Place:
     """Number of machines; 0 where the launcher does not say it."""
 
 
-def find_place(environment: Mapping[str, str]) -> Place | None:
+def detect_cluster(environment: Mapping[str, str]) -> ClusterEnvironment | None:
     """The place that the innermost launcher gives this process; None for one process, and without such a launcher.
 
     Raises:
         UserError: names a variable that is missing, no number, or contradicts another.
     """
-    srun = place_by_srun(environment)
+    srun = srun_environment(environment)
     if srun and (environment.get("PMI_RANK"), environment.get("PMI_SIZE")) == (str(srun.rank), str(srun.world_size)):
         return srun  # `srun --mpi=pmi2` sets both, and only srun says which machine this is
-    return place_by_mpi(environment) or srun or place_by_kubeflow(environment)
+    return mpi_environment(environment) or srun or kubeflow_environment(environment)
 
 
-def place_by_srun(environment: Mapping[str, str]) -> Place | None:
+def srun_environment(environment: Mapping[str, str]) -> ClusterEnvironment | None:
     """This task of a step, as srun says it.
 
     A batch script and an salloc shell are no steps: there SLURM_NTASKS is what the job may start.
@@ -88,7 +88,7 @@ def place_by_srun(environment: Mapping[str, str]) -> Place | None:
     address = environment.get("MASTER_ADDR") or (
         ONE_MACHINE if len(tasks) == 1 else first_host(environment, "SLURM_STEP_NODELIST", size_name)
     )
-    return Place(
+    return ClusterEnvironment(
         "srun",
         rank,
         world_size,
@@ -103,7 +103,7 @@ def place_by_srun(environment: Mapping[str, str]) -> Place | None:
     )
 
 
-def place_by_mpi(environment: Mapping[str, str]) -> Place | None:
+def mpi_environment(environment: Mapping[str, str]) -> ClusterEnvironment | None:
     """This process of an mpirun: Open MPI's, MPICH's or Intel MPI's."""
     ompi = "OMPI_COMM_WORLD_"
     kinds = {
@@ -133,11 +133,11 @@ def place_by_mpi(environment: Mapping[str, str]) -> Place | None:
         name = environment.get("PMIX_NAMESPACE", "")
         port = port_of(environment, zlib.crc32(name.encode()) if name else None)
         places = rank, world_size, local_rank, local_world_size
-        return Place(launcher, *places, address, port, rank_name, size_name)
+        return ClusterEnvironment(launcher, *places, address, port, rank_name, size_name)
     return None
 
 
-def place_by_kubeflow(environment: Mapping[str, str]) -> Place | None:
+def kubeflow_environment(environment: Mapping[str, str]) -> ClusterEnvironment | None:
     """The one process of a machine of Kubeflow's: torchrun would start it, and reads the same variables."""
     if not environment.keys() & {"PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK"}:
         return None
@@ -159,7 +159,7 @@ def place_by_kubeflow(environment: Mapping[str, str]) -> Place | None:
     port_name = "PET_MASTER_PORT" if environment.get("PET_MASTER_PORT") else "MASTER_PORT"
     port = whole(environment, port_name, default=TORCH_PORT)
     names = "PET_NODE_RANK", "PET_NNODES"
-    return Place("Kubeflow (PET_*)", rank, world_size, 0, 1, address, port, *names, rank, world_size)
+    return ClusterEnvironment("Kubeflow (PET_*)", rank, world_size, 0, 1, address, port, *names, rank, world_size)
 
 
 def whole(environment: Mapping[str, str], name: str, because: str = "", default: int | None = None) -> int:

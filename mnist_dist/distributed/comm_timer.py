@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Waits:
+class CommTimer:
     """Adds up the seconds between the begin and the end of exchanges, by the host's clock, while `counting`.
 
     What is transferred is part of a wait. Where exchanges run on another device beside the host (NCCL), the host

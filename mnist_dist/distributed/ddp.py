@@ -13,11 +13,11 @@ from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.device import seed_generator
 from mnist_dist.distributed.runtime import Runtime
-from mnist_dist.distributed.strategy import Seen, losses_of, views
+from mnist_dist.distributed.strategy import BatchOutput, losses_of, views
 from mnist_dist.utils.rng import derive_seed
 
 
-class DataParallel:
+class DDPStrategy:
     """Each process computes one share of the batch, and DistributedDataParallel averages while backward runs."""
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
@@ -28,7 +28,7 @@ class DataParallel:
             if runtime.device.type == "cpu":  # elsewhere the host sees nothing of it
                 # Backward waits for the other processes at its end: from the last gradient to its return.
                 for parameter in model.parameters():
-                    parameter.register_post_accumulate_grad_hook(runtime.waits.begin)
+                    parameter.register_post_accumulate_grad_hook(runtime.comm_timer.begin)
             self.settle()
 
     def settle(self) -> None:
@@ -56,21 +56,21 @@ class DataParallel:
         sent = "" if compress == "no" else f", sent in {compress}"
         return f"averaged over {processes} processes by DistributedDataParallel{sent}"
 
-    def compute(self, batch: Batch, step: int) -> list[Seen]:
-        """See `Gradients`."""
+    def compute(self, batch: Batch, step: int) -> list[BatchOutput]:
+        """See `Strategy`."""
         config, runtime = self.config, self.runtime
         self.model.zero_grad()
         seed_generator(derive_seed(config.run.seed, "dropout", step, runtime.rank), runtime.device)
         seen = []
         for part, (images, labels) in enumerate(batch.parts(0), start=1):
-            with runtime.part(self.model, last=part == config.train.accumulate):
+            with runtime.no_sync(self.model, last=part == config.train.accumulate):
                 logits = self.predict(images)
                 losses = losses_of(logits, labels, config)
                 # Gradients are averaged over processes, so this makes their average the mean over the global batch.
                 runtime.scale(losses.sum() * (runtime.world_size / batch.size)).backward()
             if part == config.train.accumulate:
-                runtime.waits.end()
-            seen.append(Seen(logits.detach(), labels, losses.detach()))
+                runtime.comm_timer.end()
+            seen.append(BatchOutput(logits.detach(), labels, losses.detach()))
         self.combine_buffers(sum(len(part.labels) for part in seen) / batch.size)
         return seen
 
@@ -83,7 +83,7 @@ class DataParallel:
         return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def clip(self, limit: float) -> Tensor:
-        """See `Gradients`."""
+        """See `Strategy`."""
         return self.runtime.clip(self.model, limit)
 
     @torch.no_grad()
@@ -91,9 +91,9 @@ class DataParallel:
         """Give all processes the same buffers (running statistics), each one's weighted by its images."""
         statistics = [buffer for buffer in self.buffers if buffer.is_floating_point()]
         if statistics:
-            total = self.runtime.sum(torch.cat([buffer.flatten() for buffer in statistics]).mul_(weight))
+            total = self.runtime.all_reduce_sum(torch.cat([buffer.flatten() for buffer in statistics]).mul_(weight))
             for buffer, average in zip(statistics, views(total, statistics), strict=True):
                 buffer.copy_(average)
         for buffer in self.buffers:
             if not buffer.is_floating_point():
-                self.runtime.max(buffer)
+                self.runtime.all_reduce_max(buffer)

@@ -20,7 +20,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 MOST_MMAP_THRESHOLD = 32 << 20  # glibc refuses more
 
 
-def decide_cpu(config: Config, topology: Topology) -> bool:
+def use_cpu(config: Config, topology: Topology) -> bool:
     """Whether to train on the CPU: accelerate must know before it is built, or each process believes it is alone.
 
     Raises:
@@ -53,7 +53,7 @@ def native_precision(cpu: bool) -> str:
     return "bf16" if bf16 else "no"
 
 
-def prepare_machine(config: Config, topology: Topology, shards: int) -> int:
+def configure_torch(config: Config, topology: Topology, shards: int) -> int:
     """Set the CPU threads of this process, and deterministic kernels if they are asked for; gives the threads."""
     threads = config.run.threads or topology.default_threads()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate decides, and warns

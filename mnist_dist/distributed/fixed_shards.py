@@ -11,11 +11,11 @@ from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.device import seed_generator
 from mnist_dist.distributed.runtime import Runtime
-from mnist_dist.distributed.strategy import Seen, losses_of, views
+from mnist_dist.distributed.strategy import BatchOutput, losses_of, views
 from mnist_dist.utils.rng import derive_seed
 
 
-class FixedShards:
+class FixedShardStrategy:
     """Each process computes its shards one by one; all processes add all shards' gradients in one fixed order.
 
     Floating-point sums depend on their order, and kernels round differently for another batch size or thread count. So
@@ -38,7 +38,7 @@ class FixedShards:
         self.rows = torch.zeros(runtime.local_shards, size, dtype=content[0].dtype, device=content[0].device)
         self.row_views = [views(row, content) for row in self.rows]
         self.total = torch.zeros_like(self.rows[0])
-        runtime.share_memory(self.rows.nbytes)
+        runtime.enable_shared_memory(self.rows.nbytes)
         self.gradient_size = sum(parameter.numel() for parameter in self.parameters)
         self.total_views = views(self.total, content)
         self.draws: bool | None = None  # whether the model draws random numbers; unknown before it was seen at work
@@ -49,17 +49,17 @@ class FixedShards:
         counts = [str(n) for n in range(1, shards + 1) if shards % n == 0]
         return f"of {shards} fixed shards: the same bits on {' or '.join(counts)} process{'es' * (shards > 1)}"
 
-    def compute(self, batch: Batch, step: int) -> list[Seen]:
-        """See `Gradients`."""
+    def compute(self, batch: Batch, step: int) -> list[BatchOutput]:
+        """See `Strategy`."""
         shards = range(len(self.replicas))
         if self.draws is False:
-            results = self.runtime.each(lambda shard: self.compute_shard(batch, shard), shards)
+            results = self.runtime.map(lambda shard: self.compute_shard(batch, shard), shards)
         else:
             results = [self.compute_drawing(batch, step, shard) for shard in shards]
         self.combine()
         return [part for result in results for part in result]
 
-    def compute_drawing(self, batch: Batch, step: int, shard: int) -> list[Seen]:
+    def compute_drawing(self, batch: Batch, step: int, shard: int) -> list[BatchOutput]:
         """Compute a shard that may draw random numbers: from torch's own generator, which threads cannot share."""
         number = self.runtime.rank * len(self.replicas) + shard
         seed_generator(derive_seed(self.config.run.seed, "dropout", step, number), self.runtime.device)
@@ -69,14 +69,14 @@ class FixedShards:
             self.draws = bool(self.draws) or not torch.equal(before, torch.get_rng_state())
         return seen
 
-    def compute_shard(self, batch: Batch, shard: int) -> list[Seen]:
+    def compute_shard(self, batch: Batch, shard: int) -> list[BatchOutput]:
         """Leave a shard's gradient and its part of the buffers in its row. Threads do so for several shards at once."""
         model, row = self.replicas[shard], self.row_views[shard]
         with torch.no_grad():
             self.rows[shard].zero_()
             for own, common in zip(model.buffers(), self.buffers, strict=True):
                 own.copy_(common)
-        seen: list[Seen] = []
+        seen: list[BatchOutput] = []
         for images, labels in batch.parts(shard):
             if not len(labels):
                 continue
@@ -86,7 +86,7 @@ class FixedShards:
             loss = self.runtime.scale(losses.sum() / batch.size)
             found = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
             torch._foreach_add_(row[: len(found)], found)
-            seen.append(Seen(logits.detach(), labels, losses.detach()))
+            seen.append(BatchOutput(logits.detach(), labels, losses.detach()))
         weight = sum(len(part.labels) for part in seen) / batch.size
         own_statistics = (b for b in model.buffers() if b.is_floating_point())
         for view, own in zip(row[len(self.parameters) :], own_statistics, strict=True):
@@ -98,13 +98,13 @@ class FixedShards:
         return torch.linalg.vector_norm(self.total[: self.gradient_size])
 
     def clip(self, limit: float) -> Tensor:
-        """See `Gradients`."""
+        """See `Strategy`."""
         return self.runtime.clip(self.model, limit)
 
     @torch.no_grad()
     def combine(self) -> None:
         """Add all shards' rows, in an order that only their number decides, and put the sums where they belong."""
-        rows = add_neighbours(self.runtime.gather_rows(add_neighbours(self.rows)))
+        rows = add_neighbours(self.runtime.all_gather(add_neighbours(self.rows)))
         self.total.copy_(rows[0])
         for row in rows[1:]:
             self.total += row
@@ -119,7 +119,7 @@ class FixedShards:
         for index, buffer in enumerate(self.buffers):
             if not buffer.is_floating_point():
                 own = torch.stack([list(replica.buffers())[index] for replica in self.replicas])
-                buffer.copy_(self.runtime.max(own.amax(0)))
+                buffer.copy_(self.runtime.all_reduce_max(own.amax(0)))
 
 
 def add_neighbours(rows: Tensor) -> Tensor:

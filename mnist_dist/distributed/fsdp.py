@@ -19,9 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from mnist_dist.config.fsdp import Fsdp
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
-from mnist_dist.distributed.ddp import DataParallel
+from mnist_dist.distributed.ddp import DDPStrategy
 from mnist_dist.distributed.runtime import Runtime
-from mnist_dist.distributed.strategy import Seen, Whole
+from mnist_dist.distributed.strategy import BatchOutput, Whole
 from mnist_dist.utils.errors import UserError
 
 
@@ -76,7 +76,7 @@ class Pieces:
             return piece
         padded = piece.new_zeros(self.rows(size), *size[1:])
         padded[: len(piece)] = piece
-        return self.runtime.gather_rows(padded.view(len(padded), -1)).view(-1, *size[1:])[: size[0]]
+        return self.runtime.all_gather(padded.view(len(padded), -1)).view(-1, *size[1:])[: size[0]]
 
     def cut(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """See `Whole`."""
@@ -108,8 +108,8 @@ class Pieces:
         return -(-size[0] // self.runtime.world_size)
 
 
-class FullySharded(DataParallel):
-    """As DataParallel, but the model is cut up: layers are gathered to compute, and each process gets its piece of the
+class FSDPStrategy(DDPStrategy):
+    """As DDPStrategy, but the model is cut up: layers are gathered to compute, and each process gets its piece of the
     average. It is cut up again after each part of a step, so that a whole gradient never lies anywhere for long.
     """
 
@@ -123,8 +123,8 @@ class FullySharded(DataParallel):
         gathered = "the model gathered at once" if groups == 1 else f"gathered in {groups} groups"
         return f"cut up over {processes} processes with weights and moments (FSDP2, {gathered})"
 
-    def compute(self, batch: Batch, step: int) -> list[Seen]:
-        """See `Gradients`."""
+    def compute(self, batch: Batch, step: int) -> list[BatchOutput]:
+        """See `Strategy`."""
         self.holding.own.zero_grad()
         seen = super().compute(batch, step)
         self.holding.hand_over_gradients()
@@ -138,10 +138,10 @@ class FullySharded(DataParallel):
     def norm(self) -> Tensor:
         """L2 norm of all processes' pieces."""
         piece = nn.utils.get_total_norm([p.grad for p in self.holding.own.parameters() if p.grad is not None])
-        return self.runtime.sum(piece.double().square()).sqrt().to(piece.dtype)
+        return self.runtime.all_reduce_sum(piece.double().square()).sqrt().to(piece.dtype)
 
     def clip(self, limit: float) -> Tensor:
-        """See `Gradients`."""
+        """See `Strategy`."""
         norm = self.norm()
         nn.utils.clip_grads_with_norm_(self.holding.own.parameters(), limit, norm)
         return norm

@@ -40,13 +40,13 @@ def interface(host: str, port: int) -> str:
     found = source(host, port)
     if found and is_loopback(found[1]) and not is_loopback(host):
         found = source(*ELSEWHERE)
-        outer = [name for name, addresses in by_interface().items() if not any(map(is_loopback, addresses))]
+        outer = [name for name, addresses in interface_addresses().items() if not any(map(is_loopback, addresses))]
         if not found and len(outer) == 1:
             return outer[0]
-    return next((name for name, addresses in by_interface().items() if found and found[1] in addresses), "")
+    return next((name for name, addresses in interface_addresses().items() if found and found[1] in addresses), "")
 
 
-def by_interface() -> dict[str, set[str]]:
+def interface_addresses() -> dict[str, set[str]]:
     """The addresses of each interface that has one."""
     kinds = socket.AF_INET, socket.AF_INET6
     listed = {
@@ -56,7 +56,7 @@ def by_interface() -> dict[str, set[str]]:
     return {name: addresses for name, addresses in listed.items() if addresses}
 
 
-def choose_interface(address: str, environment: MutableMapping[str, str] = os.environ) -> None:
+def set_gloo_interface(address: str, environment: MutableMapping[str, str] = os.environ) -> None:
     """Let gloo tell other machines an address that leads here; a choice of the user's stays.
 
     gloo would tell them the address that this machine's own name has here, which is often a loopback one.

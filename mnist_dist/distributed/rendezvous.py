@@ -42,7 +42,7 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
                 InitProcessGroupKwargs(
-                    init_method=meeting_of(topology),
+                    init_method=init_method(topology),
                     timeout=timedelta(seconds=config.run.timeout),
                 ),
                 DistributedDataParallelKwargs(
@@ -54,7 +54,7 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
         raise UserError(f"precision {precision} ({source}): {str(error).splitlines()[0]}") from error
 
 
-def meeting_of(topology: Topology) -> str | None:
+def init_method(topology: Topology) -> str | None:
     """How the processes find each other, as torch's `init_method`; None is torch's own way."""
     if topology.world_size == 1:
         return None
@@ -100,7 +100,7 @@ def is_in_store(topology: Topology, key: str) -> bool:
         return True
 
 
-def leave_meeting() -> None:
+def destroy_process_group() -> None:
     """End the process group, whatever happened, and forget that accelerate was opened, so that it can be again."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mnist_dist.config.schema import Config
-from mnist_dist.distributed.comm_timer import Waits
-from mnist_dist.distributed.device import decide_cpu, fingerprint, prepare_machine
+from mnist_dist.distributed.comm_timer import CommTimer
+from mnist_dist.distributed.device import configure_torch, fingerprint, use_cpu
 from mnist_dist.distributed.mixed_precision import AUTOCAST, Stepper
-from mnist_dist.distributed.network import choose_interface
-from mnist_dist.distributed.rendezvous import is_in_store, leave_meeting, open_accelerator
-from mnist_dist.distributed.shared_memory import SharedRows, open_shared_rows
-from mnist_dist.distributed.thread_pool import Lanes
+from mnist_dist.distributed.network import set_gloo_interface
+from mnist_dist.distributed.rendezvous import destroy_process_group, is_in_store, open_accelerator
+from mnist_dist.distributed.shared_memory import SharedMemoryGather, open_shared_memory
+from mnist_dist.distributed.thread_pool import ThreadPool
 from mnist_dist.distributed.topology import Topology
-from mnist_dist.distributed.watchdog.comm_errors import joining
-from mnist_dist.distributed.watchdog.peer_monitor import open_roll_call
+from mnist_dist.distributed.watchdog.comm_errors import rendezvous_errors
+from mnist_dist.distributed.watchdog.peer_monitor import open_peer_monitor
 from mnist_dist.utils.errors import TrainingError, UserError
 from mnist_dist.utils.exit import skip_exit_hooks
 from mnist_dist.utils.signals import stop_on_signals
@@ -52,14 +52,14 @@ class Runtime:
         self.rank, self.world_size, self.is_main = topology.rank, topology.world_size, topology.is_main
         self.shards = shards
         self.local_shards = max(shards // self.world_size, 1)
-        self.lanes = Lanes(min(threads, self.local_shards) if self.device.type == "cpu" else 1)
-        self.waits = Waits()
+        self.thread_pool = ThreadPool(min(threads, self.local_shards) if self.device.type == "cpu" else 1)
+        self.comm_timer = CommTimer()
         self.stop_flag = torch.zeros((), dtype=torch.int32)
         self.stop_work: tuple[Any, Tensor] | None = None
         self.control: Any = None
         self.timeout = timeout.total_seconds()
         self.memory = contextlib.ExitStack()
-        self.shared: SharedRows | None = None
+        self.shared: SharedMemoryGather | None = None
         self.asked: bool | None = None  # whether a stop was asked for, where this step's exchange said it already
         if self.world_size > 1:
             # In torch 2.15 the gloo backend can abort a process that exits (`terminate called without an active
@@ -117,7 +117,7 @@ class Runtime:
         dtype = AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype, cache_enabled=False) if dtype else contextlib.nullcontext()
 
-    def part(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+    def no_sync(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Put forward and backward of one part of a step in here: only the last one averages over the processes."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
 
@@ -146,47 +146,47 @@ class Runtime:
 
     # The threads of this process
 
-    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Apply a function to each item; where there are shards, on this process's threads."""
-        return self.lanes.each(function, items)
+        return self.thread_pool.map(function, items)
 
     # Exchanges between all processes: every process must call them, in the same order
 
-    def share_memory(self, capacity: int) -> None:
+    def enable_shared_memory(self, capacity: int) -> None:
         """Have exchanges of so many bytes at most go through memory, where all processes share one."""
         if self.device.type == "cpu" and self.world_size > self.topology.machines == 1:
-            self.shared = open_shared_rows(self.rank, capacity, self.timeout, self.gather)
+            self.shared = open_shared_memory(self.rank, capacity, self.timeout, self.all_gather_object)
             if self.shared is not None:
                 self.memory.callback(self.shared.close)
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in place."""
         if self.world_size > 1:
-            with self.waits.exchange():
+            with self.comm_timer.exchange():
                 dist.all_reduce(tensor)
         return tensor
 
-    def max(self, tensor: Tensor) -> Tensor:
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
         """The elementwise maximum of a tensor over all processes, in place."""
         if self.world_size > 1:
-            with self.waits.exchange():
+            with self.comm_timer.exchange():
                 if self.shared is not None and tensor.nbytes <= self.shared.capacity:
                     tensor.copy_(self.shared.gather(tensor[None]).amax(0))
                 else:
                     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """The rows (n, P) of every process, by rank: (world_size * n, P)."""
         if self.world_size == 1:
             return rows
         if self.shared is not None and rows.nbytes <= self.shared.capacity:
-            with self.waits.exchange():
+            with self.comm_timer.exchange():
                 gathered = self.shared.gather(rows, asking=bool(self.stop_flag))
             self.asked = self.shared.asked
             return gathered
         gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
-        with self.waits.exchange():
+        with self.comm_timer.exchange():
             dist.all_gather_into_tensor(gathered, rows)
         return gathered
 
@@ -195,20 +195,20 @@ class Runtime:
         if self.world_size == 1:
             return value
         box = [value]
-        with self.waits.exchange():
+        with self.comm_timer.exchange():
             dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Every process's value, by rank, on every process. For small plain Python values."""
         if self.world_size == 1:
             return [value]
         box: list[Any] = [None] * self.world_size
-        with self.waits.exchange():
+        with self.comm_timer.exchange():
             dist.all_gather_object(box, value, group=self.control)
         return box
 
-    def on_main(self, action: Callable[[], T]) -> T:
+    def run_on_main(self, action: Callable[[], T]) -> T:
         """Run something on rank 0 alone and give every process its result, or its error."""
         result: T | None = None
         error: Exception | None = None
@@ -223,20 +223,20 @@ class Runtime:
             raise (UserError(message) if kind is UserError else TrainingError(message, everywhere=True)) from error
         return result  # type: ignore[return-value]
 
-    def agree(self, what: str, values: dict[str, Any]) -> None:
+    def check_ranks_agree_on(self, what: str, values: dict[str, Any]) -> None:
         """Stop if some process has other values than rank 0.
 
         Raises:
             UserError: names the keys that differ and the ranks.
         """
-        self.agree_on_all({what: values})
+        self.check_ranks_agree({what: values})
 
-    def agree_on_all(self, claims: dict[str, dict[str, Any]]) -> list[float]:
+    def check_ranks_agree(self, claims: dict[str, dict[str, Any]]) -> list[float]:
         """The same of several things, by name, in one exchange; the first that differs counts.
 
         Gives every process's clock by rank, read as close together as the processes are, in seconds since 1970.
         """
-        answers = self.gather((claims, time.time()))
+        answers = self.all_gather_object((claims, time.time()))
         for what, first in answers[0][0].items():
             for rank, (theirs, _) in enumerate(answers[1:], start=1):
                 other = theirs.get(what, {})
@@ -275,7 +275,7 @@ class Runtime:
         if self.stop_work is None:
             return False
         (work, flag), self.stop_work = self.stop_work, None
-        with self.waits.exchange():
+        with self.comm_timer.exchange():
             work.wait()
         return bool(flag)
 
@@ -288,13 +288,13 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
         UserError: a precision or a number of processes that this machine cannot do.
         TrainingError: another process did not arrive in time, ended early, or stopped answering.
     """
-    cpu = decide_cpu(config, topology)
+    cpu = use_cpu(config, topology)
     shards = 0 if topology.fsdp else config.shards(topology.world_size, cpu)
-    threads = prepare_machine(config, topology, shards)
+    threads = configure_torch(config, topology, shards)
     if topology.machines > 1:
-        choose_interface(topology.address)
+        set_gloo_interface(topology.address)
     try:
-        with joining(topology, config.run.timeout, partial(is_in_store, topology)):
+        with rendezvous_errors(topology, config.run.timeout, partial(is_in_store, topology)):
             accelerator = open_accelerator(config, topology, cpu)
             if accelerator.num_processes != topology.world_size:
                 raise UserError(
@@ -303,9 +303,9 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
                     "launch/"
                 )
             runtime = Runtime(accelerator, topology, threads, shards, timedelta(seconds=config.run.timeout))
-            roll_call = open_roll_call(topology, config.run.timeout, runtime.gather)
-        with stop_on_signals(runtime.request_stop), roll_call, runtime.lanes, runtime.memory:
+            peer_monitor = open_peer_monitor(topology, config.run.timeout, runtime.all_gather_object)
+        with stop_on_signals(runtime.request_stop), peer_monitor, runtime.thread_pool, runtime.memory:
             yield runtime
             runtime.answer()  # a group that is destroyed with work in flight can abort the process
     finally:
-        leave_meeting()
+        destroy_process_group()

@@ -31,7 +31,7 @@ NAP_SECONDS = 0.0002
 LOOKS = 100  # between two times that the others are seen to be alive
 
 
-class SharedRows:
+class SharedMemoryGather:
     """One process's view of the memory.
 
     There are two sets of rows, used in turn: nobody writes into a set before all have read it, because they have then
@@ -111,7 +111,9 @@ def size_of(world_size: int, capacity: int) -> int:
     return world_size * (LINE + 2 * capacity)
 
 
-def open_shared_rows(rank: int, capacity: int, timeout: float, gather: Callable[[Any], list[Any]]) -> SharedRows | None:
+def open_shared_memory(
+    rank: int, capacity: int, timeout: float, gather: Callable[[Any], list[Any]]
+) -> SharedMemoryGather | None:
     """Memory that all processes share, or None on all of them where any one cannot.
 
     Args:
@@ -126,12 +128,12 @@ def open_shared_rows(rank: int, capacity: int, timeout: float, gather: Callable[
     if len(spaces) > 1 or not space:
         return None
     own = create(size_of(len(pids), capacity)) if rank == 0 else None
-    rows: SharedRows | None = None
+    rows: SharedMemoryGather | None = None
     try:
         path = gather(own)[0]
         if path is not None:
             with contextlib.suppress(OSError), Path(path).open("r+b") as file:
-                rows = SharedRows(mmap.mmap(file.fileno(), 0), rank, capacity, pids, timeout)
+                rows = SharedMemoryGather(mmap.mmap(file.fileno(), 0), rank, capacity, pids, timeout)
         everywhere = all(gather(rows is not None))
     finally:
         if own is not None:

@@ -12,7 +12,7 @@ from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
 
 
-class Seen(NamedTuple):
+class BatchOutput(NamedTuple):
     """Of some images: logits (b, 10), labels int64 (b,) and losses (b,), all without gradients."""
 
     logits: Tensor
@@ -20,10 +20,10 @@ class Seen(NamedTuple):
     losses: Tensor
 
 
-class Gradients(Protocol):
+class Strategy(Protocol):
     """A way to compute gradients."""
 
-    def compute(self, batch: Batch, step: int) -> Sequence[Seen]:
+    def compute(self, batch: Batch, step: int) -> Sequence[BatchOutput]:
         """Put the gradient of the mean loss over the global batch into `grad`.
 
         Args:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Lanes:
+class ThreadPool:
     """A number of threads, the caller's being one of them. Each takes whole items, and a kernel in it has no other one.
 
     Use it as a context manager: leaving it ends the threads.
@@ -22,13 +22,13 @@ class Lanes:
         self.count = count
         self.pool = ThreadPoolExecutor(max(count - 1, 1), initializer=torch.set_num_threads, initargs=(1,))
 
-    def __enter__(self) -> Lanes:
+    def __enter__(self) -> ThreadPool:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown()
 
-    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """The function's result for each item, in their order. What it raises is raised here, once all threads rest."""
         todo = list(enumerate(items))[::-1]
         results: dict[int, R] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from mnist_dist.config.fsdp import Fsdp, read_fsdp
-from mnist_dist.distributed.cluster_environment import Place, find_place
+from mnist_dist.distributed.cluster_environment import ClusterEnvironment, detect_cluster
 from mnist_dist.utils.errors import UserError
 
 
@@ -31,7 +31,7 @@ class Topology:
     """Process id of the torchrun or `accelerate launch` that started this process; 0 without one."""
     started_by: str = ""
     """The launcher's name, for people; empty without one."""
-    place: Place | None = None
+    place: ClusterEnvironment | None = None
     """What another launcher than torchrun said, where that is what counts."""
     fsdp: Fsdp | None = None
     """How the model is to be cut up, where several processes were told to."""
@@ -121,7 +121,7 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
     is_given = bool(environment.get("RANK") or environment.get("WORLD_SIZE"))
     cpu_asked = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     launcher = os.getppid() if by_torchrun or by_accelerate else 0
-    place = None if by_torchrun and is_given else find_place(environment)
+    place = None if by_torchrun and is_given else detect_cluster(environment)
     if place:
         if is_given:
             check_agreement(environment, place)
@@ -155,7 +155,7 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
     )
 
 
-def check_agreement(environment: Mapping[str, str], place: Place) -> None:
+def check_agreement(environment: Mapping[str, str], place: ClusterEnvironment) -> None:
     """Raise UserError where RANK or WORLD_SIZE was set to something else than the launcher says."""
     for name, value, theirs in (
         ("RANK", place.rank, place.rank_name),

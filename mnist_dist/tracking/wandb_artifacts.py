@@ -48,7 +48,8 @@ def model_artifacts(
     if not kept:
         return
     newest = kept[-1]
-    best = json.loads((newest / "state.json").read_bytes())["position"]["best"].get("step")
+    _, progress = read_state(newest)
+    best = progress["best"].get("step")
     for checkpoint in kept:  # the newest last: wandb calls each one `latest`, until the next
         aliases = ["best"] * (step_of(checkpoint) == best) + ["latest"] * (checkpoint == newest)
         if aliases:
@@ -65,17 +66,23 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.partition("-")[2])
 
 
+def read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint's state.json, and its training progress, which version 0.1 called `position`."""
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    return state, state["progress"] if "progress" in state else state["position"]
+
+
 def describe(checkpoint: Path, rows: Sequence[Row]) -> dict[str, Any]:
     """What is known of a checkpoint: its position, its evaluation, and the digest of what is evaluated of it."""
-    state = json.loads((checkpoint / "state.json").read_bytes())
+    state, progress = read_state(checkpoint)
     measured: dict[str, Any] = {}
     for row in rows:
-        if row["step"] == state["position"]["step"]:
+        if row["step"] == progress["step"]:
             measured |= {key: value for key, value in row.items() if key.startswith(("val.", "test."))}
     averaged = checkpoint / "ema.safetensors"
     return {
-        "step": state["position"]["step"],
-        "epochs": state["position"]["epoch"],
+        "step": progress["step"],
+        "epochs": progress["epoch"],
         "model.name": state["config"]["model"]["name"],
         "weights_sha256": weights_sha256(averaged if averaged.exists() else checkpoint / "model.safetensors"),
         **measured,

@@ -26,7 +26,7 @@ from mnist_dist.utils.errors import UserError
 ANSWER_SECONDS = 10.0
 
 
-class KeyCheck:
+class WandbKeyCheck:
     """Asks on a thread of its own, if wandb is to be online by a key."""
 
     def __init__(self, config: Config) -> None:

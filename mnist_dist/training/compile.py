@@ -39,7 +39,7 @@ def compiled(model: nn.Module, mode: str, images: int, runtime: Runtime, console
         rehearse(model, images, runtime)
     except Exception as error:  # a compiler may fail in any way
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
-    failures = [(rank, text) for rank, text in enumerate(runtime.gather(failure)) if text]
+    failures = [(rank, text) for rank, text in enumerate(runtime.all_gather_object(failure)) if text]
     try:
         if not failures:
             console.say(f"compiled in {time.perf_counter() - start:.1f} s")

@@ -54,8 +54,8 @@ def evaluate(
     mine, stride = runtime.local_shards * batch_size, runtime.world_size * runtime.local_shards * batch_size
     for first in range(runtime.rank * mine, len(data) + runtime.rank * mine, stride):
         starts = range(first, min(first + mine, len(data)), batch_size)
-        for start, predictions in zip(starts, runtime.each(predict, starts), strict=True):
+        for start, predictions in zip(starts, runtime.map(predict, starts), strict=True):
             counts.add(*predictions)
             note(start, *predictions)
         between()
-    return Metrics.from_counts(runtime.sum(counts.tensor).tolist())
+    return Metrics.from_counts(runtime.all_reduce_sum(counts.tensor).tolist())

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from mnist_dist.checkpoint.state import Position
+from mnist_dist.checkpoint.state import TrainProgress
 from mnist_dist.console.console import Console
-from mnist_dist.distributed.comm_timer import Waits
+from mnist_dist.distributed.comm_timer import CommTimer
 from mnist_dist.distributed.device import peak_memory
 from mnist_dist.models.summary import count_flops
 from mnist_dist.training.metrics import Metrics
@@ -20,7 +20,7 @@ from mnist_dist.training.state import TrainingState
 Row = dict[str, Any]
 
 
-class Recorder:
+class MetricLogger:
     """Writes rows of the present step. Every process must call its methods alike.
 
     Args:
@@ -28,8 +28,8 @@ class Recorder:
         clock: of training, for the rate.
     """
 
-    def __init__(self, state: TrainingState, console: Console, clock: Clock) -> None:
-        self.state, self.console, self.clock = state, console, clock
+    def __init__(self, state: TrainingState, console: Console, timer: TrainTimer) -> None:
+        self.state, self.console, self.timer = state, console, timer
         self.record: Callable[[Row], None] = lambda row: None
         self.flops = 3 * count_flops(state.holding.outline)  # to learn from one image: backward is two forward passes
         self.peak = 0.0  # FLOP/s of all processes at most; 0 where it was not measured
@@ -39,13 +39,13 @@ class Recorder:
 
     def begin_window(self) -> None:
         """The next row's rate counts from here."""
-        self.start, self.images, self.first_step = self.clock.seconds, 0, self.state.at.step
-        self.state.runtime.waits.take()
+        self.start, self.images, self.first_step = self.timer.seconds, 0, self.state.progress.step
+        self.state.runtime.comm_timer.take()
 
     def write(self, row: Row) -> None:
         """Record metrics of the present step."""
-        at = self.state.at
-        self.record({"step": at.step, "epoch": at.epoch + 1, "time": time.time(), **row})
+        progress = self.state.progress
+        self.record({"step": progress.step, "epoch": progress.epoch + 1, "time": time.time(), **row})
 
     def log_window(self, lr: float) -> None:
         """Sum the metrics of the steps since the last row over all processes, record and show them."""
@@ -66,8 +66,8 @@ class Recorder:
 
     def speed(self) -> Row:
         """How fast the steps since the last row were, and the memory of this process at most."""
-        seconds = max(self.clock.seconds - self.start, 1e-9)
-        steps = self.state.at.step - self.first_step
+        seconds = max(self.timer.seconds - self.start, 1e-9)
+        steps = self.state.progress.step - self.first_step
         achieved = self.flops * self.images / seconds
         return {
             "images_per_second": self.images / seconds,
@@ -92,43 +92,43 @@ class Recorder:
         runtime = self.state.runtime
         if runtime.world_size == 1 or runtime.device.type != "cpu" or runtime.topology.fsdp:
             return {}
-        own = max(seconds - runtime.waits.take(), 0.0) / steps
-        of_ranks = runtime.gather_rows(torch.tensor([[own]], dtype=torch.float64)).flatten().tolist()
+        own = max(seconds - runtime.comm_timer.take(), 0.0) / steps
+        of_ranks = runtime.all_gather(torch.tensor([[own]], dtype=torch.float64)).flatten().tolist()
         return {
             "step_seconds.least": min(of_ranks),
             "step_seconds.most": max(of_ranks),
             "step_seconds.slowest_rank": of_ranks.index(max(of_ranks)),
         }
 
-    def log_epoch(self, lr: float, split: str, watched: Metrics) -> None:
+    def log_epoch(self, lr: float, split: str, held_out_metrics: Metrics) -> None:
         """The same for the whole epoch, whose windows are all recorded, with what the evaluation at its end found."""
-        at, epoch = self.state.at, self.state.total(self.state.epoch_counts)
-        self.write(epoch.row("epoch.train") | epoch.details("epoch.train") | {"epoch.seconds": at.seconds})
-        facts = {"epoch": at.epoch + 1, "split": split, "lr": lr, "seconds": at.seconds}
-        self.console.epoch(facts | epoch.row("epoch.train") | watched.row(split))
+        progress, epoch = self.state.progress, self.state.total(self.state.epoch_counts)
+        self.write(epoch.row("epoch.train") | epoch.details("epoch.train") | {"epoch.seconds": progress.seconds})
+        facts = {"epoch": progress.epoch + 1, "split": split, "lr": lr, "seconds": progress.seconds}
+        self.console.epoch(facts | epoch.row("epoch.train") | held_out_metrics.row(split))
         self.state.epoch_counts.clear()
 
 
-class Clock:
+class TrainTimer:
     """Adds the time while it runs to a position's `seconds`, and has waits for other processes counted meanwhile."""
 
-    def __init__(self, at: Position, waits: Waits) -> None:
-        self.at, self.waits = at, waits
+    def __init__(self, progress: TrainProgress, comm_timer: CommTimer) -> None:
+        self.progress, self.comm_timer = progress, comm_timer
         self.started = 0.0  # by the system's clock; 0 while it stands
 
     @property
     def seconds(self) -> float:
         """Time spent in training steps so far, by this process and those it goes on from."""
-        return self.at.seconds + (time.perf_counter() - self.started if self.started else 0.0)
+        return self.progress.seconds + (time.perf_counter() - self.started if self.started else 0.0)
 
     def start(self) -> None:
         """Time counts from here."""
-        self.started, self.waits.counting = time.perf_counter(), True
+        self.started, self.comm_timer.counting = time.perf_counter(), True
 
     def stop(self) -> None:
         """Time no longer counts; the position says how much did."""
-        self.at.seconds, self.started = self.seconds, 0.0
-        self.waits.counting = False
+        self.progress.seconds, self.started = self.seconds, 0.0
+        self.comm_timer.counting = False
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -183,7 +183,7 @@ class GradientNorms:
         self.waiting.append(norm)
 
     def collect(self) -> NormSums:
-        """The sums over everything that was added. Waits for the device."""
+        """The sums over everything that was added. CommTimer for the device."""
         sums = self.sums
         for norm in torch.stack(self.waiting).tolist() if self.waiting else []:
             sums.count += 1

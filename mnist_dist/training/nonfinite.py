@@ -19,7 +19,7 @@ from mnist_dist.utils.errors import TrainingError
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class NonfiniteSteps:
     """Updates that were left out: how many, the number of the first one's batch, how many in a row up to now."""
 
     count: int
@@ -33,7 +33,7 @@ class LeftOut:
         return f"the loss of {images} images was not finite in the steps up to {step}"
 
 
-class FiniteGuard:
+class NonfiniteGuard:
     """Keeps an optimizer and a model's buffers (the statistics of batch norms) from a gradient that is not finite.
 
     The optimizer must obey `found_inf`, as torch's fused ones and MuonAdamW do: a tensor () that is 1 where the update
@@ -72,14 +72,14 @@ class FiniteGuard:
         self.steps.append(step)
         self.bad.append(bad)
 
-    def take(self) -> LeftOut:
-        """The updates left out since the last call. Waits for the device."""
+    def take(self) -> NonfiniteSteps:
+        """The updates left out since the last call. CommTimer for the device."""
         bad = torch.stack(self.bad).tolist() if self.bad else []
-        left_out = [step for step, is_bad in zip(self.steps, bad, strict=True) if is_bad]
+        nonfinite_skips = [step for step, is_bad in zip(self.steps, bad, strict=True) if is_bad]
         for is_bad in bad:
             self.streak = self.streak + 1 if is_bad else 0
         self.steps, self.bad = [], []
-        return LeftOut(len(left_out), left_out[0] if left_out else -1, self.streak)
+        return NonfiniteSteps(len(nonfinite_skips), nonfinite_skips[0] if nonfinite_skips else -1, self.streak)
 
 
 MAX_STREAK = 50  # updates left out one after the other, after which skipping more would be no training
@@ -89,14 +89,16 @@ MAX_ROLLBACKS = 5
 
 
 @dataclass(frozen=True)
-class Setback:
+class Rollback:
     """Why a run is to return to its last snapshot, in words, and the batch, by step, to leave out from then on."""
 
     what: str
     avoid: int
 
 
-def judge(guard: FiniteGuard, state: TrainingState, config: Config, warn: Callable[[str], None]) -> Setback | None:
+def apply_policy(
+    guard: NonfiniteGuard, state: TrainingState, config: Config, warn: Callable[[str], None]
+) -> Rollback | None:
     """Act on the updates left out since the last call; what to return to a snapshot for, if train.nonfinite says so.
 
     Every process must call it, and all get the same.
@@ -104,22 +106,22 @@ def judge(guard: FiniteGuard, state: TrainingState, config: Config, warn: Callab
     Raises:
         TrainingError: the run is not to go on, or cannot.
     """
-    at, nonfinite = state.at, config.train.nonfinite
-    left_out = guard.take()
+    progress, nonfinite = state.progress, config.train.nonfinite
+    nonfinite_skips = guard.take()
     images = state.total(state.window).nonfinite
     # With fp16 only losses tell: its gradients overflow as a matter of course, and its scaler skips them.
-    if not left_out.count and not (images and (nonfinite == "raise" or not guard.active)):
+    if not nonfinite_skips.count and not (images and (nonfinite == "raise" or not guard.active)):
         return None
-    what = left_out.describe(at.step, images)
-    if nonfinite == "raise" or left_out.streak >= MAX_STREAK or at.rollbacks >= MAX_ROLLBACKS:
+    what = nonfinite_skips.describe(progress.step, images)
+    if nonfinite == "raise" or nonfinite_skips.streak >= MAX_STREAK or progress.rollbacks >= MAX_ROLLBACKS:
         raise TrainingError(
-            f"{what} (epoch {at.epoch + 1}; it changed no weight; train.nonfinite={nonfinite}); lower "
+            f"{what} (epoch {progress.epoch + 1}; it changed no weight; train.nonfinite={nonfinite}); lower "
             f"optim.lr={config.optim.lr:g}, raise optim.warmup or set optim.clip, and find the operation with "
             "--train.detect_anomaly=true",
             everywhere=True,
         )
     if nonfinite == "skip":
-        at.left_out += left_out.count
+        progress.nonfinite_skips += nonfinite_skips.count
         warn(f"{what}; these updates were left out")
         return None
-    return Setback(what, left_out.first if left_out.count else at.step - 1)
+    return Rollback(what, nonfinite_skips.first if nonfinite_skips.count else progress.step - 1)

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mnist_dist.distributed.runtime import Runtime
-from mnist_dist.distributed.thread_pool import Lanes
-from mnist_dist.training.metric_logger import Recorder
-from mnist_dist.utils.files import written_whole
+from mnist_dist.distributed.thread_pool import ThreadPool
+from mnist_dist.training.metric_logger import MetricLogger
+from mnist_dist.utils.files import atomic_write
 
 SKIPPED = 10  # steps at the start that are not traced: they choose kernels and take memory
 OPERATORS = 40  # rows of the table
@@ -23,12 +23,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def measure_peaks(runtime: Runtime) -> float:
     """The rate of matrix products, in FLOP/s, of all processes at once. Every process must call it."""
-    runtime.gather(None)  # all begin together: they share the machine, as in training
+    runtime.all_gather_object(None)  # all begin together: they share the machine, as in training
     dtype = DTYPES.get(runtime.precision, torch.float32)
-    return sum(runtime.gather(measure_peak(runtime.device, dtype, runtime.threads)))
+    return sum(runtime.all_gather_object(measure_peak(runtime.device, dtype, runtime.threads)))
 
 
-class Profile:
+class StepProfiler:
     """Traces steps of this process once, and writes what it found. Nothing of it counts as training time.
 
     It begins after the first ten steps of this start (after half of them where there are fewer than twenty) and ends
@@ -41,9 +41,9 @@ class Profile:
         recorder: knows the clock, the console and what a step is worth.
     """
 
-    def __init__(self, steps: int, left: int, folder: Path, recorder: Recorder) -> None:
-        self.wanted, self.folder, self.recorder = steps, folder, recorder
-        self.runtime, self.clock = recorder.state.runtime, recorder.clock
+    def __init__(self, steps: int, left: int, folder: Path, metric_logger: MetricLogger) -> None:
+        self.wanted, self.folder, self.metric_logger = steps, folder, metric_logger
+        self.runtime, self.timer = metric_logger.state.runtime, metric_logger.timer
         self.to_skip = min(SKIPPED, left // 2)
         self.steps = self.images = 0  # traced
         self.since = 0.0
@@ -67,12 +67,12 @@ class Profile:
         """Trace from here on."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's library chats on standard error
         wait_for(self.runtime.device)
-        with self.clock.paused():
+        with self.timer.paused():
             every_thread = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)  # shards have their own
             gpu = [ProfilerActivity.CUDA] if self.runtime.device.type == "cuda" else []
             self.trace = profile(activities=[ProfilerActivity.CPU, *gpu], experimental_config=every_thread)
             self.trace.start()
-        self.since = self.clock.seconds
+        self.since = self.timer.seconds
 
     def finish(self) -> None:
         """End the trace, if there is one in progress, and write it."""
@@ -82,41 +82,43 @@ class Profile:
         self.span.__exit__(None, None, None)
         self.wanted = self.steps  # no second one
         wait_for(self.runtime.device)
-        seconds = self.clock.seconds - self.since
-        with self.clock.paused():
+        seconds = self.timer.seconds - self.since
+        with self.timer.paused():
             try:
                 trace.stop()
                 if self.folder.parent.is_dir():
                     self.write(trace, seconds)
             except (OSError, RuntimeError) as error:
                 reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-                self.recorder.console.warn(f"{self.folder}: cannot be written ({reason}); training goes on without it")
+                self.metric_logger.console.warn(
+                    f"{self.folder}: cannot be written ({reason}); training goes on without it"
+                )
 
     def write(self, trace: profile, seconds: float) -> None:
         """Write this process's trace and, on the main process, the table."""
         self.folder.mkdir(exist_ok=True)
-        with written_whole(self.folder / f"rank{self.runtime.rank}.json") as path:
+        with atomic_write(self.folder / f"rank{self.runtime.rank}.json") as path:
             export(trace, path)
         if self.runtime.is_main:
             by = "self_device_time_total" if self.runtime.device.type == "cuda" else "self_cpu_time_total"
             table = trace.key_averages().table(sort_by=by, row_limit=OPERATORS, max_name_column_width=60)
-            with written_whole(self.folder / "operators.txt") as path:
+            with atomic_write(self.folder / "operators.txt") as path:
                 path.write_text(f"{self.describe(seconds)}\n{table}", encoding="utf-8")
             where = f"{self.folder}/operators.txt, and rank<k>.json for https://ui.perfetto.dev"
-            self.recorder.console.say(f"profile of {self.steps} step{'s' * (self.steps > 1)}: {where}")
+            self.metric_logger.console.say(f"profile of {self.steps} step{'s' * (self.steps > 1)}: {where}")
 
     def describe(self, seconds: float) -> str:
         """How fast the traced steps were, above the table."""
-        recorder, runtime, step = self.recorder, self.runtime, self.recorder.state.at.step
-        achieved = recorder.flops * self.images / seconds
+        metric_logger, runtime, step = self.metric_logger, self.runtime, self.metric_logger.state.progress.step
+        achieved = metric_logger.flops * self.images / seconds
         return "\n".join(
             [
                 f"steps:     {self.steps}, up to step {step}, seen by one process of {runtime.world_size}",
                 f"on:        {runtime.device_name}, {runtime.threads} threads each, {runtime.precision}",
                 f"step:      {1000 * seconds / self.steps:.3f} ms, being traced, which takes time",
                 f"achieved:  {achieved / 1e9:.2f} GFLOP/s by all processes, forward and backward",
-                f"peak:      {recorder.peak / 1e9:.2f} GFLOP/s by all processes at once, of products of matrices",
-                f"MFU:       {100 * achieved / recorder.peak:.2f} %",
+                f"peak:      {metric_logger.peak / 1e9:.2f} GFLOP/s by all processes at once, of products of matrices",
+                f"MFU:       {100 * achieved / metric_logger.peak:.2f} %",
             ]
         )
 
@@ -169,8 +171,8 @@ def measure_peak(device: torch.device, dtype: torch.dtype, threads: int) -> floa
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with Lanes(count) as lanes:
-            return sum(lanes.each(measure, range(count)))
+        with ThreadPool(count) as thread_pool:
+            return sum(thread_pool.map(measure, range(count)))
     finally:
         torch.set_num_threads(before)
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from mnist_dist.checkpoint.manager import Saved
-from mnist_dist.checkpoint.state import NormSums, Position
+from mnist_dist.checkpoint.manager import CheckpointData
+from mnist_dist.checkpoint.state import NormSums, TrainProgress
 from mnist_dist.checkpoint.tensors import load_weights
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.fsdp import hold
@@ -34,13 +34,13 @@ class TrainingState:
         self.model = self.holding.own
         self.ema: AveragedModel | None = build_ema(self.model, config.optim.ema)
         self.optimizer = build_optimizer(self.model, config.optim, fused=can_fuse(runtime))
-        self.at = Position()
+        self.progress = TrainProgress()
         self.window = Counts(runtime.device)  # since the last row of metrics, this process only
         self.norms = GradientNorms()  # since the last row of metrics, the same on every process
         self.epoch_counts = Counts(runtime.device)  # since the epoch began, without the window
 
     @property
-    def network(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """What is evaluated and exported: the moving average of the weights where there is one.
 
         Every process must ask for it: a model that is cut up is put together each time.
@@ -49,18 +49,18 @@ class TrainingState:
 
     def total(self, counts: Counts) -> Metrics:
         """What counts say, summed over all processes."""
-        return Metrics.from_counts(self.runtime.sum(counts.tensor.clone()).tolist())
+        return Metrics.from_counts(self.runtime.all_reduce_sum(counts.tensor.clone()).tolist())
 
-    def snapshot(self, facts: dict[str, Any]) -> Saved:
+    def snapshot(self, facts: dict[str, Any]) -> CheckpointData:
         """Everything, for a checkpoint; the tensors may be those in use, not copies. Every process must call it.
 
         Args:
             facts: what else the checkpoint's state is to say.
         """
         counts = torch.stack([self.window.tensor, self.epoch_counts.tensor])
-        window, epoch = self.runtime.sum(counts).tolist()
+        window, epoch = self.runtime.all_reduce_sum(counts).tolist()
         state = facts | {
-            "position": asdict(self.at),
+            "progress": asdict(self.progress),
             "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
             "window": window,
             "epoch_counts": epoch,
@@ -69,11 +69,11 @@ class TrainingState:
         }
         ema = {} if self.ema is None else self.ema.module.state_dict()
         gather = self.holding.gather
-        return Saved(
+        return CheckpointData(
             gather(self.model.state_dict()), gather(optimizer_tensors(self.optimizer, self.model)), gather(ema), state
         )
 
-    def restore(self, saved: Saved, source: str) -> None:
+    def restore(self, saved: CheckpointData, source: str) -> None:
         """Go back to a snapshot, taken by any number of processes.
 
         Raises:
@@ -88,7 +88,7 @@ class TrainingState:
             load_weights(self.ema.module, ema, f"{source}/ema.safetensors")
             self.ema.n_averaged.fill_(saved.state["ema_updates"])
         load_optimizer_tensors(self.optimizer, self.model, optimizer)
-        vars(self.at).update(saved.state["position"])
+        vars(self.progress).update(saved.state["progress"])
         self.norms.restore(NormSums(**saved.state["norms"]))
         self.runtime.load_scaler_state(saved.state["scaler"])
         for counts, values in ((self.window, "window"), (self.epoch_counts, "epoch_counts")):

@@ -34,7 +34,7 @@ INDEX, LOSS, LABEL, LOGITS = 0, 1, 2, 3  # places in a row; the logits fill the 
 WIDTH = LOGITS + CLASSES
 
 
-class Predictions:
+class ExampleCollector:
     """What a network says of each image that this process evaluates; of it, the most telling few.
 
     Everything is kept until `rows` is called: 52 bytes an image, less than a tenth of the image itself.
@@ -78,7 +78,7 @@ def as_rows(start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> Tenso
     return torch.cat([torch.stack([index, losses, labels], 1), logits], 1).float()
 
 
-class Insights:
+class Visualizer:
     """Shows what the network in training makes of the held-out set. Every process must call its methods alike.
 
     Args:
@@ -91,28 +91,28 @@ class Insights:
         self.state, self.runtime, self.show_media = state, state.runtime, show
         self.split, self.data = data.held_out
         self.config, self.tracking = config.data, config.tracking
-        self.predictions = Predictions(self.tracking.examples)
+        self.predictions = ExampleCollector(self.tracking.examples)
 
     def note(self, start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """See `Predictions.note`. For `evaluate`."""
+        """See `ExampleCollector.note`. For `evaluate`."""
         if self.tracking.examples:
             self.predictions.note(start, logits, labels, losses)
 
     def show(self) -> None:
         """Show what was noted, and the present weights."""
-        at, media = self.state.at, self.take()
+        progress, media = self.state.progress, self.take()
         if media is not None:
-            self.show_media(at.step, at.epoch + 1, media)
+            self.show_media(progress.step, progress.epoch + 1, media)
 
     @torch.no_grad()
     def take(self) -> Media | None:
         """What to show, the same at any number of processes that hold the same weights; None off the main process."""
         parts: dict[str, Any] = {}
-        is_main, network = self.runtime.is_main, self.state.network
+        is_main, network = self.runtime.is_main, self.state.eval_model
         tensors = self.whole_tensors() if self.tracking.histograms else []
         if self.tracking.examples:
-            predictions, self.predictions = self.predictions, Predictions(self.tracking.examples)
-            rows = self.runtime.gather_rows(predictions.rows(self.runtime.device))
+            predictions, self.predictions = self.predictions, ExampleCollector(self.tracking.examples)
+            rows = self.runtime.all_gather(predictions.rows(self.runtime.device))
             if is_main:
                 parts = self.examples(rows.tolist(), network) | self.pictures(network)
         if not is_main:
@@ -122,7 +122,7 @@ class Insights:
         return Media(self.split, **parts)
 
     def examples(self, rows: list[list[float]], network: nn.Module) -> dict[str, Any]:
-        """The worst mistakes and the first images, of all processes' `Predictions.rows` by rank."""
+        """The worst mistakes and the first images, of all processes' `ExampleCollector.rows` by rank."""
         count = self.tracking.examples
         present = [(place // count % 2, row) for place, row in enumerate(rows) if row[INDEX] >= 0]
         worst = sorted((row for kind, row in present if kind == 0), key=lambda row: (-badness(row), row[INDEX]))
@@ -185,7 +185,7 @@ def picture(maps: Tensor, together: int = 1) -> np.ndarray:
     return montage(maps.cpu(), width=across * (side + 1), rows=-(-count // across)).numpy()
 
 
-def shows_media(config: Config, recording: Config, runtime: Runtime) -> bool:
+def wants_media(config: Config, recording: Config, runtime: Runtime) -> bool:
     """Whether there is a tracker that shows more than rows: the main process knows, and all compute it together.
 
     Args:

@@ -30,7 +30,7 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
     try:
         return action()
     except UserError as error:
-        if said_rank("LOCAL_RANK") == "0":
+        if env_rank("LOCAL_RANK") == "0":
             return report(error, EXIT_USER)
         # Every process of this machine fails alike and its first one reports it. The launcher ends all the others as
         # soon as one has ended: let that one be the one that reports.
@@ -38,12 +38,12 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
         return EXIT_USER
     except TrainingError as error:
         if not error.everywhere:
-            return report(f"rank {said_rank()}: {error}" if "WORLD_SIZE" in os.environ else error, EXIT_FAILED)
-        return report(error, EXIT_FAILED) if said_rank() == "0" else EXIT_FAILED
+            return report(f"rank {env_rank()}: {error}" if "WORLD_SIZE" in os.environ else error, EXIT_FAILED)
+        return report(error, EXIT_FAILED) if env_rank() == "0" else EXIT_FAILED
     except Stopped as error:
-        return report(error, EXIT_STOPPED, "stopped") if said_rank() == "0" else EXIT_STOPPED
+        return report(error, EXIT_STOPPED, "stopped") if env_rank() == "0" else EXIT_STOPPED
     except KeyboardInterrupt:
-        return report("interrupted", EXIT_FAILED) if said_rank() == "0" else EXIT_FAILED
+        return report("interrupted", EXIT_FAILED) if env_rank() == "0" else EXIT_FAILED
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
@@ -52,7 +52,7 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
         return EXIT_FAILED
 
 
-def said_rank(name: str = "RANK") -> str:
+def env_rank(name: str = "RANK") -> str:
     """This process's rank. Read when it is needed: of some launchers it is known only once the entry has begun."""
     return os.environ.get(name, "0")
 
@@ -62,7 +62,7 @@ def skip_exit_hooks() -> None:
     _skip_exit_hooks.set()
 
 
-def leave_after(program: Callable[[], int]) -> NoReturn:
+def exit_with(program: Callable[[], int]) -> NoReturn:
     """Run a program and end the process with the exit code it gives."""
     code = program()
     if _skip_exit_hooks.is_set():

@@ -15,7 +15,7 @@ MAX_JSON_BYTES = 1 << 20
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a path to write to; what is written there then takes the place of `path` at once, durably."""
     aside = path.with_name(f".writing-{path.name}")
     try:

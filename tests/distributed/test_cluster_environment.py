@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_dist.distributed.cluster_environment import Place, find_place, first_host, read_tasks
+from mnist_dist.distributed.cluster_environment import ClusterEnvironment, detect_cluster, first_host, read_tasks
 from mnist_dist.distributed.topology import Topology, read_topology, resolve_topology
-from mnist_dist.distributed.watchdog.messages import take_seat
+from mnist_dist.distributed.watchdog.messages import listen
 from mnist_dist.utils.errors import UserError
 
 Variables = dict[str, str]
@@ -149,7 +149,7 @@ BATCH = {"SLURM_JOB_ID": "9", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_
     ],
 )
 def test_one_process_stays_one(variables: Variables) -> None:
-    assert find_place(variables) is None
+    assert detect_cluster(variables) is None
     assert read_topology(variables) == Topology()
 
 
@@ -229,7 +229,7 @@ def test_tasks_of_each_machine(parts: list[tuple[int, int]]) -> None:
 def test_no_text_breaks_the_lists(text: str, name: str) -> None:
     message = name
     try:
-        assert isinstance(find_place(srun(4, **{name: text})), Place)
+        assert isinstance(detect_cluster(srun(4, **{name: text})), ClusterEnvironment)
     except UserError as error:
         message = str(error)
     assert name in message
@@ -261,6 +261,6 @@ def test_who_is_asked_knows_on_which_machine_a_process_is() -> None:
     tasks = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "2,1", "MASTER_ADDR": "127.0.0.1"}
     for rank, machine, local_rank in (("0", "0", "0"), ("1", "1", "0"), ("2", "0", "1")):
         topology = read_topology(srun(int(rank), **tasks, SLURM_NODEID=machine, SLURM_LOCALID=local_rank))
-        listener, seat = take_seat(topology)
+        listener, peer = listen(topology)
         listener.close()
-        assert seat.machine == int(machine)
+        assert peer.machine == int(machine)

@@ -1,22 +1,22 @@
-"""Waits for other processes count as long as the clock of training runs."""
+"""CommTimer for other processes count as long as the clock of training runs."""
 
 from __future__ import annotations
 
 import pytest
 
-from mnist_dist.checkpoint.state import Position
-from mnist_dist.distributed.comm_timer import Waits
-from mnist_dist.training.metric_logger import Clock
+from mnist_dist.checkpoint.state import TrainProgress
+from mnist_dist.distributed.comm_timer import CommTimer
+from mnist_dist.training.metric_logger import TrainTimer
 
 
 def test_waits_count_while_the_clock_runs_only() -> None:
-    waits = Waits()
-    clock = Clock(Position(), waits)
+    comm_timer = CommTimer()
+    clock = TrainTimer(TrainProgress(), comm_timer)
 
     def wait() -> float:
-        with waits.exchange():
+        with comm_timer.exchange():
             pass
-        return waits.take()
+        return comm_timer.take()
 
     assert wait() == 0
     clock.start()
@@ -29,19 +29,19 @@ def test_waits_count_while_the_clock_runs_only() -> None:
 
 
 def test_what_an_exchange_that_fails_took_counts_too() -> None:
-    waits = Waits()
-    waits.counting = True
-    with pytest.raises(RuntimeError), waits.exchange():
+    comm_timer = CommTimer()
+    comm_timer.counting = True
+    with pytest.raises(RuntimeError), comm_timer.exchange():
         raise RuntimeError("a peer is gone")
-    assert waits.take() > 0 == waits.take()
+    assert comm_timer.take() > 0 == comm_timer.take()
 
 
 def test_an_end_without_a_begin_counts_nothing() -> None:
-    waits = Waits()
-    waits.counting = True
-    waits.end()
-    with waits.exchange():
+    comm_timer = CommTimer()
+    comm_timer.counting = True
+    comm_timer.end()
+    with comm_timer.exchange():
         pass
-    assert waits.take() > 0
-    waits.end()
-    assert waits.take() == 0
+    assert comm_timer.take() > 0
+    comm_timer.end()
+    assert comm_timer.take() == 0

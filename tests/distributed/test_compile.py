@@ -15,7 +15,7 @@ import pytest
 import torch
 from harness import run_ranks
 from programs import write_digits
-from rehearsal import open_loop
+from rehearsal import open_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -83,11 +83,11 @@ def train(network: str, arguments: tuple[str, ...], folder: Path, cache: Path, b
     with start_runtime(config, topology) as runtime:
         checkpoints = folder / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
-        loop = open_loop(runtime, config, checkpoints, SIZES, network=NETWORKS[network])
-        loop.console.say, loop.console.warn = said.append, warnings.append  # type: ignore[method-assign]
-        loop.train(checkpoints, rows.append)
-        rows.append(loop.evaluate("test").row("end"))
-        return Run(weights_sha256(loop.raw), list(loop.raw.state_dict()), rows, said, warnings)
+        trainer = open_trainer(runtime, config, checkpoints, SIZES, network=NETWORKS[network])
+        trainer.console.say, trainer.console.warn = said.append, warnings.append  # type: ignore[method-assign]
+        trainer.train(checkpoints, rows.append)
+        rows.append(trainer.evaluate("test").row("end"))
+        return Run(weights_sha256(trainer.model), list(trainer.model.state_dict()), rows, said, warnings)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from harness import run_ranks
 from rehearsal import Run, train
 
 from mnist_dist.config.schema import Config, TrainConfig
-from mnist_dist.distributed.ddp import DataParallel
+from mnist_dist.distributed.ddp import DDPStrategy
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
 
@@ -62,7 +62,7 @@ def sent(compress: str) -> list[tuple[torch.dtype, int]]:
     """What a backward pass sends: the type and the number of values of each all-reduce."""
     config = Config(train=TrainConfig(compress=compress, shards=0))  # type: ignore[arg-type]
     with start_runtime(config, read_topology()) as runtime:
-        ways = DataParallel(torch.nn.Linear(28, 10), config, runtime)
+        ways = DDPStrategy(torch.nn.Linear(28, 10), config, runtime)
         found, original = [], dist.all_reduce
 
         def noting(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
@@ -84,7 +84,7 @@ def test_each_gradient_is_sent_once_in_half_precision(compress: str) -> None:
 def describe(compress: str) -> str:
     config = Config(train=TrainConfig(compress=compress, shards=0))  # type: ignore[arg-type]
     with start_runtime(config, read_topology()) as runtime:
-        return DataParallel(torch.nn.Linear(28, 10), config, runtime).describe()
+        return DDPStrategy(torch.nn.Linear(28, 10), config, runtime).describe()
 
 
 def test_it_says_what_is_sent() -> None:

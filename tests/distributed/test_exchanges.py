@@ -23,8 +23,8 @@ def joined() -> Any:
 
 def exchange() -> tuple[Any, ...]:
     with joined() as runtime:
-        total = runtime.sum(torch.tensor([runtime.rank, 1]))
-        return total.tolist(), runtime.broadcast(f"from {runtime.rank}"), runtime.gather(runtime.rank * 10)
+        total = runtime.all_reduce_sum(torch.tensor([runtime.rank, 1]))
+        return total.tolist(), runtime.broadcast(f"from {runtime.rank}"), runtime.all_gather_object(runtime.rank * 10)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -68,7 +68,7 @@ def test_processes_share_the_cores_of_their_machine() -> None:
 
 def do_on_main(kind: type[Exception] | None) -> Any:
     with joined() as runtime:
-        return runtime.on_main(lambda: act(runtime, kind))
+        return runtime.run_on_main(lambda: act(runtime, kind))
 
 
 def act(runtime: Runtime, kind: type[Exception] | None) -> int:
@@ -94,7 +94,7 @@ def test_the_main_process_gives_all_its_error(kind: type[Exception]) -> None:
 def agree(odd_rank: int, odd: dict[str, Any]) -> str:
     with joined() as runtime:
         common = {"optim.lr": 0.1, "train.epochs": 3}
-        runtime.agree("the configuration", odd if runtime.rank == odd_rank else common)
+        runtime.check_ranks_agree_on("the configuration", odd if runtime.rank == odd_rank else common)
         return "agreed"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import run_ranks, try_ranks
 from programs import free_port
-from rehearsal import BASICS, open_loop
+from rehearsal import BASICS, open_trainer
 
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
@@ -79,7 +79,7 @@ def train_until(folder: Path, event: str, odd_rank: int, timeout: float) -> None
             raise UserError("something is wrong here")
 
     with start_runtime(config, topology) as runtime:
-        open_loop(runtime, config, folder, (24 * 9, 30), at_step).train(folder, lambda row: None)
+        open_trainer(runtime, config, folder, (24 * 9, 30), at_step).train(folder, lambda row: None)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -101,7 +101,7 @@ def ask_alone() -> float:
         start = time.monotonic()
         if runtime.rank == 0:
             with pytest.raises(RuntimeError):
-                runtime.gather("here")
+                runtime.all_gather_object("here")
             return time.monotonic() - start
         threading.Event().wait(2 * TIMEOUT)
         return 0.0

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import run_ranks
-from rehearsal import open_loop
+from rehearsal import open_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -26,7 +26,7 @@ from mnist_dist.distributed.runtime import Runtime, start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier, create_model
 from mnist_dist.tracking.media import Media
-from mnist_dist.training.visualizer import Insights
+from mnist_dist.training.visualizer import Visualizer
 from mnist_dist.utils.errors import UserError
 
 SIZES = (24 * 5 + 1, 31)  # the last batch of an epoch has one image: all processes but one have none of it
@@ -117,15 +117,17 @@ def train(
     config = load([*BASICS, *arguments], topology.world_size, topology.fsdp).config
     with start_runtime(config, topology) as runtime:
         rows: list[dict[str, Any]] = []
-        loop = open_loop(runtime, config, folder, SIZES, network=NETWORKS[network])
-        assert isinstance(loop.state.holding, Pieces) == (fsdp is not None)
+        trainer = open_trainer(runtime, config, folder, SIZES, network=NETWORKS[network])
+        assert isinstance(trainer.state.holding, Pieces) == (fsdp is not None)
         shown: list[Media] = []
-        loop.train(
-            folder, rows.append, insights=Insights(loop.state, loop.data, config, lambda *seen: shown.append(seen[2]))
+        trainer.train(
+            folder,
+            rows.append,
+            visualizer=Visualizer(trainer.state, trainer.data, config, lambda *seen: shown.append(seen[2])),
         )
-        whole = loop.state.holding.assemble(loop.state.model)
-        states = whole.state_dict(), loop.network.state_dict()
-        return Run(rows, *states, weights_sha256(loop.network), loop.describe()["gradients"], shown)
+        whole = trainer.state.holding.assemble(trainer.state.model)
+        states = whole.state_dict(), trainer.eval_model.state_dict()
+        return Run(rows, *states, weights_sha256(trainer.eval_model), trainer.describe()["gradients"], shown)
 
 
 @cache
@@ -281,9 +283,9 @@ def keep() -> tuple[dict[str, int], dict[str, int], int]:
     arguments = [*BASICS, "--train.max_steps=2", "--optim.ema=0.9"]
     config = load(arguments, topology.world_size, topology.fsdp).config
     with start_runtime(config, topology) as runtime, tempfile.TemporaryDirectory() as folder:
-        loop = open_loop(runtime, config, Path(folder), SIZES, network=lambda: create_model("deep_head_fixed"))
-        loop.train(Path(folder), lambda row: None)
-        state = loop.state
+        trainer = open_trainer(runtime, config, Path(folder), SIZES, network=lambda: create_model("deep_head_fixed"))
+        trainer.train(Path(folder), lambda row: None)
+        state = trainer.state
         assert state.ema is not None
         parameters = list(state.model.parameters())
         kept = {
@@ -294,7 +296,7 @@ def keep() -> tuple[dict[str, int], dict[str, int], int]:
             "average": list(state.ema.module.parameters()),
         }
         whole = {name: parameter.numel() * 4 for name, parameter in state.holding.outline.named_parameters()}
-        del loop
+        del trainer
         gc.collect()
         tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter) and not found.is_meta]
         largest = max(tensor.untyped_storage().nbytes() for tensor in tensors)

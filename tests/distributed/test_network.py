@@ -6,22 +6,22 @@ import socket
 
 import pytest
 
-from mnist_dist.distributed import network as routes
-from mnist_dist.distributed.network import choose_interface, interface, is_loopback, source
+from mnist_dist.distributed import network
+from mnist_dist.distributed.network import interface, is_loopback, set_gloo_interface, source
 
 INTERFACES = {"lo": {"127.0.0.1", "::1"}, "eth0": {"10.0.0.1", "fe80::1"}, "docker0": {"172.17.0.1"}}
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, interfaces: dict[str, set[str]], ways: dict[str, str]) -> None:
     """Pretend a machine with these interfaces, which reaches those hosts with these addresses of its own."""
-    monkeypatch.setattr(routes, "by_interface", lambda: interfaces)
+    monkeypatch.setattr(network, "by_interface", lambda: interfaces)
     found = {host: (socket.AF_INET, address) for host, address in ways.items()}
-    monkeypatch.setattr(routes, "source", lambda host, port: found.get(host))
+    monkeypatch.setattr(network, "source", lambda host, port: found.get(host))
 
 
 def test_this_machine() -> None:
     assert source("127.0.0.1", 1) == (socket.AF_INET, "127.0.0.1")
-    assert "127.0.0.1" in routes.by_interface()[interface("127.0.0.1", 1)]
+    assert "127.0.0.1" in network.interface_addresses()[interface("127.0.0.1", 1)]
     assert (source("nowhere.invalid", 1), interface("nowhere.invalid", 1)) == (None, "")
 
 
@@ -62,10 +62,10 @@ def test_without_a_default_route_the_only_one_there_is(monkeypatch: pytest.Monke
 def test_a_choice_of_the_users_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, INTERFACES, {"n0": "10.0.0.1"})
     environment = {"GLOO_SOCKET_IFNAME": "ib0"}
-    choose_interface("n0:29500", environment)
+    set_gloo_interface("n0:29500", environment)
     assert environment == {"GLOO_SOCKET_IFNAME": "ib0"}
     environment.clear()
-    choose_interface("n1:29500", environment)
+    set_gloo_interface("n1:29500", environment)
     assert environment == {}
-    choose_interface("n0:29500", environment)
+    set_gloo_interface("n0:29500", environment)
     assert environment == {"GLOO_SOCKET_IFNAME": "eth0"}

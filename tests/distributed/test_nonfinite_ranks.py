@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from harness import run_ranks
-from rehearsal import open_loop
+from rehearsal import open_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -44,13 +44,19 @@ def train(arguments: list[str], folder: Path, fsdp: bool) -> tuple[str, str, int
     with start_runtime(config, topology) as runtime:
         body = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten())
         network = Allergic(body, nn.Linear(4 * 13 * 13, 10))
-        loop = open_loop(runtime, config, folder, (60, 20), network=lambda: network)
+        trainer = open_trainer(runtime, config, folder, (60, 20), network=lambda: network)
         try:
-            loop.train(folder, rows.append, lambda step: rows.append({"step": step}))
+            trainer.train(folder, rows.append, lambda step: rows.append({"step": step}))
         except TrainingError as caught:
             error = str(caught)
         counted = tuple(row["epoch.train.count"] for row in rows if "epoch.train.count" in row)
-        return weights_sha256(loop.network), error, loop.at.left_out, loop.at.rollbacks, counted
+        return (
+            weights_sha256(trainer.eval_model),
+            error,
+            trainer.progress.nonfinite_skips,
+            trainer.progress.rollbacks,
+            counted,
+        )
 
 
 @pytest.mark.parametrize("way", ["shards", "whole", "fsdp"])
@@ -61,11 +67,11 @@ def test_all_ranks_decide_alike(policy: str, way: str, tmp_path: Path) -> None:
     ends = {n: run_ranks(n, train, arguments, tmp_path / str(n), way == "fsdp") for n in (1, 2, 3)}
     for ranks in ends.values():
         assert len(set(ranks)) == 1
-    ((sha256, error, left_out, rollbacks, counted),) = ends[1]
+    ((sha256, error, nonfinite_skips, rollbacks, counted),) = ends[1]
     assert bool(error) == (policy == "raise")
     # Each epoch has one batch with that image: counted where it was computed, but not where it was then avoided.
     assert counted == {"raise": (), "skip": (60, 60), "rollback": (48, 48)}[policy]
-    assert (left_out, rollbacks) == {"raise": (0, 0), "skip": (2, 0), "rollback": (0, 2)}[policy]
+    assert (nonfinite_skips, rollbacks) == {"raise": (0, 0), "skip": (2, 0), "rollback": (0, 2)}[policy]
     for ranks in ends.values():
-        assert ranks[0][1:] == (error, left_out, rollbacks, counted)
+        assert ranks[0][1:] == (error, nonfinite_skips, rollbacks, counted)
         assert ranks[0][0] == sha256 or way != "shards"

@@ -15,11 +15,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from mnist_dist.distributed.topology import Topology
-from mnist_dist.distributed.watchdog import peer_monitor as roll_call
+from mnist_dist.distributed.watchdog import peer_monitor as peer_monitor
 from mnist_dist.distributed.watchdog.comm_errors import absent_ranks, is_lost_peer, name_ranks
-from mnist_dist.distributed.watchdog.messages import Seat, connect
-from mnist_dist.distributed.watchdog.peer_monitor import RollCall, open_roll_call
-from mnist_dist.distributed.watchdog.status import Standing, find_missing, standing_of
+from mnist_dist.distributed.watchdog.messages import PeerAddress, connect
+from mnist_dist.distributed.watchdog.peer_monitor import PeerMonitor, open_peer_monitor
+from mnist_dist.distributed.watchdog.status import PeerStatus, find_missing, thread_status
 from mnist_dist.utils.errors import EXIT_FAILED, Stopped, TrainingError, UserError
 
 CLOSED = RuntimeError("[somewhere.cc:1] Connection closed by peer [127.0.0.1]:1")
@@ -31,7 +31,7 @@ HOST = socket.gethostname()
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ANSWER_SECONDS", "SETTLE_SECONDS", "AGAIN_SECONDS"):
-        monkeypatch.setattr(roll_call, name, getattr(roll_call, name) / 5)
+        monkeypatch.setattr(peer_monitor, name, getattr(peer_monitor, name) / 5)
 
 
 def topology(rank: int, world_size: int, machines: int = 1) -> Topology:
@@ -40,22 +40,22 @@ def topology(rank: int, world_size: int, machines: int = 1) -> Topology:
 
 
 @contextlib.contextmanager
-def calls(world_size: int) -> Iterator[list[RollCall]]:
+def calls(world_size: int) -> Iterator[list[PeerMonitor]]:
     """All ranks of a run in this process; this thread is the main thread of each."""
-    opened = [RollCall(topology(rank, world_size), TIMEOUT) for rank in range(world_size)]
+    opened = [PeerMonitor(topology(rank, world_size), TIMEOUT) for rank in range(world_size)]
     try:
         for call in opened:
-            call.begin([other.seat for other in opened])
+            call.begin([other.peer for other in opened])
         yield opened
     finally:
         for call in opened:
             call.close()
 
 
-def heard(by: RollCall, source: RollCall) -> Standing | None:
+def heard(by: PeerMonitor, source: PeerMonitor) -> PeerStatus | None:
     """The farewell of one that another one has: a question comes after it, so it is read once that is answered."""
-    source.call(by.seat, None, 5)
-    return by.farewells.get(source.topology.rank)
+    source.call(by.peer, None, 5)
+    return by.exit_notices.get(source.topology.rank)
 
 
 def ask_raw(port: int, line: bytes) -> bytes:
@@ -69,10 +69,10 @@ def ask_raw(port: int, line: bytes) -> bytes:
 
 def test_strangers_are_not_answered_and_do_no_harm() -> None:
     with calls(2) as (first, second):
-        port, token = first.seat.port, first.seat.token
+        port, token = first.peer.port, first.peer.token
         question = {"rank": 1, "token": token, "farewell": None}
         assert b"test_strangers" in ask_raw(port, json.dumps(question).encode() + b"\n")
-        for token in ("", "\u00e9", second.seat.token):
+        for token in ("", "\u00e9", second.peer.token):
             assert ask_raw(port, json.dumps(question | {"token": token}).encode() + b"\n") == b""
         for line in (b"", b"\n", b"{", b"[" * 100_000 + b"\n", b"{}\n", b"[]\n", b"\xff\n", b"1" * 2_000_000 + b"\n"):
             assert ask_raw(port, line) == b""
@@ -82,20 +82,22 @@ def test_strangers_are_not_answered_and_do_no_harm() -> None:
 
 def test_who_listens_is_seen_from_this_machine_only_unless_there_are_more() -> None:
     for machines, address in ((1, "127.0.0.1"), (2, "0.0.0.0")):
-        call = RollCall(topology(0, 2, machines), 2)
+        call = PeerMonitor(topology(0, 2, machines), 2)
         assert call.listener.getsockname()[0] == address
-        assert call.seat.address == "127.0.0.1"
+        assert call.peer.address == "127.0.0.1"
         call.close()
 
 
 def test_who_still_tries_to_meet_the_others_after_the_timeout_says_so_and_is_ended() -> None:
     """Stuck in gloo, which tries again and again where a firewall drops packets; here in a lock."""
     code = (
-        "import threading; from mnist_dist import lost_peer; from mnist_dist.distributed.topology import Topology\n"
-        "lost_peer.STUCK_SECONDS = 0.1\n"
-        "with lost_peer.joining(Topology(0, 1), 0.1, bool): pass\n"
-        "with lost_peer.joining(Topology(1, 2, address='n0:7'), 60, bool): pass\n"
-        "with lost_peer.joining(Topology(1, 2, address='n0:7'), 0.1, bool): threading.Event().wait(60)\n"
+        "import threading\n"
+        "from mnist_dist.distributed.topology import Topology\n"
+        "from mnist_dist.distributed.watchdog import comm_errors\n"
+        "comm_errors.STUCK_SECONDS = 0.1\n"
+        "with comm_errors.rendezvous_errors(Topology(0, 1), 0.1, bool): pass\n"
+        "with comm_errors.rendezvous_errors(Topology(1, 2, address='n0:7'), 60, bool): pass\n"
+        "with comm_errors.rendezvous_errors(Topology(1, 2, address='n0:7'), 0.1, bool): threading.Event().wait(60)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert ended.returncode == EXIT_FAILED
@@ -109,7 +111,7 @@ def test_a_machine_that_takes_the_main_address_for_loopback_is_reached_by_the_ma
     """And every other one by its own, also that of rank 0, which under c10d may be elsewhere."""
     monkeypatch.setattr(socket, "create_connection", lambda place, timeout: place)
     two = replace(topology(0, 2, machines=2), address="main:29500")
-    first, second = (Seat(rank, rank, "n", f"10.0.0.{rank + 1}", 7, "token") for rank in (0, 1))
+    first, second = (PeerAddress(rank, rank, "n", f"10.0.0.{rank + 1}", 7, "token") for rank in (0, 1))
     debian = replace(first, address="127.0.1.1")
     assert connect(debian, second, two, 5) == ("main", 7)
     assert connect(debian, debian, two, 5) == ("127.0.1.1", 7)
@@ -128,11 +130,11 @@ def test_a_rank_is_stuck_where_its_main_thread_is(capsys: pytest.CaptureFixture[
         assert "mnist_dist: rank 0 waited here:\n" in stacks
         here = stacks.split("mnist_dist: rank 1 is here:\n")[1]
         assert " test_a_rank_is_stuck_where_its_main_thread_is\n" in here
-        farewell = heard(second, first)
-        assert farewell is not None
-        assert (farewell.kind, farewell.timed_out, farewell.gives_up) == ("waits", True, (1,))
+        exit_notice = heard(second, first)
+        assert exit_notice is not None
+        assert (exit_notice.kind, exit_notice.timed_out, exit_notice.missing_ranks) == ("waits", True, (1,))
         assert second.end_at is not None
-        assert second.end_at < time.monotonic() + roll_call.END_SECONDS
+        assert second.end_at < time.monotonic() + peer_monitor.END_SECONDS
         second.end_at = None  # or this process would end
 
 
@@ -148,13 +150,13 @@ def test_a_rank_that_has_lost_one_too_is_not_missing(capsys: pytest.CaptureFixtu
 
 def test_one_that_the_others_gave_up_says_so() -> None:
     with calls(2) as (first, second):
-        first.farewells[1] = Standing("waits", gives_up=(0,))
+        first.exit_notices[1] = PeerStatus("waits", missing_ranks=(0,))
         assert first.hold(CLOSED) == (
             f"the others gave this process up: it did not take part within run.timeout={TIMEOUT} s"
         )
-        farewell = heard(second, first)
-        assert farewell is not None
-        assert farewell.gives_up == ()
+        exit_notice = heard(second, first)
+        assert exit_notice is not None
+        assert exit_notice.missing_ranks == ()
 
 
 def test_where_all_wait_each_place_is_named() -> None:
@@ -182,8 +184,8 @@ def test_who_leaves_by_an_error_tells_the_others(error: Exception, raised: type,
         with pytest.raises(raised), first:
             raise error
         assert not first.thread.is_alive()
-        farewell = heard(second, first)
-        assert (farewell.kind if farewell else None) == told
+        exit_notice = heard(second, first)
+        assert (exit_notice.kind if exit_notice else None) == told
         if told == "failed":
             second.lost = None
             name = type(error).__name__
@@ -192,17 +194,17 @@ def test_who_leaves_by_an_error_tells_the_others(error: Exception, raised: type,
 
 def test_one_process_opens_nothing() -> None:
     before = threading.active_count()
-    with open_roll_call(Topology(), 2, lambda seat: pytest.fail("asked for others")):
+    with open_peer_monitor(Topology(), 2, lambda peer: pytest.fail("asked for others")):
         assert threading.active_count() == before
 
 
 def test_seats_that_cannot_be_exchanged_leave_nothing_open() -> None:
-    def gather(seat: object) -> list[object]:
+    def gather(peer: object) -> list[object]:
         raise CLOSED
 
     before = threading.active_count()
     with pytest.raises(RuntimeError, match="closed"):
-        open_roll_call(topology(0, 2), 2, gather)
+        open_peer_monitor(topology(0, 2), 2, gather)
     assert threading.active_count() == before
 
 
@@ -244,15 +246,15 @@ def test_what_a_thread_is_doing(action: Callable[..., None], argument: object, k
     thread.start()
     assert entered.wait(10)
     assert thread.ident is not None
-    found = standing_of(thread.ident)
+    found = thread_status(thread.ident)
     leave.set()
     thread.join(10)
     assert found.kind == kind
     assert any(action.__name__ in frame for frame in found.stack)
 
 
-WAITS, LATE, BUSY = Standing("waits", "closed"), Standing("waits", "timed out", timed_out=True), Standing("busy")
-SILENT, ENDED, FAILED = Standing("silent"), Standing("ended"), Standing("failed", "ValueError (x)")
+WAITS, LATE, BUSY = PeerStatus("waits", "closed"), PeerStatus("waits", "timed out", timed_out=True), PeerStatus("busy")
+SILENT, ENDED, FAILED = PeerStatus("silent"), PeerStatus("ended"), PeerStatus("failed", "ValueError (x)")
 
 
 @pytest.mark.parametrize(
@@ -269,16 +271,16 @@ SILENT, ENDED, FAILED = Standing("silent"), Standing("ended"), Standing("failed"
         (LATE, [LATE, LATE], []),
     ],
 )
-def test_who_is_missing(here: Standing, others: list[Standing], missing: list[int]) -> None:
+def test_who_is_missing(here: PeerStatus, others: list[PeerStatus], missing: list[int]) -> None:
     assert list(find_missing(dict(enumerate(others, start=1)), here)) == missing
 
 
 def test_ranks_with_the_same_fate_share_their_words() -> None:
     with calls(2) as (first, _):
-        seats = [replace(first.seat, rank=rank, host="ab"[rank // 4]) for rank in range(8)]
-        first.seats = seats
-        missing = {1: Standing("ended"), 3: Standing("ended"), **dict.fromkeys(range(4, 8), SILENT)}
-        ended, silent = first.blame(missing).split("; ")
+        peers = [replace(first.peer, rank=rank, host="ab"[rank // 4]) for rank in range(8)]
+        first.peers = peers
+        missing = {1: PeerStatus("ended"), 3: PeerStatus("ended"), **dict.fromkeys(range(4, 8), SILENT)}
+        ended, silent = first.describe_missing(missing).split("; ")
         assert ended.startswith("ranks 1, 3 on a ended")
         assert silent.startswith("ranks 4-7 on b did not answer")
 
@@ -307,4 +309,4 @@ def test_which_errors_tell_of_a_lost_process() -> None:
 
     assert all(is_lost_peer(error) for error in (CLOSED, TIMED_OUT, DistStoreError("x")))
     assert not any(is_lost_peer(error) for error in (RuntimeError("shape"), ValueError("timeout"), KeyboardInterrupt()))
-    assert asdict(Standing("busy"))["stack"] == ()
+    assert asdict(PeerStatus("busy"))["stack"] == ()

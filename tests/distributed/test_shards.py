@@ -13,7 +13,7 @@ import pytest
 import torch
 from clocks import ROW_CLOCKS
 from harness import run_ranks
-from rehearsal import image_set, open_loop
+from rehearsal import image_set, open_trainer
 from torch import nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -87,11 +87,14 @@ def train(network: str, arguments: tuple[str, ...], folder: Path) -> Run:
     config = load([*ARGUMENTS, *arguments], topology.world_size).config
     with start_runtime(config, topology) as runtime:
         rows: list[dict[str, Any]] = []
-        loop = open_loop(runtime, config, folder, SIZES, network=NETWORKS[network])
-        loop.train(folder, rows.append)
+        trainer = open_trainer(runtime, config, folder, SIZES, network=NETWORKS[network])
+        trainer.train(folder, rows.append)
         kept = [json.dumps({key: value for key, value in row.items() if key not in ROW_CLOCKS}) for row in rows]
         return Run(
-            weights_sha256(loop.raw), weights_sha256(loop.network), kept, getattr(loop.learner.gradients, "draws", None)
+            weights_sha256(trainer.model),
+            weights_sha256(trainer.eval_model),
+            kept,
+            getattr(trainer.train_step.strategy, "draws", None),
         )
 
 
@@ -179,10 +182,10 @@ def one_step_of_batch_norm() -> tuple[float, int]:
     with start_runtime(config, read_topology()) as runtime, tempfile.TemporaryDirectory() as folder:
         norm = nn.BatchNorm2d(1)
         body = nn.Sequential(norm, nn.Flatten())
-        loop = open_loop(
+        trainer = open_trainer(
             runtime, config, Path(folder), (5, 3), network=lambda: ImageClassifier(body, nn.Linear(784, 10))
         )
-        loop.train(Path(folder), lambda row: None)
+        trainer.train(Path(folder), lambda row: None)
         assert norm.running_mean is not None
         assert norm.num_batches_tracked is not None
         return norm.running_mean.item(), int(norm.num_batches_tracked)

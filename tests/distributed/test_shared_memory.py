@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from harness import run_ranks, try_ranks
-from rehearsal import BASICS, open_loop
+from rehearsal import BASICS, open_trainer
 
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
-from mnist_dist.distributed import shared_memory as shared_rows
+from mnist_dist.distributed import shared_memory
 from mnist_dist.distributed.runtime import Runtime, start_runtime
-from mnist_dist.distributed.shared_memory import SharedRows, open_shared_rows
+from mnist_dist.distributed.shared_memory import SharedMemoryGather, open_shared_memory
 from mnist_dist.distributed.topology import read_topology
 
 HERE = platform.machine() == "x86_64" and hasattr(os, "pidfd_open") and Path("/dev/shm").is_dir()
@@ -33,9 +33,9 @@ def joined() -> Any:
     return start_runtime(load(BASICS).config, read_topology())
 
 
-def opened(runtime: Runtime, capacity: int = 800, timeout: float = 30) -> SharedRows:
+def opened(runtime: Runtime, capacity: int = 800, timeout: float = 30) -> SharedMemoryGather:
     """Shared rows, which must be possible."""
-    rows = open_shared_rows(runtime.rank, capacity, timeout, runtime.gather)
+    rows = open_shared_memory(runtime.rank, capacity, timeout, runtime.all_gather_object)
     assert rows is not None
     return rows
 
@@ -96,12 +96,12 @@ def part(how: str) -> str:
         if runtime.rank == 1:
             if how == "killed":
                 os.kill(os.getpid(), 9)
-            runtime.gather(None)
+            runtime.all_gather_object(None)
             return ""
         with pytest.raises(RuntimeError) as error:
             rows.gather(torch.zeros(1, 3))
         if how == "late":
-            runtime.gather(None)
+            runtime.all_gather_object(None)
         return str(error.value)
 
 
@@ -124,9 +124,9 @@ HINDRANCES: dict[str, Callable[[pytest.MonkeyPatch, int], None]] = {
     "another processor on one rank": lambda patch, rank: patch.setattr(
         platform, "machine", lambda: "aarch64" if rank else "x86_64"
     ),
-    "another process space": lambda patch, rank: patch.setattr(shared_rows, "process_space", lambda: f"space {rank}"),
+    "another process space": lambda patch, rank: patch.setattr(shared_memory, "process_space", lambda: f"space {rank}"),
     "no room": lambda patch, rank: patch.setattr(os, "posix_fallocate", refuse),
-    "no folder": lambda patch, rank: patch.setattr(shared_rows, "create", lambda size: None),
+    "no folder": lambda patch, rank: patch.setattr(shared_memory, "create", lambda size: None),
     "not seen by one": lambda patch, rank: patch.setattr(os, "pidfd_open", refuse) if rank else None,
 }
 
@@ -140,9 +140,9 @@ def train(hindrance: str = "") -> tuple[bool, str]:
         if hindrance:
             HINDRANCES[hindrance](patch, topology.rank)
         with start_runtime(config, topology) as runtime:
-            loop = open_loop(runtime, config, Path(folder), (24 * 3, 20))
-            loop.train(Path(folder), lambda row: None)
-            return runtime.shared is not None, weights_sha256(loop.raw)
+            trainer = open_trainer(runtime, config, Path(folder), (24 * 3, 20))
+            trainer.train(Path(folder), lambda row: None)
+            return runtime.shared is not None, weights_sha256(trainer.model)
 
 
 @pytest.mark.parametrize("hindrance", HINDRANCES)

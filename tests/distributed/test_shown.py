@@ -25,12 +25,12 @@ from mnist_dist.data.loader import normalize
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier
-from mnist_dist.tracking import tracker as tracking
+from mnist_dist.tracking import tracker
 from mnist_dist.tracking.media import Media
 from mnist_dist.train import main as program_main
 from mnist_dist.training.evaluation import evaluate
 from mnist_dist.training.state import TrainingState
-from mnist_dist.training.visualizer import Insights
+from mnist_dist.training.visualizer import Visualizer
 from mnist_dist.utils.errors import EXIT_DONE
 
 SIZES = (24 * 5 + 1, 31)
@@ -38,10 +38,12 @@ SHARDS = ("--train.shards=6", "--optim.ema=0.9")
 
 
 @cache
-def trained(world_size: int, arguments: tuple[str, ...], sizes: tuple[int, int] = SIZES, watched: bool = True) -> Any:
+def trained(
+    world_size: int, arguments: tuple[str, ...], sizes: tuple[int, int] = SIZES, held_out_metrics: bool = True
+) -> Any:
     """What each rank saw of a whole run."""
     with tempfile.TemporaryDirectory() as folder:
-        return run_ranks(world_size, train, arguments, Path(folder), sizes, watched)
+        return run_ranks(world_size, train, arguments, Path(folder), sizes, held_out_metrics)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -75,7 +77,7 @@ def test_a_run_shows_everything_of_each_epoch() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("setting", [SHARDS, ("--train.shards=0", "--optim.clip=0.5", "--train.accumulate=2")])
 def test_looking_changes_no_weight_no_row_and_no_random_number(setting: tuple[str, ...], world_size: int) -> None:
-    looked, blind = trained(world_size, setting), trained(world_size, setting, watched=False)
+    looked, blind = trained(world_size, setting), trained(world_size, setting, held_out_metrics=False)
     for (_, rows, *ends), (shown, blind_rows, *blind_ends) in zip(looked, blind, strict=True):
         assert (ends, shown) == (blind_ends, [])
         assert comparable(rows) == comparable(blind_rows)
@@ -113,11 +115,11 @@ def program(mode: str, arguments: list[str]) -> tuple[int, list[tuple[int, int, 
     os.environ["WANDB_MODE"] = mode if read_topology().is_main else "disabled"
     shown: list[tuple[int, int, bool]] = []
 
-    class Tracker(tracking.NullTracker):
+    class Tracker(tracker.NullTracker):
         def show(self, step: int, epoch: int, media: Media) -> None:
             shown.append((step, epoch, bool(media.samples and media.gradients)))
 
-    tracking.open_tracker = lambda *_: Tracker()
+    tracker.open_tracker = lambda *_: Tracker()
     return program_main(arguments), shown
 
 
@@ -159,9 +161,11 @@ def look(count: int, images: int) -> tuple[Any, list[list[float]]]:
         model = runtime.place(Odd(nn.Sequential(nn.Flatten()), nn.Linear(784, 10)))
         data = image_set(images, seed=2)
         found: list[Any] = []
-        insights = Insights(TrainingState(model, config, runtime), Splits(data, data, data), config, lambda *_: None)
-        evaluate(model, data, config.data, runtime, 7, note=insights.note)
-        media = insights.take()
+        visualizer = Visualizer(
+            TrainingState(model, config, runtime), Splits(data, data, data), config, lambda *_: None
+        )
+        evaluate(model, data, config.data, runtime, 7, note=visualizer.note)
+        media = visualizer.take()
         with torch.no_grad(), runtime.autocast():
             for start in range(0, images, 7):
                 rows = slice(start, start + 7)

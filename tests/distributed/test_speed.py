@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import run_ranks
 from programs import write_digits
-from rehearsal import BASICS, open_loop
+from rehearsal import BASICS, open_trainer
 
 from mnist_dist import train
 from mnist_dist.config.loader import load
@@ -31,9 +31,9 @@ def summarized(folder: Path) -> dict[str, Any]:
     config = load(SHORT, topology.world_size).config
     summary.peak_memory = lambda device: 1000 + topology.rank % 2
     with start_runtime(config, topology) as runtime:
-        loop = open_loop(runtime, config, folder, SIZES)
-        loop.train(folder, lambda row: None)
-        return summary.summarize(loop, loop.evaluate("test"), None)
+        trainer = open_trainer(runtime, config, folder, SIZES)
+        trainer.train(folder, lambda row: None)
+        return summary.summarize(trainer, trainer.evaluate("test"), None)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -66,7 +66,7 @@ def hindered(settings: list[str], folder: Path) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     with start_runtime(config, topology) as runtime:
-        open_loop(runtime, config, folder, (96, 20), work).train(folder, rows.append)
+        open_trainer(runtime, config, folder, (96, 20), work).train(folder, rows.append)
     spreads = [{key: value for key, value in row.items() if key.startswith("step_seconds.")} for row in rows]
     return [spread for spread in spreads if spread]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from harness import run_ranks
-from rehearsal import BASICS, Run, open_loop, train
+from rehearsal import BASICS, Run, open_trainer, train
 from torch import nn
 
 from mnist_dist.checkpoint.manager import damage, list_checkpoints
@@ -51,12 +51,12 @@ def signalled(folder: Path, rank: int, number: int, moment: str) -> tuple[int, s
             if moment == "evaluation" and runtime.rank == rank and not runtime.stop_flag:
                 os.kill(os.getpid(), number)
 
-        loop = open_loop(runtime, config, folder, SIZES, at_step)
-        loop.network.register_forward_pre_hook(at_evaluation)
+        trainer = open_trainer(runtime, config, folder, SIZES, at_step)
+        trainer.eval_model.register_forward_pre_hook(at_evaluation)
         try:
-            loop.train(folder, rows.append)
+            trainer.train(folder, rows.append)
         except Stopped as stopped:
-            return loop.at.step, str(stopped)
+            return trainer.progress.step, str(stopped)
     return -1, "not stopped"
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mnist_dist.distributed.thread_pool import Lanes
+from mnist_dist.distributed.thread_pool import ThreadPool
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -17,10 +17,10 @@ def test_results_are_in_order_and_each_item_is_computed_once(count: int) -> None
         seen.append(item)
         return item * item
 
-    with Lanes(count) as lanes:
+    with ThreadPool(count) as thread_pool:
         for size in (0, 1, 2, 7, 50):
             seen.clear()
-            assert lanes.each(square, range(size)) == [n * n for n in range(size)]
+            assert thread_pool.map(square, range(size)) == [n * n for n in range(size)]
             assert sorted(seen) == list(range(size))
 
 
@@ -31,8 +31,8 @@ def test_items_are_computed_at_once_by_as_many_threads_as_lanes_and_the_caller_i
         meeting.wait()
         return threading.current_thread()
 
-    with Lanes(3) as lanes:
-        threads = lanes.each(meet, range(3))
+    with ThreadPool(3) as thread_pool:
+        threads = thread_pool.map(meet, range(3))
     assert len(set(threads)) == 3
     assert threading.current_thread() in threads
     assert not any(thread.is_alive() for thread in threads if thread is not threading.current_thread())
@@ -52,9 +52,9 @@ def test_an_error_arrives_once_the_other_thread_rests(by_caller: bool) -> None:
         assert failed.wait(30)
         rested.set()
 
-    with Lanes(2) as lanes:
+    with ThreadPool(2) as thread_pool:
         with pytest.raises(ValueError, match="one failed"):
-            lanes.each(work, range(2))
+            thread_pool.map(work, range(2))
         assert rested.is_set()
 
 
@@ -65,6 +65,6 @@ def test_after_an_error_no_further_item_is_begun() -> None:
         begun.append(item)
         raise ValueError
 
-    with Lanes(1) as lanes, pytest.raises(ValueError):  # noqa: PT011
-        lanes.each(work, range(10))
+    with ThreadPool(1) as thread_pool, pytest.raises(ValueError):  # noqa: PT011
+        thread_pool.map(work, range(10))
     assert begun == [0]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from small_checkpoint import is_same, saved
 
-from mnist_dist.checkpoint import async_writer as checkpoint_writer
+from mnist_dist.checkpoint import async_writer, manager
 from mnist_dist.checkpoint.async_writer import CheckpointWriter
-from mnist_dist.checkpoint.manager import Saved, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from mnist_dist.checkpoint.manager import CheckpointData, list_checkpoints, load_checkpoint, save_checkpoint, step_of
 from mnist_dist.utils.errors import TrainingError
 
 PATIENCE = 20.0  # seconds until a wait counts as for ever
@@ -31,7 +31,7 @@ class Gate:
         self.writing = 0
         self.most = 0
 
-    def __call__(self, root: Path, step: int, saved: Saved) -> Path:
+    def __call__(self, root: Path, step: int, saved: CheckpointData) -> Path:
         self.writing += 1
         self.most = max(self.most, self.writing)
         self.reached.set()
@@ -44,7 +44,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate = Gate()
-    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", gate)
+    monkeypatch.setattr(async_writer, "save_checkpoint", gate)
     return gate
 
 
@@ -148,7 +148,7 @@ def test_what_nobody_thought_of_is_not_hidden_either(tmp_path: Path, monkeypatch
     def fail(*_: object) -> None:
         raise MemoryError("no memory left")
 
-    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", fail)
+    monkeypatch.setattr(async_writer, "save_checkpoint", fail)
     warnings: list[str] = []
     writer = CheckpointWriter(tmp_path, 1, warnings.append)
     writer.submit(1, saved(step=1), None)
@@ -159,20 +159,19 @@ def test_what_nobody_thought_of_is_not_hidden_either(tmp_path: Path, monkeypatch
 
 def test_pruning_waits_for_the_new_one_to_be_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that cannot confirm the rename keeps every earlier checkpoint."""
-    from mnist_dist.checkpoint import manager as checkpoint
 
     root = tmp_path / "checkpoints"
     writer = CheckpointWriter(root, 1, lambda text: None)
     writer.submit(1, saved(step=1), None)
     writer.wait()
-    sync = checkpoint.sync
+    sync = manager.sync
 
     def lost(path: Path) -> None:
         if path == root:
             raise OSError(errno.EIO, "Input/output error")
         sync(path)
 
-    monkeypatch.setattr(checkpoint, "sync", lost)
+    monkeypatch.setattr(manager, "sync", lost)
     writer.submit(2, saved(step=2), None)
     with pytest.raises(TrainingError, match="Input/output error"):
         writer.finish()

@@ -23,7 +23,7 @@ from small_checkpoint import FILES, is_same, replace_file, saved, state_of
 from mnist_dist.checkpoint import state as checkpoint_state
 from mnist_dist.checkpoint.format import MAX_TENSOR_BYTES
 from mnist_dist.checkpoint.manager import damage, load_checkpoint, newest_verified, save_checkpoint, serialize
-from mnist_dist.checkpoint.state import Position, check_state
+from mnist_dist.checkpoint.state import TrainProgress, check_state
 from mnist_dist.checkpoint.tensors import parse_tensors
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.files import MAX_JSON_BYTES
@@ -232,7 +232,7 @@ def changed(**changes: Any) -> bytes:
 
 def moved(**changes: Any) -> bytes:
     """A state with another position."""
-    return changed(position=state_of(7)["position"] | changes)
+    return changed(progress=state_of(7)["progress"] | changes)
 
 
 def without(key: str) -> bytes:
@@ -247,31 +247,31 @@ STATES: dict[str, tuple[bytes, str]] = {
     **{f"{key} null": (changed(**{key: None}), f"{key} is no ") for key in state_of(7)},
     **{
         f"position without {key}": (
-            changed(position={k: v for k, v in state_of(7)["position"].items() if k != key}),
+            changed(progress={k: v for k, v in state_of(7)["progress"].items() if k != key}),
             f"position lacks '{key}'",
         )
-        for key in state_of(7)["position"]
+        for key in state_of(7)["progress"]
     },
-    **{f"position.{key} a text": (moved(**{key: "7"}), f"{key} is no ") for key in state_of(7)["position"]},
+    **{f"progress.{key} a text": (moved(**{key: "7"}), f"{key} is no ") for key in state_of(7)["progress"]},
     **{
-        f"position.{key} too small": (moved(**{key: -2}), f"{key} holds a number that is too small")
-        for key, value in state_of(7)["position"].items()
+        f"progress.{key} too small": (moved(**{key: -2}), f"{key} holds a number that is too small")
+        for key, value in state_of(7)["progress"].items()
         if isinstance(value, (int, float)) and key != "step"
     },
     "unknown": (changed(code="x"), "the state holds 'code'"),
-    "position of another step": (moved(step=8), "position.step is 8 in the checkpoint of step 7"),
-    "position negative": (moved(step=-7), "position.step is -7"),
+    "position of another step": (moved(step=8), "progress.step is 8 in the checkpoint of step 7"),
+    "position negative": (moved(step=-7), "progress.step is -7"),
     "position true": (moved(step_in_epoch=True), "step_in_epoch is no whole number"),
     "position a fraction": (moved(step_in_epoch=1.0), "step_in_epoch is no whole number"),
     "position unknown": (moved(code=1), "position holds 'code'"),
-    "position later": (moved(epoch=8), "position.epoch is 8 at step 7"),
+    "position later": (moved(epoch=8), "progress.epoch is 8 at step 7"),
     "position huge": (moved(images=2**63), "holds a number that is too large"),
-    "position longer": (b'{"position": ' + b"9" * 9000 + b"}", "holds a number that is too large"),
-    "position infinite": (changed(position=[1]).replace(b"[1]", b"1e999"), "holds a number that is too large"),
+    "position longer": (b'{"progress": ' + b"9" * 9000 + b"}", "holds a number that is too large"),
+    "position infinite": (changed(progress=[1]).replace(b"[1]", b"1e999"), "holds a number that is too large"),
     "seconds nan": (moved(seconds=float("nan")), "holds NaN"),
-    "best of another step": (moved(best=BEST | {"step": 8}), "position.best does not name a checkpoint"),
-    "best of half a step": (moved(best=BEST | {"step": 1.5}), "position.best does not name"),
-    "best of none": (moved(best={"accuracy": 1.0}), "position.best does not name"),
+    "best of another step": (moved(best=BEST | {"step": 8}), "progress.best does not name a checkpoint"),
+    "best of half a step": (moved(best=BEST | {"step": 1.5}), "progress.best does not name"),
+    "best of none": (moved(best={"accuracy": 1.0}), "progress.best does not name"),
     "best a text": (moved(best=BEST | {"loss": "low"}), "best.'loss' is no number"),
     "run_id a path": (changed(run_id="../../x"), "run_id is none"),
     "run_id an escape": (changed(run_id="\x1b[2J"), "run_id is no printable text"),
@@ -313,7 +313,7 @@ def test_a_forged_state_is_refused_in_one_line(folder: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [state_of(7), state_of(7) | {"scaler": SCALER}, json.loads(moved(best=BEST, evaluated=-1, skipped=7))]
+    "state", [state_of(7), state_of(7) | {"scaler": SCALER}, json.loads(moved(best=BEST, evaluated=-1, scaler_skips=7))]
 )
 def test_a_state_that_can_be_is_taken(state: dict[str, Any]) -> None:
     check_state(state, 7)
@@ -325,7 +325,7 @@ def test_a_checkpoint_of_before_norms_were_kept_goes_on(folder: Path) -> None:
 
 
 @dataclass
-class Longer(Position):
+class Longer(TrainProgress):
     """A position that somebody gave two more fields."""
 
     turns: int = 0
@@ -386,7 +386,7 @@ plain = st.recursive(
 
 @FUZZ
 @given(
-    path=st.sampled_from([(a,) for a in state_of(7)] + [("position", b) for b in state_of(7)["position"]]), value=plain
+    path=st.sampled_from([(a,) for a in state_of(7)] + [("progress", b) for b in state_of(7)["progress"]]), value=plain
 )
 def test_any_value_in_the_state_is_refused_or_taken_and_nothing_else(
     folder: Path, path: tuple[str, ...], value: Any

@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 
 import pytest
 from harness import Outcome, run_ranks, try_ranks
-from rehearsal import BASICS, open_loop
+from rehearsal import BASICS, open_trainer
 from torch import nn
 
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.distributed.watchdog.peer_monitor import ANSWER_SECONDS, END_SECONDS
-from mnist_dist.training.trainer import Loop
+from mnist_dist.training.trainer import Trainer
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED
 from mnist_dist.utils.exit import run_to_exit_code
 
@@ -80,7 +80,7 @@ def train(folder: Path, faults: Faults, moment: str) -> int:
         if not module.training:
             at("evaluation")
 
-    class Faulty(Loop):
+    class Faulty(Trainer):
         def save(self) -> None:
             at("saving")
             super().save()
@@ -89,11 +89,13 @@ def train(folder: Path, faults: Faults, moment: str) -> int:
         at("before joining")
         with start_runtime(config, topology) as runtime:
             at("at start")
-            runtime.agree("nothing", {})
-            loop = open_loop(runtime, config, folder / "checkpoints", (24 * 5, 30), lambda step: at(f"step {step}"))
-            loop.__class__ = Faulty
-            loop.raw.register_forward_pre_hook(evaluating)
-            loop.train(folder / "checkpoints", lambda row: None)
+            runtime.check_ranks_agree_on("nothing", {})
+            trainer = open_trainer(
+                runtime, config, folder / "checkpoints", (24 * 5, 30), lambda step: at(f"step {step}")
+            )
+            trainer.__class__ = Faulty
+            trainer.model.register_forward_pre_hook(evaluating)
+            trainer.train(folder / "checkpoints", lambda row: None)
         return EXIT_DONE
 
     return run_to_exit_code(program)

@@ -24,14 +24,13 @@ from harness import Outcome, try_ranks
 from programs import write_digits
 
 from mnist_dist import train
-from mnist_dist.checkpoint import manager as checkpoint
-from mnist_dist.checkpoint import run_dir as run_folder
+from mnist_dist.checkpoint import manager, run_dir
 from mnist_dist.checkpoint.manager import damage, list_checkpoints
-from mnist_dist.distributed.ddp import DataParallel
-from mnist_dist.distributed.fixed_shards import FixedShards
-from mnist_dist.tracking import tracker as tracking
+from mnist_dist.distributed.ddp import DDPStrategy
+from mnist_dist.distributed.fixed_shards import FixedShardStrategy
+from mnist_dist.tracking import metrics_file
 from mnist_dist.training import evaluation
-from mnist_dist.training import train_step as learner
+from mnist_dist.training import train_step as train_step
 from mnist_dist.utils.errors import EXIT_DONE
 
 STEPS = 10
@@ -60,14 +59,14 @@ class Kill:
 
 MOMENTS: dict[str, list[tuple[Any, str]]] = {
     # Before each call of one of these, in whatever thread.
-    "step": [(learner.Learner, "learn")],
-    "update": [(DataParallel, "compute"), (FixedShards, "combine")],
+    "step": [(train_step.TrainStep, "learn")],
+    "update": [(DDPStrategy, "compute"), (FixedShardStrategy, "combine")],
     "evaluation": [(evaluation.F, "cross_entropy")],
-    "row": [(tracking, "append")],
-    "trim": [(tracking, "trim")],
-    "checkpoint": [(checkpoint, "save_checkpoint"), (checkpoint, "serialize"), (checkpoint, "recover")],
-    "disk": [(os, "fsync"), (os, "mkdir"), (Path, "rename"), (checkpoint.shutil, "rmtree"), (Path, "replace")],
-    "summary": [(run_folder, "write_text")],
+    "row": [(metrics_file, "append")],
+    "trim": [(metrics_file, "trim")],
+    "checkpoint": [(manager, "save_checkpoint"), (manager, "serialize"), (manager, "recover")],
+    "disk": [(os, "fsync"), (os, "mkdir"), (Path, "rename"), (manager.shutil, "rmtree"), (Path, "replace")],
+    "summary": [(run_dir, "write_text")],
 }
 
 

@@ -22,7 +22,7 @@ from mnist_dist.utils.errors import EXIT_DONE, EXIT_USER, UserError
 HOLD = """
 import subprocess, sys
 from pathlib import Path
-from mnist_dist.lock import RunLock
+from mnist_dist.checkpoint.run_lock import RunLock
 with RunLock(0) as lock:
     lock.take(Path(sys.argv[1]), print)
     child = subprocess.Popen(["sleep", "600"], close_fds=False, stdout=subprocess.DEVNULL)

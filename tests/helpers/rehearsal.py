@@ -19,7 +19,7 @@ from mnist_dist.data.dataset import ImageSet, Splits
 from mnist_dist.distributed.runtime import Runtime, start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import create_model
-from mnist_dist.training.trainer import Loop
+from mnist_dist.training.trainer import Trainer
 
 BASICS = ("--run.device=cpu", "--run.threads=1", "--model.name=basic", "--tracking.log_steps=1", "--train.precision=no")
 
@@ -51,14 +51,14 @@ class Watcher(Console):
         self.after_step(step)
 
 
-def open_loop(
+def open_trainer(
     runtime: Runtime,
     config: Config,
     folder: Path,
     sizes: tuple[int, int],
     after_step: Callable[[int], None] = lambda _: None,
     network: Callable[[], nn.Module] | None = None,
-) -> Loop:
+) -> Trainer:
     """A loop over `sizes` random training and test images, at the folder's newest checkpoint if it has one.
 
     Without another `network`, the configured one computes in double precision: then rounding, which may push an
@@ -70,10 +70,10 @@ def open_loop(
     model = runtime.place(network() if network else create_model(config.model.name).double())
     if network is None:
         model.register_forward_pre_hook(to_double)
-    loop = Loop(config, runtime, model, splits, Watcher(after_step), "rehearsal")
+    trainer = Trainer(config, runtime, model, splits, Watcher(after_step), "rehearsal")
     if (newest := newest_checkpoint(folder, print)) is not None:
-        loop.restore(load_checkpoint(newest), str(newest))
-    return loop
+        trainer.restore(load_checkpoint(newest), str(newest))
+    return trainer
 
 
 def to_double(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -100,12 +100,18 @@ def train(arguments: Sequence[str], folder: Path, sizes: tuple[int, int]) -> Run
     with start_runtime(config, topology) as runtime:
         rows: list[dict[str, Any]] = []
         seen: list[list[int]] = [[]]
-        loop = open_loop(runtime, config, folder, sizes, lambda step: seen.append([]))
+        trainer = open_trainer(runtime, config, folder, sizes, lambda step: seen.append([]))
 
         def note(module: nn.Module, inputs: tuple[Tensor]) -> None:
             if module.training:
                 seen[-1] += indices_of(inputs[0], config.data)
 
-        loop.raw.register_forward_pre_hook(note)
-        loop.train(folder, rows.append)
-        return Run(rows, seen[:-1], loop.raw.state_dict(), loop.network.state_dict(), weights_sha256(loop.network))
+        trainer.model.register_forward_pre_hook(note)
+        trainer.train(folder, rows.append)
+        return Run(
+            rows,
+            seen[:-1],
+            trainer.model.state_dict(),
+            trainer.eval_model.state_dict(),
+            weights_sha256(trainer.eval_model),
+        )

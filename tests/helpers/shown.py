@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rehearsal import open_loop
+from rehearsal import open_trainer
 from torch import nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -17,7 +17,7 @@ from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier
 from mnist_dist.tracking.media import Media
-from mnist_dist.training.visualizer import Insights
+from mnist_dist.training.visualizer import Visualizer
 from mnist_dist.utils.errors import Stopped
 
 ARGUMENTS = (
@@ -50,7 +50,7 @@ def plain(value: Any) -> Any:
 
 
 def train(
-    arguments: tuple[str, ...], folder: Path, sizes: tuple[int, int], watched: bool = True, stop: int = -1
+    arguments: tuple[str, ...], folder: Path, sizes: tuple[int, int], held_out_metrics: bool = True, stop: int = -1
 ) -> tuple[Shown, list[dict[str, Any]], str, str, list[int]]:
     """Train, from the folder's newest checkpoint on, until the end or until a stop that one rank asks for.
 
@@ -68,12 +68,14 @@ def train(
             if step == stop and runtime.rank == runtime.world_size - 1:
                 runtime.request_stop()
 
-        loop = open_loop(runtime, config, folder, sizes, after_step, network=noisy)
-        insights = Insights(loop.state, loop.data, config, lambda *seen: shown.append((*seen[:2], plain(seen[2]))))
+        trainer = open_trainer(runtime, config, folder, sizes, after_step, network=noisy)
+        visualizer = Visualizer(
+            trainer.state, trainer.data, config, lambda *seen: shown.append((*seen[:2], plain(seen[2])))
+        )
         try:
-            loop.train(folder, rows.append, insights=insights if watched else None)
+            trainer.train(folder, rows.append, visualizer=visualizer if held_out_metrics else None)
         except Stopped:
             assert stop >= 0
-        assert loop.raw.training
+        assert trainer.model.training
         random = torch.get_rng_state().tolist()
-        return shown, rows, weights_sha256(loop.raw), weights_sha256(loop.network), random
+        return shown, rows, weights_sha256(trainer.model), weights_sha256(trainer.eval_model), random

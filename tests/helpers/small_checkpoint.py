@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnist_dist.checkpoint.manager import Saved
-from mnist_dist.checkpoint.state import Position
+from mnist_dist.checkpoint.manager import CheckpointData
+from mnist_dist.checkpoint.state import TrainProgress
 from mnist_dist.config.schema import Config
 from mnist_dist.training.metrics import SIZE
 
@@ -23,7 +23,9 @@ def state_of(step: int) -> dict[str, Any]:
     """A state.json of this step."""
     return {
         "run_id": "ab12",
-        "position": asdict(Position(step=step, epoch=step // 4, step_in_epoch=step % 4, images=step * 9, seconds=0.5)),
+        "progress": asdict(
+            TrainProgress(step=step, epoch=step // 4, step_in_epoch=step % 4, images=step * 9, seconds=0.5)
+        ),
         "ema_updates": step,
         "window": [1] * SIZE,
         "epoch_counts": [2**60] * SIZE,
@@ -34,14 +36,14 @@ def state_of(step: int) -> dict[str, Any]:
     }
 
 
-def saved(seed: int = 0, step: int = 7) -> Saved:
+def saved(seed: int = 0, step: int = 7) -> CheckpointData:
     """What differs with the seed, and in another way with the step."""
     generator = torch.Generator().manual_seed(seed * 1000 + step % 1000)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    return Saved(
+    return CheckpointData(
         model={"body.weight": draw(4, 3, 5, 5).to(memory_format=torch.channels_last), "body.bias": draw(4)},
         optimizer={"body.weight/exp_avg": draw(4, 3, 5, 5), "body.weight/step": torch.tensor(7.0)},
         ema={"body.weight": draw(4, 3, 5, 5), "count": torch.tensor(3)},
@@ -49,7 +51,7 @@ def saved(seed: int = 0, step: int = 7) -> Saved:
     )
 
 
-def is_same(found: Saved, expected: Saved) -> bool:
+def is_same(found: CheckpointData, expected: CheckpointData) -> bool:
     """Whether two checkpoints hold the same, bit for bit."""
     pairs = [(getattr(found, part), getattr(expected, part)) for part in ("model", "optimizer", "ema")]
     return found.state == expected.state and all(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.data import prepare as sources
+from mnist_dist.data import prepare
 from mnist_dist.data.prepare import FILES
 
 
@@ -51,11 +51,11 @@ def fill(folder: Path, names: list[str] | None = None, rename: Callable[[str], s
 def assert_fetched(root: Path) -> None:
     """The four files are there whole, and nothing but the lock beside them."""
     assert {path.name: path.read_bytes() for path in (root / "raw").iterdir()} == CONTENT
-    assert set(os.listdir(root)) <= {"raw", sources.LOCK}
+    assert set(os.listdir(root)) <= {"raw", prepare.LOCK}
 
 
 def assert_nothing_left(root: Path) -> None:
-    assert set(os.listdir(root)) <= {sources.LOCK}
+    assert set(os.listdir(root)) <= {prepare.LOCK}
 
 
 def assert_gone(pid: int) -> None:
@@ -104,9 +104,9 @@ def npm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 PROCESS = """\
 import json, os, signal, sys
 from pathlib import Path
-from mnist_dist.data import download as fetchers
-from mnist_dist.data import prepare as sources
-from mnist_dist.errors import UserError
+from mnist_dist.data import download
+from mnist_dist.data import prepare
+from mnist_dist.utils.errors import UserError
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
 sources.FILES.update(json.loads(os.environ["DIGESTS"]))
 {before}

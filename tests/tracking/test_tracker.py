@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_whole_rows_only(tmp_path: Path) -> None:
     script = """
         import resource, sys
         from pathlib import Path
-        from mnist_dist.tracking import MetricsFile
+        from mnist_dist.tracking.tracker import MetricsFile
 
         rows = MetricsFile(Path("metrics.jsonl"), -1, print)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -394,10 +394,10 @@ DRIVER = """
     import json, os, signal, sys, threading
     from pathlib import Path
     import psutil
-    from mnist_dist import wandb_tracker
-    from mnist_dist.config import Config, TrackingConfig
-    from mnist_dist.ending import leave_after
-    from mnist_dist.tracking import open_tracker
+    from mnist_dist.tracking import wandb_tracker
+    from mnist_dist.config.schema import Config, TrackingConfig
+    from mnist_dist.utils.exit import exit_with
+    from mnist_dist.tracking.tracker import open_tracker
 
     def row(step):
         return {"step": step, "epoch": 1, "time": 0.0, "train.loss": 0.5}
@@ -415,7 +415,7 @@ DRIVER = """
         print("hung:", tracker.hung)
         print("children:", services())
         if tracker.hung:
-            leave_after(lambda: 0)
+            exit_with(lambda: 0)
 """
 
 
@@ -509,7 +509,7 @@ def test_wandb_that_hangs_is_never_waited_for_but_at_the_end(tmp_path: Path, fak
 @pytest.mark.parametrize("take", ["log(row(step))", "show(step, 1, Media('val'))"], ids=["rows", "media"])
 def test_what_wandb_does_not_take_is_not_hoarded(tmp_path: Path, take: str) -> None:
     script = f"""
-        from mnist_dist.media import Media
+        from mnist_dist.tracking.media import Media
         wandb_tracker.QUEUE_{"ROWS" if "row" in take else "MEDIA"} = 5
         tracker = start()
         for step in range(100):

@@ -28,8 +28,8 @@ AT_STEP_7 = """
 import os, signal, time
 import psutil
 from mnist_dist import tracking
-from mnist_dist.ending import leave_after
-from mnist_dist.learner import Learner
+from mnist_dist.utils.exit import exit_with
+from mnist_dist.training.train_step import TrainStep
 from mnist_dist.train import main
 
 def stop():
@@ -49,13 +49,13 @@ class Watched(tracking.WandbTracker):
         super().__init__(*arguments)
 tracking.WandbTracker = Watched
 
-learn = Learner.learn
+learn = TrainStep.learn
 def learn_and_act(self, batch):
     learn(self, batch)
-    if self.state.at.step + 1 == 7:
+    if self.state.progress.step + 1 == 7:
         ACTION()
-Learner.learn = learn_and_act
-leave_after(main)
+TrainStep.learn = learn_and_act
+exit_with(main)
 """
 
 
@@ -140,8 +140,8 @@ def test_the_newest_and_the_best_model_are_artifacts(whole: Whole) -> None:
     assert kept["latest"].metadata["step"] == 3 * STEPS
     assert kept["latest"].metadata["weights_sha256"] == whole.summary["weights_sha256"]
     assert kept["latest"].metadata["test/accuracy"] == whole.summary["test.accuracy"]
-    assert kept["best"].metadata["step"] == state["position"]["best"]["step"]
-    assert kept["best"].metadata["val/accuracy"] == state["position"]["best"]["accuracy"]
+    assert kept["best"].metadata["step"] == state["progress"]["best"]["step"]
+    assert kept["best"].metadata["val/accuracy"] == state["progress"]["best"]["accuracy"]
     for artifact in kept.values():
         checkpoint = f"checkpoints/step-{artifact.metadata['step']:08d}"
         names = ("manifest.json", "state.json", "model.safetensors", "optimizer.safetensors", "ema.safetensors")

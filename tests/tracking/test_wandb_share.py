@@ -13,7 +13,7 @@ from wandb_records import Recorded, read_run
 import mnist_dist
 from mnist_dist.config.schema import Config, TrackingConfig
 from mnist_dist.console.console import Console, PlainConsole
-from mnist_dist.console.tee import SharedConsole
+from mnist_dist.console.tee import TeeConsole
 from mnist_dist.tracking import wandb_tracker
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import check_tracking
@@ -29,7 +29,7 @@ def record(
     pytest.importorskip("wandb")
     tracking = TrackingConfig(mode="offline", timeout=100, share=share, group="g", job_type="j", notes="a note")  # type: ignore[arg-type]
     tracker = open_tracker(Config(tracking=tracking), folder, "run1234", False, pytest.fail, True)
-    if isinstance(console, SharedConsole):
+    if isinstance(console, TeeConsole):
         console.share(tracker.say)
         console.say("after")
     tracker.log({"step": 1, "epoch": 1, "time": 1000.0, "lr": 0.5})
@@ -111,7 +111,7 @@ class Screen(PlainConsole):
 
 def test_console_is_what_the_run_prints_from_its_first_line_on(tmp_path: Path) -> None:
     screen = Screen()
-    console = SharedConsole(screen)
+    console = TeeConsole(screen)
     console.header({"model": "cnn"})
     console.begin(10, 0, 1)
     console.warn("before wandb")
@@ -122,7 +122,7 @@ def test_console_is_what_the_run_prints_from_its_first_line_on(tmp_path: Path) -
 
 def test_a_warning_of_the_tracker_itself_is_no_deadlock() -> None:
     screen = Screen()
-    console = SharedConsole(screen)
+    console = TeeConsole(screen)
     console.share(lambda line: None if line.startswith("warning") else console.warn(f"dropped {line}"))
     console.say("a line")
     assert screen.lines == ["a line", "warning: dropped a line"]

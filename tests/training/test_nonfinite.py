@@ -23,8 +23,8 @@ from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import ImageClassifier
 from mnist_dist.training import nonfinite
-from mnist_dist.training.nonfinite import FiniteGuard
-from mnist_dist.training.trainer import Loop
+from mnist_dist.training.nonfinite import NonfiniteGuard
+from mnist_dist.training.trainer import Trainer
 from mnist_dist.utils.errors import Stopped, TrainingError
 
 IMAGES, BATCH, STEPS = 50, 16, 4
@@ -80,7 +80,7 @@ class Listener(Console):
 class Run:
     """What a run left, also one that failed."""
 
-    loop: Loop
+    trainer: Trainer
     rows: list[dict[str, Any]]
     warnings: list[str]
     error: str = ""
@@ -88,7 +88,7 @@ class Run:
 
     @property
     def sha256(self) -> tuple[str, str]:
-        return weights_sha256(self.loop.raw), weights_sha256(self.loop.network)
+        return weights_sha256(self.trainer.model), weights_sha256(self.trainer.eval_model)
 
 
 def train(
@@ -96,7 +96,7 @@ def train(
     folder: Path,
     poison: int | None,
     avoid: tuple[int, ...] = (),
-    after_step: Callable[[Loop, int], None] = lambda loop, step: None,
+    after_step: Callable[[Trainer, int], None] = lambda trainer, step: None,
 ) -> Run:
     """Train, from the folder's newest checkpoint if there is one, on images of which one may be poisonous.
 
@@ -110,17 +110,17 @@ def train(
     data = Splits(images(IMAGES, 0, None if poison is None else int(order[poison])), nothing, images(20, 1))
     with start_runtime(config, Topology()) as runtime:
         torch.manual_seed(0)
-        console = Listener(lambda step: after_step(run.loop, step))
-        run = Run(Loop(config, runtime, runtime.place(Allergic()), data, console, "id"), [], console.warnings)
+        console = Listener(lambda step: after_step(run.trainer, step))
+        run = Run(Trainer(config, runtime, runtime.place(Allergic()), data, console, "id"), [], console.warnings)
         if (newest := newest_checkpoint(folder, pytest.fail)) is not None:
-            run.loop.restore(load_checkpoint(newest), str(newest))
-        run.loop.at.avoided = [*run.loop.at.avoided, *avoid]
+            run.trainer.restore(load_checkpoint(newest), str(newest))
+        run.trainer.progress.skip_batches = [*run.trainer.progress.skip_batches, *avoid]
 
         def rewind(step: int) -> None:
             run.rows[:] = [row for row in run.rows if row["step"] <= step]
 
         try:
-            run.loop.train(folder, run.rows.append, rewind)
+            run.trainer.train(folder, run.rows.append, rewind)
         except TrainingError as error:
             run.error = str(error) if error.everywhere else "not raised everywhere"
         except Stopped:
@@ -151,18 +151,18 @@ def test_an_update_that_is_not_finite_changes_nothing(tmp_path: Path, optimizer:
     arguments = OPTIMIZERS[optimizer]
     skipped = train((*arguments, "--train.nonfinite=skip"), tmp_path / "skip", POISON)
     if "--optim.ema=0.9" in arguments:  # the average follows weights that stand still
-        avoided = train(arguments, tmp_path / "avoid", None, avoid=(1, AGAIN))
-        assert skipped.sha256[0] == avoided.sha256[0]
+        skip_batches = train(arguments, tmp_path / "avoid", None, avoid=(1, AGAIN))
+        assert skipped.sha256[0] == skip_batches.sha256[0]
     else:
-        avoided = train(arguments, tmp_path / "avoid", POISON, avoid=(1, AGAIN))
-        assert skipped.sha256 == avoided.sha256
-        assert comparable(skipped.rows) == comparable(avoided.rows)
-    assert (skipped.loop.at.left_out, avoided.loop.at.left_out) == (2, 0)
+        skip_batches = train(arguments, tmp_path / "avoid", POISON, avoid=(1, AGAIN))
+        assert skipped.sha256 == skip_batches.sha256
+        assert comparable(skipped.rows) == comparable(skip_batches.rows)
+    assert (skipped.trainer.progress.nonfinite_skips, skip_batches.trainer.progress.nonfinite_skips) == (2, 0)
     assert [text.split(";")[0] for text in skipped.warnings] == [
         f"the gradient was not finite in 1 of the steps from {first + 1} to {noticed}"
         for first, noticed in ((1, 3), (AGAIN, STEPS + 2 if AGAIN < STEPS + 2 else 2 * STEPS))
     ]
-    assert all(tensor.isfinite().all() for tensor in skipped.loop.raw.state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in skipped.trainer.model.state_dict().values())
 
 
 def test_the_first_update_of_all_may_be_the_one(tmp_path: Path) -> None:
@@ -170,9 +170,9 @@ def test_the_first_update_of_all_may_be_the_one(tmp_path: Path) -> None:
     for name in ("sgd", "adamw", "muon"):
         arguments = (f"--optim.name={name}", "--train.nonfinite=skip", "--train.max_steps=3")
         skipped = train(arguments, tmp_path / name, 0)
-        avoided = train(arguments, tmp_path / f"{name}-avoided", 0, avoid=(0,))
-        assert skipped.sha256 == avoided.sha256
-        assert skipped.loop.at.left_out == 1
+        skip_batches = train(arguments, tmp_path / f"{name}-avoided", 0, avoid=(0,))
+        assert skipped.sha256 == skip_batches.sha256
+        assert skipped.trainer.progress.nonfinite_skips == 1
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -191,15 +191,15 @@ def test_raise_ends_the_run_before_anything_is_saved_or_recorded_of_it(tmp_path:
 def test_the_host_looks_only_where_it_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a row, at a checkpoint, before an evaluation, before a stop."""
     steps: list[int] = []
-    take = FiniteGuard.take
+    take = NonfiniteGuard.take
 
-    def note(guard: FiniteGuard) -> Any:
-        steps.append(run_at[0].at.step)
+    def note(guard: NonfiniteGuard) -> Any:
+        steps.append(run_at[0].progress.step)
         return take(guard)
 
-    run_at: list[Loop] = []
-    monkeypatch.setattr(FiniteGuard, "take", note)
-    train((), tmp_path, None, after_step=lambda loop, step: run_at.append(loop))
+    run_at: list[Trainer] = []
+    monkeypatch.setattr(NonfiniteGuard, "take", note)
+    train((), tmp_path, None, after_step=lambda trainer, step: run_at.append(trainer))
     assert steps == [3, 4, 6, 8]
 
 
@@ -208,14 +208,14 @@ def test_skipping_goes_on_after_a_stop_at_any_step_as_if_undisturbed(tmp_path: P
     whole = train(arguments, tmp_path / "whole", POISON)
     rows: list[dict[str, Any]] = []
     for step in range(1, 2 * STEPS + 1):
-        ask = lambda loop, done, step=step: loop.runtime.request_stop() if done == step else None  # noqa: E731
+        ask = lambda trainer, done, step=step: trainer.runtime.request_stop() if done == step else None  # noqa: E731
         run = train(arguments, tmp_path / "stopped", POISON, after_step=ask)
         assert run.stopped
         rows += run.rows
     end = train(arguments, tmp_path / "stopped", POISON)
     assert end.sha256 == whole.sha256
     assert comparable(rows + end.rows) == comparable(whole.rows)
-    assert end.loop.at.left_out == whole.loop.at.left_out == 2
+    assert end.trainer.progress.nonfinite_skips == whole.trainer.progress.nonfinite_skips == 2
 
 
 def test_skipping_without_end_is_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,11 @@ def test_a_rollback_goes_on_from_the_last_checkpoint_at_half_the_rate_without_th
     """Poisoned in the second step of each epoch or so; a checkpoint at each epoch's end."""
     run = train(("--train.nonfinite=rollback", "--tracking.log_steps=1"), tmp_path / "rollback", POISON)
     assert not run.error
-    assert (run.loop.at.rollbacks, run.loop.at.avoided, run.loop.at.left_out) == (2, [1, AGAIN], 0)
+    assert (
+        run.trainer.progress.rollbacks,
+        run.trainer.progress.skip_batches,
+        run.trainer.progress.nonfinite_skips,
+    ) == (2, [1, AGAIN], 0)
     assert [text.split("; ")[1] for text in run.warnings] == [
         "went back to step 0, to go on at half the rate, without the first such batch",
         "went back to step 4, to go on at half the rate, without the first such batch",
@@ -247,7 +251,7 @@ def test_a_rollback_goes_on_from_the_last_checkpoint_at_half_the_rate_without_th
     assert rates[0] == [rate / (2 if step < STEPS else 4) for step, rate in enumerate(rates[1])]
     by_hand = train(("--optim.lr=0.005", "--train.max_steps=4"), tmp_path / "by hand", POISON, avoid=(1,))
     first = load_checkpoint(tmp_path / "rollback" / "step-00000004")
-    for name, tensor in by_hand.loop.raw.state_dict().items():
+    for name, tensor in by_hand.trainer.model.state_dict().items():
         assert tensor.equal(first.model[name]), name
 
 
@@ -257,7 +261,7 @@ def test_a_run_killed_at_any_step_rolls_back_as_one_undisturbed(tmp_path: Path, 
     arguments = ("--train.nonfinite=rollback", "--train.checkpoint_steps=2", "--optim.ema=0.9")
     whole = train(arguments, tmp_path / "whole", POISON)
 
-    def kill(loop: Loop, step: int) -> None:
+    def kill(trainer: Trainer, step: int) -> None:
         if step == ended_at:
             raise KeyboardInterrupt
 
@@ -265,7 +269,10 @@ def test_a_run_killed_at_any_step_rolls_back_as_one_undisturbed(tmp_path: Path, 
         train(arguments, tmp_path / "killed", POISON, after_step=kill)
     end = train(arguments, tmp_path / "killed", POISON)
     assert end.sha256 == whole.sha256
-    assert (end.loop.at.rollbacks, end.loop.at.avoided) == (whole.loop.at.rollbacks, whole.loop.at.avoided)
+    assert (end.trainer.progress.rollbacks, end.trainer.progress.skip_batches) == (
+        whole.trainer.progress.rollbacks,
+        whole.trainer.progress.skip_batches,
+    )
 
 
 def test_rollbacks_come_to_an_end(tmp_path: Path) -> None:
@@ -276,7 +283,7 @@ def test_rollbacks_come_to_an_end(tmp_path: Path) -> None:
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == [4]
 
 
-def test_the_position_survives_a_checkpoint(tmp_path: Path) -> None:
+def test_the_progress_survives_a_checkpoint(tmp_path: Path) -> None:
     train(("--train.nonfinite=rollback", "--train.max_steps=6"), tmp_path, POISON)
-    position = json.loads((list_checkpoints(tmp_path)[-1] / "state.json").read_text())["position"]
-    assert (position["rollbacks"], position["avoided"][0]) == (1 + (AGAIN < 6), 1)
+    progress = json.loads((list_checkpoints(tmp_path)[-1] / "state.json").read_text())["progress"]
+    assert (progress["rollbacks"], progress["skip_batches"][0]) == (1 + (AGAIN < 6), 1)

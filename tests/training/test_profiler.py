@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from clocks import ROW_CLOCKS
-from rehearsal import open_loop
+from rehearsal import open_trainer
 
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import create_model
-from mnist_dist.training.profiler import Profile
-from mnist_dist.training.trainer import Loop
+from mnist_dist.training.profiler import StepProfiler
+from mnist_dist.training.trainer import Trainer
 from mnist_dist.utils.errors import Stopped
 
 EPOCH, BATCH = 30, 16  # steps, images
@@ -43,34 +43,34 @@ class Run:
 
 
 def train(
-    folder: Path, *arguments: str, before: Callable[[Loop], None] = lambda loop: None, profile: str = "profile"
+    folder: Path, *arguments: str, before: Callable[[Trainer], None] = lambda trainer: None, profile: str = "profile"
 ) -> Run:
     """Train in this process, from the folder's newest checkpoint if there is one."""
     config, run = load([*RECIPE, *arguments]).config, Run()
     folder.mkdir(exist_ok=True)
     with start_runtime(config, Topology()) as runtime:
         checkpoints = folder / "checkpoints"
-        loop = open_loop(
+        trainer = open_trainer(
             runtime, config, checkpoints, (EPOCH * BATCH, 20), network=lambda: create_model(config.model.name)
         )
-        loop.console.say = run.said.append  # type: ignore[method-assign]
-        loop.console.warn = run.warnings.append  # type: ignore[method-assign]
-        before(loop)
+        trainer.console.say = run.said.append  # type: ignore[method-assign]
+        trainer.console.warn = run.warnings.append  # type: ignore[method-assign]
+        before(trainer)
         try:
-            loop.train(checkpoints, run.rows.append, profile=folder / profile)
+            trainer.train(checkpoints, run.rows.append, profile=folder / profile)
         except Stopped:
             run.stopped = True
-        run.sha256, run.seconds = weights_sha256(loop.raw), loop.at.seconds
+        run.sha256, run.seconds = weights_sha256(trainer.model), trainer.progress.seconds
     return run
 
 
-def stop_after(step: int) -> Callable[[Loop], None]:
-    def prepare(loop: Loop) -> None:
+def stop_after(step: int) -> Callable[[Trainer], None]:
+    def prepare(trainer: Trainer) -> None:
         def progress(done: int, epoch: int) -> None:
             if done == step:
-                loop.runtime.request_stop()
+                trainer.runtime.request_stop()
 
-        loop.console.progress = progress  # type: ignore[method-assign]
+        trainer.console.progress = progress  # type: ignore[method-assign]
 
     return prepare
 
@@ -145,7 +145,7 @@ def test_a_stop_ends_the_trace_and_the_next_start_makes_its_own(tmp_path: Path) 
 def test_a_trace_that_cannot_be_written_is_said_and_leaves_nothing(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Profile.write
+    write = StepProfiler.write
 
     def write_little(*arguments: Any) -> None:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -156,7 +156,7 @@ def test_a_trace_that_cannot_be_written_is_said_and_leaves_nothing(
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     if how == "full disk":
-        monkeypatch.setattr(Profile, "write", write_little)
+        monkeypatch.setattr(StepProfiler, "write", write_little)
         reason = "the profiler failed to; the disk may be full"
     else:
         (tmp_path / "profile").write_text("a file")
@@ -180,14 +180,14 @@ def test_time_of_the_profiler_is_no_training_time(tmp_path: Path, monkeypatch: p
     now = 0.0
     monkeypatch.setattr("mnist_dist.training.metric_logger.time.perf_counter", lambda: 1.0 + now)
     monkeypatch.setattr("mnist_dist.training.profiler.measure_peak", lambda *_: 1e9)
-    write = Profile.write
+    write = StepProfiler.write
 
-    def write_slowly(profile: Profile, trace: Any, seconds: float) -> None:
+    def write_slowly(profile: StepProfiler, trace: Any, seconds: float) -> None:
         nonlocal now
         now += 1000.0
         write(profile, trace, max(seconds, 1.0))
 
-    monkeypatch.setattr(Profile, "write", write_slowly)
+    monkeypatch.setattr(StepProfiler, "write", write_slowly)
     assert train(tmp_path, "--train.profile=2").seconds == 0.0
     assert traced(tmp_path) == (2, 12)
     assert now == 1000.0

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from clocks import ROW_CLOCKS
 from torch import Tensor, nn
 
-from mnist_dist.checkpoint import async_writer as checkpoint_writer
-from mnist_dist.checkpoint.manager import Saved, list_checkpoints, load_checkpoint, newest_checkpoint, step_of
+from mnist_dist.checkpoint import async_writer
+from mnist_dist.checkpoint.manager import CheckpointData, list_checkpoints, load_checkpoint, newest_checkpoint, step_of
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.schema import (
     Config,
@@ -36,8 +36,8 @@ from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import create_model
 from mnist_dist.models.summary import count_flops
 from mnist_dist.optim.lr_schedule import lr_at
-from mnist_dist.training import trainer as loop_module
-from mnist_dist.training.trainer import Loop
+from mnist_dist.training import trainer as trainer_module
+from mnist_dist.training.trainer import Trainer
 from mnist_dist.utils.errors import Stopped, TrainingError, UserError
 
 Row = dict[str, Any]
@@ -104,27 +104,27 @@ class Listener(Console):
 class Run:
     """What one start of a run left."""
 
-    loop: Loop
+    trainer: Trainer
     stopped: bool = False
     rows: list[Row] = field(default_factory=list)
 
     @property
     def shown(self) -> Listener:
-        assert isinstance(self.loop.console, Listener)
-        return self.loop.console
+        assert isinstance(self.trainer.console, Listener)
+        return self.trainer.console
 
     @property
     def sha256(self) -> str:
-        return weights_sha256(self.loop.network)
+        return weights_sha256(self.trainer.eval_model)
 
     def values(self, key: str) -> list[tuple[int, Any]]:
         """(step, value) of each row that has the key."""
         return [(row["step"], row[key]) for row in self.rows if key in row]
 
 
-def build(config: Config, runtime: Runtime, data: Splits = DATA) -> Loop:
+def build(config: Config, runtime: Runtime, data: Splits = DATA) -> Trainer:
     torch.manual_seed(config.run.seed)
-    return Loop(config, runtime, runtime.place(create_model(config.model.name)), data, Listener(), "id")
+    return Trainer(config, runtime, runtime.place(create_model(config.model.name)), data, Listener(), "id")
 
 
 def start(
@@ -132,17 +132,17 @@ def start(
     checkpoints: Path,
     data: Splits = DATA,
     *,
-    resume: Path | Saved | None = None,
+    resume: Path | CheckpointData | None = None,
     before: Callable[[Run], None] = lambda run: None,
 ) -> Run:
     """Train once, from the beginning or from a checkpoint, to the end or to the next stop."""
     with start_runtime(config, Topology()) as runtime:
         run = Run(build(config, runtime, data))
         if resume is not None:
-            run.loop.restore(load_checkpoint(resume) if isinstance(resume, Path) else resume, "here")
+            run.trainer.restore(load_checkpoint(resume) if isinstance(resume, Path) else resume, "here")
         before(run)
         try:
-            run.loop.train(checkpoints, run.rows.append)
+            run.trainer.train(checkpoints, run.rows.append)
         except Stopped:
             run.stopped = True
     return run
@@ -150,7 +150,7 @@ def start(
 
 def stop_after(step: int) -> Callable[[Run], None]:
     def prepare(run: Run) -> None:
-        run.shown.after_step = lambda done: run.loop.runtime.request_stop() if done == step else None
+        run.shown.after_step = lambda done: run.trainer.runtime.request_stop() if done == step else None
 
     return prepare
 
@@ -199,10 +199,10 @@ def test_learns_from_the_mean_over_each_global_batch(tmp_path: Path, model: str,
     settings = config(optim, model=model, accumulate=accumulate, log_steps=1)
     run = start(settings, tmp_path)
     expected, losses = train_by_hand(settings, epochs=2)
-    for found, wanted in zip(run.loop.raw.parameters(), expected.parameters(), strict=True):
+    for found, wanted in zip(run.trainer.model.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-7)
     assert [loss for _, loss in run.values("train.loss")] == pytest.approx(losses, rel=1e-5)
-    assert run.loop.at.images == 2 * IMAGES
+    assert run.trainer.progress.images == 2 * IMAGES
 
 
 def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
@@ -219,10 +219,10 @@ def update_sizes(settings: Config, checkpoints: Path) -> tuple[list[float], str]
     before: list[list[Tensor]] = []
 
     def note(run: Run) -> None:
-        before.append(weights(run.loop.raw))
+        before.append(weights(run.trainer.model))
 
         def measure(step: int) -> None:
-            now = weights(run.loop.raw)
+            now = weights(run.trainer.model)
             sizes.append(math.sqrt(sum(((a - b) ** 2).sum().item() for a, b in zip(now, before[-1], strict=True))))
             before.append(now)
 
@@ -269,52 +269,52 @@ def test_images_are_augmented_in_training_only(tmp_path: Path, augment: bool) ->
 def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path: Path) -> None:
     """A decay near 0 follows the weights; near 1 it stays at those of the first step."""
     near = {ema: start(config({"lr": 0.1, "ema": ema}), tmp_path / str(ema)) for ema in (0.0, 1e-7, 0.9999999)}
-    assert near[0.0].loop.network is near[0.0].loop.raw
+    assert near[0.0].trainer.eval_model is near[0.0].trainer.model
     assert near[1e-7].values("val.loss")[-1][1] == pytest.approx(near[0.0].values("val.loss")[-1][1], rel=1e-4)
     still = [loss for _, loss in near[0.9999999].values("val.loss")]
     assert still[0] == pytest.approx(still[1], rel=1e-4)
-    assert near[0.9999999].sha256 != weights_sha256(near[0.9999999].loop.raw) == near[0.0].sha256
+    assert near[0.9999999].sha256 != weights_sha256(near[0.9999999].trainer.model) == near[0.0].sha256
 
 
 def test_the_rate_follows_the_schedule_over_all_epochs(tmp_path: Path) -> None:
     optim = {"schedule": "onecycle", "warmup": 0.3, "final_lr": 0.1, "lr": 0.02}
     run = start(config(optim, log_steps=1, max_steps=5), tmp_path)
-    expected = [(step, lr_at(step - 1, 2 * STEPS, run.loop.config.optim)) for step in range(1, 6)]
+    expected = [(step, lr_at(step - 1, 2 * STEPS, run.trainer.config.optim)) for step in range(1, 6)]
     assert run.values("lr") == expected  # max_steps ends early, wherever the schedule is
     assert [row["lr"] for row in run.shown.epochs] == [expected[STEPS - 1][1]]
 
 
 def test_a_skipped_update_moves_neither_the_schedule_nor_the_average(tmp_path: Path) -> None:
     """As fp16 does when its gradients overflow."""
-    skipped = {2, 3, 6}
+    scaler_skips = {2, 3, 6}
 
     def skip(run: Run) -> None:
-        stepper, at = run.loop.learner.stepper, run.loop.at
+        stepper, at = run.trainer.train_step.stepper, run.trainer.progress
 
         class Skipping:
             step_was_skipped = False
 
             def step(self) -> None:
-                self.step_was_skipped = at.step + 1 in skipped
+                self.step_was_skipped = at.step + 1 in scaler_skips
                 if not self.step_was_skipped:
                     stepper.step()
 
             def zero_grad(self) -> None:
                 stepper.zero_grad()
 
-        run.loop.learner.stepper = Skipping()
+        run.trainer.train_step.stepper = Skipping()
 
     run = start(config({"schedule": "linear", "ema": 0.5}, log_steps=1), tmp_path, before=skip)
-    assert run.loop.at.skipped == 3
-    assert run.loop.state.ema is not None
-    assert int(run.loop.state.ema.n_averaged) == 2 * STEPS - 3
-    rates = [lr_at(clock, 2 * STEPS, run.loop.config.optim) for clock in (0, 1, 1, 1, 2, 3, 3, 4)]
+    assert run.trainer.progress.scaler_skips == 3
+    assert run.trainer.state.ema is not None
+    assert int(run.trainer.state.ema.n_averaged) == 2 * STEPS - 3
+    rates = [lr_at(clock, 2 * STEPS, run.trainer.config.optim) for clock in (0, 1, 1, 1, 2, 3, 3, 4)]
     assert run.values("lr") == list(zip(range(1, 9), rates, strict=True))
     saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
-    with start_runtime(run.loop.config, Topology()) as runtime:
-        resumed = build(run.loop.config, runtime)
+    with start_runtime(run.trainer.config, Topology()) as runtime:
+        resumed = build(run.trainer.config, runtime)
         resumed.restore(saved, "here")
-    assert (resumed.learner.lr, resumed.at.skipped) == (rates[-1], 3)
+    assert (resumed.train_step.lr, resumed.progress.scaler_skips) == (rates[-1], 3)
 
 
 # Stop and go on
@@ -338,7 +338,7 @@ def test_stopped_after_every_step_a_run_ends_as_if_undisturbed(tmp_path: Path, v
     """In the middle of an epoch, at its end, and at the run's end: the same bits and the same rows."""
     settings = VARIANTS[variant]
     whole = start(settings, tmp_path / "whole")
-    total = whole.loop.total_steps
+    total = whole.trainer.total_steps
 
     rows: list[Row] = []
     newest: Path | None = None
@@ -348,16 +348,16 @@ def test_stopped_after_every_step_a_run_ends_as_if_undisturbed(tmp_path: Path, v
         assert run.stopped
         newest = newest_checkpoint(tmp_path / "stopped", pytest.fail)
         assert newest is not None
-        assert step_of(newest) == run.loop.at.step == step
+        assert step_of(newest) == run.trainer.progress.step == step
     end = start(settings, tmp_path / "stopped", resume=newest)
 
     assert not end.stopped
     assert end.sha256 == whole.sha256
-    assert weights_sha256(end.loop.raw) == weights_sha256(whole.loop.raw)
+    assert weights_sha256(end.trainer.model) == weights_sha256(whole.trainer.model)
     assert comparable(rows + end.rows) == comparable(whole.rows)
-    ends = [replace(run.loop.at, seconds=0.0) for run in (end, whole)]
+    ends = [replace(run.trainer.progress, seconds=0.0) for run in (end, whole)]
     assert ends[0] == ends[1]
-    assert {total, int(end.loop.at.best["step"])} <= set(steps_of(tmp_path / "stopped"))
+    assert {total, int(end.trainer.progress.best["step"])} <= set(steps_of(tmp_path / "stopped"))
 
 
 @pytest.mark.parametrize("data", [DATA, WITHOUT_VAL], ids=["val", "test"])
@@ -368,17 +368,17 @@ def test_a_stop_during_any_evaluation_is_obeyed_and_leaves_it_for_later(
     settings = config({"name": "adamw"}, eval_steps=3, max_steps=7)
     whole = start(settings, tmp_path / "whole", data)
 
-    evaluate = loop_module.evaluate
+    evaluate = trainer_module.evaluate
     disturbed: list[int] = []
 
     def disturb(run: Run) -> None:
         def ask(*arguments: Any) -> Any:
-            if run.loop.at.step not in disturbed:
-                disturbed.append(run.loop.at.step)
-                run.loop.runtime.request_stop()
+            if run.trainer.progress.step not in disturbed:
+                disturbed.append(run.trainer.progress.step)
+                run.trainer.runtime.request_stop()
             return evaluate(*arguments)
 
-        monkeypatch.setattr(loop_module, "evaluate", ask)
+        monkeypatch.setattr(trainer_module, "evaluate", ask)
 
     rows: list[Row] = []
     newest: Path | None = None
@@ -413,7 +413,7 @@ def test_going_on_from_the_end_changes_nothing(tmp_path: Path) -> None:
     written = checkpoint.stat().st_ino
     again = start(settings, tmp_path, resume=checkpoint)
     assert (again.rows, again.sha256) == ([], first.sha256)
-    assert again.loop.watched == first.loop.watched is not None
+    assert again.trainer.held_out_metrics == first.trainer.held_out_metrics is not None
     assert checkpoint.stat().st_ino == written
 
 
@@ -422,10 +422,10 @@ def test_rates_and_seconds_go_on_from_where_they_were(tmp_path: Path) -> None:
     settings = config({"schedule": "linear"})
     start(settings, tmp_path, before=stop_after(STEPS))
     saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
-    saved.state["position"]["seconds"] = 1e6
+    saved.state["progress"]["seconds"] = 1e6
     run = start(settings, tmp_path, resume=saved)
     assert run.values("images_per_second")[0][1] > 1
-    assert 1e6 < run.loop.at.seconds < 1e6 + 60
+    assert 1e6 < run.trainer.progress.seconds < 1e6 + 60
     # The stop came before the first epoch was finished: its row still shows the rate of its last update.
     assert run.shown.epochs[0]["lr"] == pytest.approx(lr_at(STEPS - 1, 2 * STEPS, settings.optim))
 
@@ -442,16 +442,16 @@ def test_a_checkpoint_beyond_the_end_of_an_epoch_is_refused(tmp_path: Path) -> N
     """There is no batch to go on with, however long one looks for it."""
     start(config(max_steps=2), tmp_path)
     saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
-    saved.state["position"]["step_in_epoch"] = STEPS + 1
+    saved.state["progress"]["step_in_epoch"] = STEPS + 1
     with pytest.raises(UserError, match=r"^here: is at batch 5 of an epoch that has 4; choose another one$"):
         start(config(), tmp_path / "again", resume=saved)
 
 
 def failing_at(*steps: int) -> Callable[..., Path]:
     """A `save_checkpoint` that fails at these steps."""
-    save = checkpoint_writer.save_checkpoint
+    save = async_writer.save_checkpoint
 
-    def fail(root: Path, step: int, saved: Saved) -> Path:
+    def fail(root: Path, step: int, saved: CheckpointData) -> Path:
         if step in steps:
             raise TrainingError(f"checkpoint {step}: cannot be written")
         return save(root, step, saved)
@@ -464,7 +464,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said_and_training_goes_on(
 ) -> None:
     settings = config({"name": "adamw"}, checkpoint_steps=1, keep=9)
     whole = start(settings, tmp_path / "whole")
-    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", failing_at(2, 3, 5))
+    monkeypatch.setattr(async_writer, "save_checkpoint", failing_at(2, 3, 5))
     run = start(settings, tmp_path / "failed")
     assert run.shown.warnings == [
         f"checkpoint {step}: cannot be written; training goes on without it" for step in (2, 3, 5)
@@ -478,7 +478,7 @@ def test_an_end_or_a_stop_without_its_checkpoint_is_a_failure_of_every_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     step = 2 * STEPS if how == "at the end" else 3
-    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", failing_at(step))
+    monkeypatch.setattr(async_writer, "save_checkpoint", failing_at(step))
     with pytest.raises(TrainingError, match=rf"^checkpoint {step}: cannot be written$") as error:
         start(config(), tmp_path, before=stop_after(3) if how == "at a stop" else lambda run: None)
     assert error.value.everywhere
@@ -488,15 +488,15 @@ def test_an_end_or_a_stop_without_its_checkpoint_is_a_failure_of_every_process(
 def test_what_is_written_is_what_was_there_when_it_was_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the disk takes: the weights have moved on by the time that the thread writes."""
     moved = threading.Event()
-    save = checkpoint_writer.save_checkpoint
+    save = async_writer.save_checkpoint
 
-    def wait(root: Path, step: int, saved: Saved) -> Path:
+    def wait(root: Path, step: int, saved: CheckpointData) -> Path:
         if step == 3:
             assert moved.wait(30)
         return save(root, step, saved)
 
     settings = config({"name": "adamw", "ema": 0.9}, checkpoint_steps=3, keep=9)
-    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", wait)
+    monkeypatch.setattr(async_writer, "save_checkpoint", wait)
 
     def release(run: Run) -> None:
         # The checkpoint of the epoch's end, at step 4, waits for this one: before that, one step is trained.
@@ -512,7 +512,7 @@ def test_what_is_written_is_what_was_there_when_it_was_due(tmp_path: Path, monke
 
 def test_max_steps_ends_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     run = start(config(max_steps=6, log_steps=50), tmp_path)
-    at = run.loop.at
+    at = run.trainer.progress
     assert (at.step, at.epoch, at.step_in_epoch, at.evaluated) == (6, 1, 2, 6)
     assert steps_of(tmp_path) == [4, 6]
     assert [step for step, _ in run.values("val.loss")] == [4, 6]
@@ -522,7 +522,7 @@ def test_max_steps_ends_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
 
 
 def test_max_steps_beyond_the_last_epoch_changes_nothing(tmp_path: Path) -> None:
-    assert start(config(max_steps=99), tmp_path).loop.at.step == 2 * STEPS
+    assert start(config(max_steps=99), tmp_path).trainer.progress.step == 2 * STEPS
 
 
 @pytest.mark.parametrize(
@@ -551,18 +551,18 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_as_the_run_did(tmp_path:
 def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accuracies of six epochs: the second is best, and the fifth as good with a higher loss."""
     run = start(config(epochs=6, keep=2), tmp_path)
-    assert run.loop.at.best["step"] in steps_of(tmp_path)
+    assert run.trainer.progress.best["step"] in steps_of(tmp_path)
 
     results = iter([(3, 2.0), (9, 1.0), (9, 1.5), (5, 0.1), (9, 1.0), (8, 0.5)])
-    evaluate = loop_module.evaluate
+    evaluate = trainer_module.evaluate
 
     def pretend(*arguments: Any) -> Any:
         correct, loss = next(results)
         return replace(evaluate(*arguments), correct=correct, loss_sum=loss * 11)
 
-    monkeypatch.setattr(loop_module, "evaluate", pretend)
+    monkeypatch.setattr(trainer_module, "evaluate", pretend)
     run = start(config(epochs=6, keep=2), tmp_path / "pretended")
-    assert run.loop.at.best == {"step": 2 * STEPS, "accuracy": 9 / 11, "loss": pytest.approx(1.0)}
+    assert run.trainer.progress.best == {"step": 2 * STEPS, "accuracy": 9 / 11, "loss": pytest.approx(1.0)}
     assert steps_of(tmp_path / "pretended") == [2 * STEPS, 5 * STEPS, 6 * STEPS]
 
 
@@ -571,14 +571,14 @@ def test_without_held_out_images_the_test_set_is_shown_and_nothing_is_chosen_on_
     assert [step for step, _ in run.values("test.count")] == [4, 8, 12]
     assert {count for _, count in run.values("test.count")} == {7}
     assert not run.values("val.count")
-    assert run.loop.at.best == {}
+    assert run.trainer.progress.best == {}
     assert steps_of(tmp_path) == [12]
     assert [row["split"] for row in run.shown.epochs] == ["test"] * 3
 
 
 def test_drop_last_leaves_the_ragged_batch_out(tmp_path: Path) -> None:
     run = start(config(data={"drop_last": True}), tmp_path)
-    assert (run.loop.at.step, run.loop.at.images) == (6, 96)
+    assert (run.trainer.progress.step, run.trainer.progress.images) == (6, 96)
     assert run.values("epoch.train.count") == [(3, 48), (6, 48)]
 
 
@@ -592,7 +592,7 @@ def test_a_few_batches_are_learned_by_heart(tmp_path: Path) -> None:
     adam = {"name": "adam", "lr": 0.003}
     settings = config(adam, {"shift": 14.0, "rotate": 180.0, "val_size": 5}, overfit_batches=2, epochs=25, batch_size=8)
     run = start(settings, tmp_path, split(DATA.train, DATA.test, settings.data, 0, settings.train_limit))
-    assert run.loop.at.step == 50
+    assert run.trainer.progress.step == 50
     assert run.values("epoch.train.count")[0] == (2, 16)
     assert run.values("epoch.train.loss")[-1][1] < 0.02
     assert run.values("epoch.train.accuracy")[-1][1] == 1.0
@@ -662,9 +662,9 @@ def test_evaluations_count_every_image_once_whatever_the_batch(tmp_path: Path) -
     def evaluate(size: int) -> list[Row]:
         settings = config(eval_batch_size=size)
         with start_runtime(settings, Topology()) as runtime:
-            loop = build(settings, runtime)
-            rows = [loop.evaluate(name).row(name) for name in ("train", "val", "test")]
-            assert loop.raw.training  # again
+            trainer = build(settings, runtime)
+            rows = [trainer.evaluate(name).row(name) for name in ("train", "val", "test")]
+            assert trainer.model.training  # again
             return rows
 
     rows = evaluate(4)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rehearsal import open_loop
+from rehearsal import open_trainer
 from shown import noisy
 
 from mnist_dist.config.loader import load
@@ -19,8 +19,8 @@ from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import create_model, list_models
 from mnist_dist.tracking.media import Media
-from mnist_dist.training.trainer import Loop
-from mnist_dist.training.visualizer import Insights, picture, shows_media
+from mnist_dist.training.trainer import Trainer
+from mnist_dist.training.visualizer import Visualizer, picture, wants_media
 
 SMALL = ("--run.device=cpu", "--run.threads=1", "--train.batch_size=12", "--train.epochs=1", "--train.precision=no")
 
@@ -32,21 +32,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def train(folder: Path, *arguments: str, network: Any = noisy) -> tuple[Loop, list[tuple[int, int, Media]]]:
+def train(folder: Path, *arguments: str, network: Any = noisy) -> tuple[Trainer, list[tuple[int, int, Media]]]:
     """Two steps, with what they show."""
     config = load([*SMALL, *arguments]).config
     shown: list[tuple[int, int, Media]] = []
     with start_runtime(config, Topology()) as runtime:
-        loop = open_loop(runtime, config, folder, (24, 10), network=network)
-        insights = Insights(loop.state, loop.data, config, lambda *seen: shown.append(seen))
-        loop.train(folder, lambda row: None, insights=insights)
-    return loop, shown
+        trainer = open_trainer(runtime, config, folder, (24, 10), network=network)
+        visualizer = Visualizer(trainer.state, trainer.data, config, lambda *seen: shown.append(seen))
+        trainer.train(folder, lambda row: None, visualizer=visualizer)
+    return trainer, shown
 
 
 def test_pictures_are_of_the_network_that_is_evaluated_and_histograms_of_the_one_in_training(tmp_path: Path) -> None:
-    loop, ((step, epoch, media),) = train(tmp_path, "--optim.ema=0.5", "--optim.schedule=constant", "--optim.warmup=0")
+    trainer, ((step, epoch, media),) = train(
+        tmp_path, "--optim.ema=0.5", "--optim.schedule=constant", "--optim.warmup=0"
+    )
     assert (step, epoch, media.split) == (2, 1, "test")
-    average, raw = loop.network.body[0], loop.raw.body[0]
+    average, raw = trainer.eval_model.body[0], trainer.model.body[0]
     assert not torch.equal(average.weight, raw.weight)
 
     def levels(bank: torch.Tensor) -> np.ndarray:
@@ -55,18 +57,18 @@ def test_pictures_are_of_the_network_that_is_evaluated_and_histograms_of_the_one
 
     assert (media.filters["body.0"][:5, :5] == levels(average.weight.detach()[:, 0])[0]).all()
     with torch.no_grad():
-        image = normalize(loop.data.test.images[:1], loop.config.data)
+        image = normalize(trainer.data.test.images[:1], trainer.config.data)
         expected = levels(average(image)[0])
     assert (media.maps["body.0"][:12, :12] == expected[0]).all()
     assert media.parameters["body.0.weight"].edges[0] == raw.weight.min().item()
-    assert media.gradients["head.weight"].edges[-1] == loop.raw.head.weight.grad.max().item()
+    assert media.gradients["head.weight"].edges[-1] == trainer.model.head.weight.grad.max().item()
     assert sum(media.gradients["head.weight"].counts) == 4000
 
 
 @pytest.mark.parametrize("model", list_models())
 def test_every_model_can_be_looked_at(model: str, tmp_path: Path) -> None:
-    loop, ((_, _, media),) = train(tmp_path, network=lambda: create_model(model))
-    banks = {name: module for name, module in loop.raw.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    trainer, ((_, _, media),) = train(tmp_path, network=lambda: create_model(model))
+    banks = {name: module for name, module in trainer.model.named_modules() if isinstance(module, torch.nn.Conv2d)}
     assert media.maps.keys() == media.filters.keys() == banks.keys()
     for name, bank in banks.items():
         tiles = bank.weight.shape[0] * bank.weight.shape[1]
@@ -74,7 +76,7 @@ def test_every_model_can_be_looked_at(model: str, tmp_path: Path) -> None:
         side = bank.weight.shape[3] + 1
         assert width % (side * bank.weight.shape[1]) == 0  # whole filters in a line
         assert tiles <= width // side * (height // (side + side % 2)) < tiles + width // side
-    assert media.parameters.keys() == media.gradients.keys() == dict(loop.raw.named_parameters()).keys()
+    assert media.parameters.keys() == media.gradients.keys() == dict(trainer.model.named_parameters()).keys()
     for example in media.samples:
         assert sum(example.probabilities) == pytest.approx(1, abs=1e-5)
         assert example.predicted == max(range(10), key=example.probabilities.__getitem__)
@@ -130,4 +132,4 @@ def test_a_picture_is_about_as_wide_as_high_and_keeps_together_what_belongs_toge
 def test_nothing_is_computed_that_nobody_shows(arguments: tuple[str, ...], shows: bool) -> None:
     config: Config = load([*SMALL, *arguments]).config
     with start_runtime(config, Topology()) as runtime:
-        assert shows_media(config, config, runtime) == shows
+        assert wants_media(config, config, runtime) == shows

@@ -22,7 +22,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def comm_timer(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that were waited, without waiting."""
     found: list[float] = []
     monkeypatch.setattr(ending.time, "sleep", found.append)
@@ -58,11 +58,11 @@ def test_the_actions_own_code_is_passed_on(capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_one_process_reports_in_one_line(
-    capsys: pytest.CaptureFixture[str], waits: list[float], error: BaseException, code: int, line: str
+    capsys: pytest.CaptureFixture[str], comm_timer: list[float], error: BaseException, code: int, line: str
 ) -> None:
     assert run_to_exit_code(fail(error)) == code
     assert capsys.readouterr() == ("", line)
-    assert waits == []
+    assert comm_timer == []
 
 
 def test_an_unexpected_error_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_the_end_of_help_is_not_an_error() -> None:
 def test_of_several_processes_those_speak_that_have_something_to_say(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    waits: list[float],
+    comm_timer: list[float],
     error: BaseException,
     speakers: set[str],
 ) -> None:
@@ -107,12 +107,12 @@ def test_of_several_processes_those_speak_that_have_something_to_say(
     assert spoke == speakers
     assert len(codes) == 1
     # The launcher ends the others as soon as one ends: those that say nothing let the one that speaks be the first.
-    assert waits == ([2, 2] if isinstance(error, UserError) else [])
+    assert comm_timer == ([2, 2] if isinstance(error, UserError) else [])
 
 
 PROGRAM = """\
 import atexit, sys
-from mnist_dist.ending import leave_after, run_to_exit_code, skip_exit_hooks
+from mnist_dist.utils.exit import exit_with, run_to_exit_code, skip_exit_hooks
 atexit.register(print, "hook")
 {body}
 """
@@ -138,7 +138,7 @@ def test_a_process_leaves_with_its_code_and_all_it_said(skip: str, said: str) ->
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     """As `head` does. The output is more than a pipe holds."""
-    process = run("leave_after(lambda: run_to_exit_code(lambda: [print('x' * 1000) for _ in range(1000)] and 0))")
+    process = run("exit_with(lambda: run_to_exit_code(lambda: [print('x' * 1000) for _ in range(1000)] and 0))")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()

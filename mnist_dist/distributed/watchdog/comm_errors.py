@@ -31,7 +31,7 @@ def is_timeout(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def joining(topology: Topology, timeout: float, present: Callable[[str], bool]) -> Iterator[None]:
+def rendezvous_errors(topology: Topology, timeout: float, present: Callable[[str], bool]) -> Iterator[None]:
     """Meanwhile, a process that is not there has not arrived.
 
     Args:
@@ -43,7 +43,7 @@ def joining(topology: Topology, timeout: float, present: Callable[[str], bool]) 
         UserError: somebody else listens where they are to meet.
     """
     try:
-        with ended_if_stuck(topology, timeout):
+        with abort_if_stuck(topology, timeout):
             yield
     except RuntimeError as error:
         if topology.world_size == 1 or not is_lost_peer(error):
@@ -62,7 +62,7 @@ def joining(topology: Topology, timeout: float, present: Callable[[str], bool]) 
 
 
 @contextlib.contextmanager
-def ended_if_stuck(topology: Topology, timeout: float) -> Iterator[None]:
+def abort_if_stuck(topology: Topology, timeout: float) -> Iterator[None]:
     """Meanwhile, a process that still tries to reach the others after run.timeout says so and is ended.
 
     gloo tries again and again where packets are dropped, five times as long as it was told (seen in torch 2.15).

@@ -17,7 +17,7 @@ MESSAGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Seat:
+class PeerAddress:
     """Where a rank listens."""
 
     rank: int
@@ -30,7 +30,7 @@ class Seat:
     """What a caller must know: nobody but this run's processes is answered."""
 
 
-def take_seat(topology: Topology) -> tuple[socket.socket, Seat]:
+def listen(topology: Topology) -> tuple[socket.socket, PeerAddress]:
     """Listen on a port that the system chooses; gives the socket, which never blocks, and what the others must know.
 
     The address is the one with which this machine reaches rank 0's. Where all processes are on one machine, no other
@@ -48,11 +48,11 @@ def take_seat(topology: Topology) -> tuple[socket.socket, Seat]:
             listener.setblocking(False)
             free_port = int(listener.getsockname()[1])
             name, token = socket.gethostname(), secrets.token_hex(8)
-            return listener, Seat(topology.rank, topology.machine, name, address, free_port, token)
+            return listener, PeerAddress(topology.rank, topology.machine, name, address, free_port, token)
     raise TrainingError(f"this machine has no address from which it reaches {topology.address}")
 
 
-def connect(seat: Seat, own: Seat, topology: Topology, seconds: float) -> socket.socket:
+def connect(peer: PeerAddress, own: PeerAddress, topology: Topology, seconds: float) -> socket.socket:
     """A connection to another rank.
 
     A machine that finds the main address at a loopback one, as Debian's 127.0.1.1, is where that leads from every
@@ -61,9 +61,9 @@ def connect(seat: Seat, own: Seat, topology: Topology, seconds: float) -> socket
     Raises:
         OSError: there is none; TimeoutError: not in time.
     """
-    is_main_address = is_loopback(seat.address) and own.machine != seat.machine
-    address = topology.address.rpartition(":")[0] if is_main_address else seat.address
-    return socket.create_connection((address, seat.port), timeout=seconds)
+    is_main_address = is_loopback(peer.address) and own.machine != peer.machine
+    address = topology.address.rpartition(":")[0] if is_main_address else peer.address
+    return socket.create_connection((address, peer.port), timeout=seconds)
 
 
 def send(connection: socket.socket, message: Any) -> None:

@@ -23,15 +23,15 @@ from typing import Any
 
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.distributed.watchdog.comm_errors import first_line, is_lost_peer, is_timeout, name_ranks
-from mnist_dist.distributed.watchdog.messages import Seat, connect, receive, send, take_seat
+from mnist_dist.distributed.watchdog.messages import PeerAddress, connect, listen, receive, send
 from mnist_dist.distributed.watchdog.status import (
-    Standing,
+    PeerStatus,
     describe_traceback,
     dump,
     find_missing,
     innermost,
-    standing_of,
-    to_standing,
+    parse_status,
+    thread_status,
 )
 from mnist_dist.utils.errors import EXIT_FAILED, Stopped, TrainingError
 
@@ -42,7 +42,7 @@ SETTLE_SECONDS = 0.5  # until a farewell that was sent before a connection was r
 AGAIN_SECONDS = 0.2  # between two questions to the same process
 
 
-def open_roll_call(
+def open_peer_monitor(
     topology: Topology, timeout: float, gather: Callable[[Any], list[Any]]
 ) -> AbstractContextManager[object]:
     """Answer roll calls from now on, and hold one where an exchange fails inside the context that this gives.
@@ -55,16 +55,16 @@ def open_roll_call(
     """
     if topology.world_size == 1:
         return contextlib.nullcontext()
-    call = RollCall(topology, timeout)
+    call = PeerMonitor(topology, timeout)
     try:
-        call.begin([Seat(**seat) for seat in gather(asdict(call.seat))])
+        call.begin([PeerAddress(**peer) for peer in gather(asdict(call.peer))])
     except BaseException:
         call.close()
         raise
     return call
 
 
-class RollCall:
+class PeerMonitor:
     """One process's part: its open socket, its thread, and what it heard from the others.
 
     As a context, it turns an exchange that failed into a TrainingError that names the ranks that are missing; of any
@@ -73,25 +73,25 @@ class RollCall:
 
     def __init__(self, topology: Topology, timeout: float) -> None:
         self.topology, self.timeout = topology, timeout
-        self.listener, self.seat = take_seat(topology)
-        self.seats: list[Seat] = []
-        self.farewells: dict[int, Standing] = {}
+        self.listener, self.peer = listen(topology)
+        self.peers: list[PeerAddress] = []
+        self.exit_notices: dict[int, PeerStatus] = {}
         self.lost: BaseException | None = None  # what told this process that another one is lost
         self.end_at: float | None = None  # when this process is ended, should it still be stuck
         self.main = threading.get_ident()
         self.sleeper, self.waker = socket.socketpair()
         self.thread = threading.Thread(target=self.answer_calls, name="roll call", daemon=True)
 
-    def begin(self, seats: list[Seat]) -> None:
+    def begin(self, peers: list[PeerAddress]) -> None:
         """Answer from now on.
 
         Args:
             seats: of all ranks, by rank.
         """
-        self.seats = seats
+        self.peers = peers
         self.thread.start()
 
-    def __enter__(self) -> RollCall:
+    def __enter__(self) -> PeerMonitor:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -100,7 +100,7 @@ class RollCall:
                 return
             if is_lost_peer(error):
                 raise TrainingError(self.hold(error)) from error
-            self.tell_all(Standing("failed", f"{type(error).__name__} ({first_line(error)})"))
+            self.tell_all(PeerStatus("failed", f"{type(error).__name__} ({first_line(error)})"))
         finally:
             self.close()
 
@@ -122,7 +122,7 @@ class RollCall:
             while True:
                 left = None if self.end_at is None else self.end_at - time.monotonic()
                 if left is not None and left <= 0:
-                    if standing_of(self.main, self.lost).kind == "busy":
+                    if thread_status(self.main, self.lost).kind == "busy":
                         self.end_process()
                     self.end_at = time.monotonic() + END_SECONDS  # it is about to notice: look again
                     continue
@@ -139,14 +139,14 @@ class RollCall:
         with connection:
             connection.settimeout(MESSAGE_SECONDS)
             message = receive(connection)
-            if not secrets.compare_digest(str(message["token"]), self.seat.token):
+            if not secrets.compare_digest(str(message["token"]), self.peer.token):
                 return
             if message["farewell"] is None:
-                send(connection, asdict(standing_of(self.main, self.lost)))
+                send(connection, asdict(thread_status(self.main, self.lost)))
                 return
-            farewell = self.farewells[int(message["rank"])] = to_standing(message["farewell"])
+            exit_notice = self.exit_notices[int(message["rank"])] = parse_status(message["farewell"])
             # The run is over for all. A process that was not waited for in vain yet has the time to notice by itself.
-            left = END_SECONDS if self.topology.rank in farewell.gives_up else self.timeout
+            left = END_SECONDS if self.topology.rank in exit_notice.missing_ranks else self.timeout
             self.end_at = min(time.monotonic() + left, self.end_at or math.inf)
 
     def end_process(self) -> None:
@@ -155,7 +155,7 @@ class RollCall:
         last = threading.Timer(MESSAGE_SECONDS, os._exit, [EXIT_FAILED])
         last.daemon = True
         last.start()
-        stack = standing_of(self.main, self.lost).stack
+        stack = thread_status(self.main, self.lost).stack
         error = (
             f"rank {self.topology.rank}: the others ended without this process, which is stuck in {innermost(stack)}"
         )
@@ -171,93 +171,93 @@ class RollCall:
         Gives one line that names them. Takes at most about ANSWER_SECONDS.
         """
         self.lost = error
-        here = Standing("waits", first_line(error), tuple(describe_traceback(error)), is_timeout(error))
-        standings = self.ask_all()
-        missing = find_missing(standings, here)
-        self.tell_all(replace(here, gives_up=tuple(missing)))
-        if any(standing.kind != "failed" for standing in missing.values()):
+        here = PeerStatus("waits", first_line(error), tuple(describe_traceback(error)), is_timeout(error))
+        statuses = self.ask_all()
+        missing = find_missing(statuses, here)
+        self.tell_all(replace(here, missing_ranks=tuple(missing)))
+        if any(status.kind != "failed" for status in missing.values()):
             stacks = dump(f"rank {self.topology.rank} waited here", here.stack)
-            for rank, standing in missing.items():
-                stacks += dump(f"rank {rank} is here", standing.stack) if standing.stack else ""
+            for rank, status in missing.items():
+                stacks += dump(f"rank {rank} is here", status.stack) if status.stack else ""
             print(stacks, end="", file=sys.stderr, flush=True)
         if missing:
-            return self.blame(missing)
-        if any(self.topology.rank in farewell.gives_up for farewell in self.farewells.values()):
+            return self.describe_missing(missing)
+        if any(self.topology.rank in exit_notice.missing_ranks for exit_notice in self.exit_notices.values()):
             return f"the others gave this process up: it did not take part within run.timeout={self.timeout:g} s"
         places = "; ".join(
-            f"rank {rank} in {innermost(other.stack)}" for rank, other in standings.items() if other.stack
+            f"rank {rank} in {innermost(other.stack)}" for rank, other in statuses.items() if other.stack
         )
         return f"an exchange failed ({first_line(error)}), although no rank is missing{': ' * bool(places)}{places}"
 
-    def blame(self, missing: dict[int, Standing]) -> str:
+    def describe_missing(self, missing: dict[int, PeerStatus]) -> str:
         """One line about the missing ranks; those of one machine that have the same fate share their words."""
         within = f"within run.timeout={self.timeout:g} s"
         groups: dict[tuple[str, str], list[int]] = {}
-        for rank, standing in missing.items():
+        for rank, status in missing.items():
             words = {
                 "silent": f"did not answer {within} (stopped, or cannot be reached)",
                 "ended": "ended without a word (killed?)",
-                "failed": f"ended by {standing.text}",
-                "busy": f"did not take part {within}, but answers: stuck in {innermost(standing.stack)}",
-            }[standing.kind]
-            groups.setdefault((self.seats[rank].host, words), []).append(rank)
+                "failed": f"ended by {status.text}",
+                "busy": f"did not take part {within}, but answers: stuck in {innermost(status.stack)}",
+            }[status.kind]
+            groups.setdefault((self.peers[rank].host, words), []).append(rank)
         return "; ".join(f"{name_ranks(ranks)} on {host} {words}" for (host, words), ranks in groups.items())
 
-    def ask_all(self) -> dict[int, Standing]:
+    def ask_all(self) -> dict[int, PeerStatus]:
         """Every other rank's standing, by rank: the last one that it gave."""
-        standings: dict[int, Standing] = {}
+        statuses: dict[int, PeerStatus] = {}
         deadline = time.monotonic() + ANSWER_SECONDS
-        self.with_each(lambda seat: standings.update({seat.rank: self.ask(seat, deadline)}), ANSWER_SECONDS)
-        others = (seat.rank for seat in self.seats if seat.rank != self.topology.rank)
-        return {rank: self.farewells.get(rank) or standings.get(rank) or Standing("silent") for rank in others}
+        self.with_each(lambda peer: statuses.update({peer.rank: self.ask(peer, deadline)}), ANSWER_SECONDS)
+        others = (peer.rank for peer in self.peers if peer.rank != self.topology.rank)
+        return {rank: self.exit_notices.get(rank) or statuses.get(rank) or PeerStatus("silent") for rank in others}
 
-    def ask(self, seat: Seat, deadline: float) -> Standing:
+    def ask(self, peer: PeerAddress, deadline: float) -> PeerStatus:
         """Ask one rank until it waits too, has failed, or the time is over."""
-        standing = Standing("silent")
+        status = PeerStatus("silent")
         while (left := deadline - time.monotonic()) > 0:
             try:
-                standing = to_standing(self.call(seat, None, left))
+                status = parse_status(self.call(peer, None, left))
             except TimeoutError:
-                return standing
+                return status
             except ConnectionError:  # refused or reset
-                if standing.kind == "ended":
-                    return standing
-                standing = Standing("ended")
+                if status.kind == "ended":
+                    return status
+                status = PeerStatus("ended")
                 time.sleep(min(SETTLE_SECONDS, left))
                 continue
             except OSError:
-                standing = Standing("silent")
-            if standing.kind == "waits":
-                return standing
+                status = PeerStatus("silent")
+            if status.kind == "waits":
+                return status
             time.sleep(min(AGAIN_SECONDS, left))
-        return standing
+        return status
 
-    def tell_all(self, farewell: Standing) -> None:
+    def tell_all(self, exit_notice: PeerStatus) -> None:
         """Tell every other rank why this process ends."""
 
-        def tell(seat: Seat) -> None:
+        def tell(peer: PeerAddress) -> None:
             with contextlib.suppress(OSError):
-                self.call(seat, farewell, MESSAGE_SECONDS)
+                self.call(peer, exit_notice, MESSAGE_SECONDS)
 
         self.with_each(tell, MESSAGE_SECONDS)
 
-    def with_each(self, action: Callable[[Seat], None], seconds: float) -> None:
+    def with_each(self, action: Callable[[PeerAddress], None], seconds: float) -> None:
         """Do something with every other rank at once, for so long at most."""
-        others = [seat for seat in self.seats if seat.rank != self.topology.rank]
-        threads = [threading.Thread(target=action, args=(seat,), daemon=True) for seat in others]
+        others = [peer for peer in self.peers if peer.rank != self.topology.rank]
+        threads = [threading.Thread(target=action, args=(peer,), daemon=True) for peer in others]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + seconds + MESSAGE_SECONDS / 2
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0))
 
-    def call(self, seat: Seat, farewell: Standing | None, seconds: float) -> Any:
+    def call(self, peer: PeerAddress, exit_notice: PeerStatus | None, seconds: float) -> Any:
         """Send one message; gives the answer to a question.
 
         Raises:
             OSError: no connection, no answer in time (TimeoutError), or not a whole one.
         """
-        with connect(seat, self.seat, self.topology, seconds) as connection:
-            said = None if farewell is None else asdict(farewell)
-            send(connection, {"token": seat.token, "rank": self.topology.rank, "farewell": said})
-            return receive(connection) if farewell is None else None
+        with connect(peer, self.peer, self.topology, seconds) as connection:
+            said = None if exit_notice is None else asdict(exit_notice)
+            send(connection, {"token": peer.token, "rank": self.topology.rank, "farewell": said})
+            return receive(connection) if exit_notice is None else None

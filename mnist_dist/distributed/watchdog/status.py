@@ -25,7 +25,7 @@ COLLECTIVES = tuple(
 
 
 @dataclass(frozen=True)
-class Standing:
+class PeerStatus:
     """What a rank says of itself, or what can be said of one that says nothing."""
 
     kind: str
@@ -34,17 +34,17 @@ class Standing:
     stack: tuple[str, ...] = ()
     """`file:line function` of the main thread's frames, the outermost first."""
     timed_out: bool = False
-    gives_up: tuple[int, ...] = ()
+    missing_ranks: tuple[int, ...] = ()
     """The ranks that this one found missing."""
 
 
-def to_standing(message: dict[str, Any]) -> Standing:
+def parse_status(message: dict[str, Any]) -> PeerStatus:
     """A standing that came as JSON."""
     lists = {name: tuple(message[name]) for name in ("stack", "gives_up")}
-    return Standing(**{**message, **lists})
+    return PeerStatus(**{**message, **lists})
 
 
-def standing_of(thread: int, lost: BaseException | None = None) -> Standing:
+def thread_status(thread: int, lost: BaseException | None = None) -> PeerStatus:
     """What a thread of this process is doing.
 
     Args:
@@ -54,22 +54,22 @@ def standing_of(thread: int, lost: BaseException | None = None) -> Standing:
     stack = tuple(describe_frames(frame))
     error = lost or current_error(thread)
     if error is not None and is_lost_peer(error):
-        return Standing("waits", first_line(error), stack, is_timeout(error))
+        return PeerStatus("waits", first_line(error), stack, is_timeout(error))
     if frame is not None and any(place in frame.f_code.co_filename for place in COLLECTIVES):
-        return Standing("waits", "", stack)
-    return Standing("busy", "", stack)
+        return PeerStatus("waits", "", stack)
+    return PeerStatus("busy", "", stack)
 
 
-def find_missing(standings: dict[int, Standing], here: Standing) -> dict[int, Standing]:
+def find_missing(statuses: dict[int, PeerStatus], here: PeerStatus) -> dict[int, PeerStatus]:
     """Of the other ranks, those that are to blame, by rank.
 
     A rank that is merely busy is only blamed where somebody has waited for the whole timeout, or nobody else is left:
     it has not come to the exchange yet in which it will notice the loss.
     """
-    gone = {rank: other for rank, other in standings.items() if other.kind in ("silent", "ended", "failed")}
-    if gone and not here.timed_out and not any(other.timed_out for other in standings.values()):
+    gone = {rank: other for rank, other in statuses.items() if other.kind in ("silent", "ended", "failed")}
+    if gone and not here.timed_out and not any(other.timed_out for other in statuses.values()):
         return gone
-    return {rank: other for rank, other in standings.items() if rank in gone or other.kind == "busy"}
+    return {rank: other for rank, other in statuses.items() if rank in gone or other.kind == "busy"}
 
 
 def current_error(thread: int) -> BaseException | None:
