@@ -78,7 +78,7 @@ def insights_milliseconds(times: int) -> dict[str, float]:
     with start_runtime(config, Topology()) as runtime, tempfile.TemporaryDirectory() as folder:
         splits = read_splits(ensure(resolve_root(""), "auto", lambda line: None), config.data, config.run.seed)
         torch.manual_seed(config.run.seed)
-        trainer = Trainer(config, runtime, runtime.place(create_model(config.model.name)), splits, Console(), "id")
+        trainer = Trainer(config, runtime, runtime.to_device(create_model(config.model.name)), splits, Console(), "id")
         trainer.train(Path(folder), lambda row: None)
         visualizer = Visualizer(trainer.state, splits, config, lambda *_: None)
         rows: list[list[float]] = []

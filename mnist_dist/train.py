@@ -1,34 +1,33 @@
 """Train a network on MNIST: `accelerate launch -m mnist_dist.train [--config NAME|PATH]... [--section.key=value]...`.
 
-Reads from top to bottom in the order in which a run is built. torch is imported only once the settings are known to be
-good, so that help and errors come at once.
+Reads from top to bottom in the order in which a run is built. torch is imported only after the settings are checked, so
+that help and errors come at once.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.checkpoint.run_dir import warn_if_other_hardware
 from mnist_dist.config.loader import LoadedConfig, load, print_config
 from mnist_dist.config.schema import flat
-from mnist_dist.distributed.consistency import describe_clocks
 from mnist_dist.distributed.topology import Topology, resolve_topology, yield_while_waiting
-from mnist_dist.tracking.tracker import new_run_id
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking, describe_tracking
-from mnist_dist.training.visualizer import wants_media
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
 from mnist_dist.utils.exit import exit_with, run_to_exit_code
-from mnist_dist.utils.versions import software
+from mnist_dist.utils.versions import software, versions
 
 if TYPE_CHECKING:
-    from mnist_dist.training.trainer import Trainer
+    from mnist_dist.checkpoint.run_dir import RunDir
+    from mnist_dist.console.console import Console
+    from mnist_dist.data.dataset import Splits
+    from mnist_dist.distributed.runtime import Runtime
+    from mnist_dist.training.train_step import TrainStep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as the arguments say, and give the process's exit code."""
+    """Train as the arguments say, and return the process's exit code."""
     return run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -40,19 +39,24 @@ def start(arguments: Sequence[str]) -> int:
         if topology.is_main:
             print_config(loaded.config)
         return EXIT_DONE
-    key = None
+    key_check = None
     if topology.is_main:
         check_tracking(loaded.config)
-        key = WandbKeyCheck(loaded.config)
+        key_check = WandbKeyCheck(loaded.config)
     yield_while_waiting()
-    return train(loaded, topology, key)
+    return train(loaded, topology, key_check)
 
 
-def train(loaded: LoadedConfig, topology: Topology, key: WandbKeyCheck | None) -> int:
-    """Build one run, in this order: data, processes, checkpoint, model, folder; then train it to its summary."""
+def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | None) -> int:
+    """Build a run, in this order: data, ranks, run directory, checkpoint, model, training state; then train it."""
     import torch
 
-    from mnist_dist.checkpoint.run_dir import check_resumable, open_run_dir, prepare_run_dir
+    from mnist_dist.checkpoint.run_dir import (
+        check_resumable,
+        open_run_dir,
+        prepare_run_dir,
+        warn_if_other_hardware,
+    )
     from mnist_dist.checkpoint.run_lock import RunLock
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
@@ -60,114 +64,130 @@ def train(loaded: LoadedConfig, topology: Topology, key: WandbKeyCheck | None) -
     from mnist_dist.data.prepare import ensure, resolve_root
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.models import create_model
-    from mnist_dist.training.trainer import Trainer
+    from mnist_dist.tracking.tracker import new_run_id
+    from mnist_dist.training.state import TrainingState
+    from mnist_dist.training.train_step import TrainStep
 
     config = loaded.config
     console = open_console(topology.is_main, config.run.quiet)
     if "console" in config.tracking.share and topology.is_main and not config.run.quiet:
         console = TeeConsole(console)
 
-    # The data: one process a machine fetches it, before any process waits for another.
+    # The data files: one process per machine fetches them, before any rank waits for another.
     root = resolve_root(config.data.root)
     if topology.is_local_main:
         ensure(root, config.data.source, console.say)
 
     with RunLock(topology.launcher) as lock, start_runtime(config, topology) as runtime:
-        alike = {
-            "the configuration": flat(config),
-            "the software": software() if runtime.world_size > 1 else {},
-            "the machine (which --train.shards=0 would allow)": runtime.fingerprint() if runtime.shards else {},
-            "the precision (which --train.precision decides)": {"precision": runtime.precision},
-            "the launcher's fsdp_config": {"FSDP": repr(topology.fsdp)},
-        }
-        far_apart = describe_clocks(runtime.check_ranks_agree(alike))
-        if far_apart:
-            console.warn(far_apart)
+        check_ranks(loaded, runtime, console)
         files = ensure(root, "local", console.say)
-        splits = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
+        data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
 
-        # The folder, from here on this run's alone, and the checkpoint to go on from. The main process decides and
-        # reads for all: the others may have no such folder on their machine.
-        claim = runtime.run_on_main(lambda: open_run_dir(config, loaded.recipes, lock, console.warn))
-        saved, source = claim.load(), claim.checkpoint.folder if claim.checkpoint else None
+        # The run directory, locked, and the checkpoint to go on from. Rank 0 decides and reads for all ranks: the
+        # others may have no such folder on their machine.
+        run_dir = runtime.run_on_main(lambda: open_run_dir(config, loaded.recipes, lock, console.warn))
+        saved, source = run_dir.load(), run_dir.checkpoint.folder if run_dir.checkpoint else None
         if saved and source:
             check_resumable(config, saved.state["config"], source)
-        run_id = saved.state["run_id"] if saved and claim.same_run else runtime.broadcast(new_run_id())
+        run_id = saved.state["run_id"] if saved and run_dir.same_run else runtime.broadcast(new_run_id())
 
-        # The model, the same on every process because each draws it from the same seed; then what trains it.
+        # The model: equal on all ranks, because each draws it from the same seed.
         torch.manual_seed(config.run.seed)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
-        model = runtime.place(create_model(config.model.name))
-        trainer = Trainer(config, runtime, model, splits, console, run_id)
-        if saved and source:
-            trainer.restore(saved, str(source))
-            warn_if_other_hardware(saved.state["machine"], runtime.fingerprint(), console.warn)
+        model = runtime.to_device(create_model(config.model.name))
 
-        # Nothing but the lock is written before everything above is known to be good.
-        finished = runtime.run_on_main(lambda: prepare_run_dir(claim, config, lock))
-        if finished and trainer.progress.step >= trainer.last_step:
-            console.say(f"{claim.folder} holds this run, finished; --run.resume=never starts it over")
+        # Its strategy, optimizer, average of weights and progress; restored, and then wrapped for training.
+        state = TrainingState(model, config, runtime, images=len(data.train))
+        if saved and source:
+            state.restore(saved, str(source))
+            warn_if_other_hardware(saved.state["machine"], runtime.fingerprint(), console.warn)
+        train_step = TrainStep(state)
+
+        # Nothing but the lock is written before everything above has succeeded.
+        was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock))
+        if was_finished and state.progress.step >= state.last_step:
+            console.say(f"{run_dir.folder} holds this run, finished; --run.resume=never starts it over")
         else:
-            train_to_summary(trainer, claim.folder, source, claim.same_run, key)
+            train_and_test(train_step, data, console, run_dir, run_id, key_check)
         lock.finished = True
     return EXIT_DONE
 
 
-def train_to_summary(
-    trainer: Trainer, folder: Path, checkpoint: Path | None, same_run: bool, key: WandbKeyCheck | None
+def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> None:
+    """Stop unless all ranks have the same settings, code and versions; warn if their clocks differ."""
+    from mnist_dist.distributed.consistency import check_ranks_agree, describe_clock_skew
+
+    clocks = check_ranks_agree(
+        runtime,
+        {
+            "the configuration": flat(loaded.config),
+            "the software": software() if runtime.world_size > 1 else {},
+            "the machine (which --train.shards=0 would allow)": runtime.fingerprint() if runtime.shards else {},
+            "the precision (which --train.precision decides)": {"precision": runtime.precision},
+            "the launcher's fsdp_config": {"FSDP": repr(runtime.topology.fsdp)},
+        },
+    )
+    if skew := describe_clock_skew(clocks):
+        console.warn(skew)
+
+
+def train_and_test(
+    train_step: TrainStep, data: Splits, console: Console, run_dir: RunDir, run_id: str, key_check: WandbKeyCheck | None
 ) -> None:
-    """Open the records, train, test, and write the summary.
+    """Open metrics.jsonl and the tracker, train, test, and write summary.json.
 
     Args:
-        loop: at the step to go on from.
-        checkpoint: where that came from, if from anywhere.
-        same_run: it is this run's own, so that the records go on too.
-        key: what wandb's server says of its key, on the main process.
+        train_step: its state is at the step to go on from.
+        key_check: whether wandb's server takes the key, on the main process.
     """
     from mnist_dist.checkpoint.run_dir import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
     from mnist_dist.console.tee import TeeConsole
     from mnist_dist.tracking.metrics_file import MetricsFile
     from mnist_dist.tracking.tracker import open_tracker
-    from mnist_dist.training.summary import resolved, summarize
-    from mnist_dist.training.visualizer import Visualizer
-    from mnist_dist.utils.versions import versions
+    from mnist_dist.training.metric_logger import MetricLogger
+    from mnist_dist.training.profiler import measure_peak_flops
+    from mnist_dist.training.summary import describe_resolved, summarize
+    from mnist_dist.training.trainer import Trainer
+    from mnist_dist.training.visualizer import Visualizer, wants_media
 
-    config, runtime, console = trainer.config, trainer.runtime, trainer.console
-    recording = key.settle(config, console.warn) if key else config
-    described = describe_tracking(recording) if runtime.is_main else ""  # others may not have the key that it tells of
-    facts = {"data": trainer.data.describe(), "tracking": described, "run": str(folder)}
-    console.header(runtime.describe() | trainer.describe() | facts)
-    if checkpoint:
-        console.say(f"going on from {checkpoint}")
-    rows: MetricsFile | None = None
+    state, config, runtime = train_step.state, train_step.state.config, train_step.state.runtime
+    folder, resumed = run_dir.folder, run_dir.same_run
+    resumed_from = run_dir.checkpoint.folder if run_dir.checkpoint else None
+    tracked = key_check.settle(config, console.warn) if key_check else config
+    tracking = describe_tracking(tracked) if runtime.is_main else ""  # only rank 0 is sure to have the wandb key
+    facts = {"data": data.describe(), "tracking": tracking, "run": str(folder)}
+    console.header(runtime.describe() | state.describe() | facts)
+    if resumed_from:
+        console.say(f"going on from {resumed_from}")
+
+    metrics_file: MetricsFile | None = None
     if runtime.is_main:
         write_config(folder, config)
-        rows = MetricsFile(folder / METRICS, trainer.progress.step if same_run else -1, console.warn)
-    known = resolved(trainer) | versions()
-    shows = wants_media(config, recording, runtime)
-    tracker = open_tracker(recording, folder, trainer.run_id, same_run, console.warn, runtime.is_main, known)
-    visualizer = Visualizer(trainer.state, trainer.data, config, tracker.show) if shows else None
+        metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
+    resolved = describe_resolved(state) | versions()
+    has_media = wants_media(config, tracked, runtime)
+    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved)
     if isinstance(console, TeeConsole):
         console.share(tracker.say)
 
-    def record(row: dict[str, Any]) -> None:
-        if rows is not None:
-            rows.write(row)
-        tracker.log(row)
-
-    def rewind(step: int) -> None:
-        if rows is not None:
-            rows.rewind(step)
-
-    code, summary = EXIT_FAILED, {}
+    code, summary = EXIT_FAILED, dict[str, Any]()
     try:
-        trainer.train(folder / CHECKPOINTS, record, rewind, folder / PROFILE, visualizer)
-        test = (
-            trainer.held_out_metrics
-            if trainer.held_out == "test" and trainer.held_out_metrics
-            else trainer.evaluate("test")
+        peak_flops = measure_peak_flops(runtime) if config.train.profile else 0.0
+        trainer = Trainer(
+            train_step,
+            data,
+            console,
+            MetricLogger(state, console, tracker, metrics_file, peak_flops),
+            run_id,
+            checkpoint_dir=folder / CHECKPOINTS,
+            profile_dir=folder / PROFILE,
+            visualizer=Visualizer(state, data, tracker) if has_media else None,
+            saved_step=state.progress.step if resumed_from else -1,
         )
-        summary = summarize(trainer, test, checkpoint)
+        trainer.train()
+        tested = trainer.held_out == "test" and trainer.held_out_metrics
+        test = tested or trainer.evaluate("test")
+        summary = summarize(trainer, test, resumed_from)
         code = EXIT_DONE
     except Stopped:
         code = EXIT_STOPPED

@@ -32,7 +32,7 @@ from mnist_dist.commands.doctor_checks import (
 )
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
-from mnist_dist.distributed.consistency import describe_clocks
+from mnist_dist.distributed.consistency import describe_clock_skew
 from mnist_dist.distributed.topology import Topology, resolve_topology, yield_while_waiting
 from mnist_dist.distributed.watchdog.comm_errors import name_ranks
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, TrainingError, UserError
@@ -152,7 +152,7 @@ def together(runtime: Runtime, hosts: Sequence[str]) -> list[Finding]:
         alike = Finding("software", f"the same everywhere: {shown}")
     clocks = [clock for _, clock in answers]
     spread = f"{max(clocks) - min(clocks):.1f} s apart"
-    far_apart = describe_clocks(clocks)
+    far_apart = describe_clock_skew(clocks)
     time_of = {name: all_reduce_ms(runtime, torch.zeros(n)) for name, n in (("4 B", 1), ("1 MiB", 1 << 18))}
     speed = ", ".join(f"{name} {value:.2f} ms" for name, value in time_of.items())
     slow = time_of["4 B"] > SLOW_MS

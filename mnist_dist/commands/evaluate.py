@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         data = getattr(splits, options.split)
         if not len(data):
             raise UserError(f"--split {options.split}: this run held nothing out (data.val_size=0); use test or train")
-        model = runtime.place(restored.model)
+        model = runtime.to_device(restored.model)
         size = config.train.eval_batch_size
         metrics = evaluate(model, data.to(runtime.device), config.data, runtime, size)
         result = metrics.row(options.split) | {"step": restored.step, "world_size": runtime.world_size}

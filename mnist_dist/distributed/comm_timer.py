@@ -19,6 +19,14 @@ class CommTimer:
         self.seconds = 0.0
         self.since: float | None = None  # None: nothing is waited for
 
+    def start(self) -> None:
+        """Count from here on."""
+        self.counting = True
+
+    def stop(self) -> None:
+        """Stop counting."""
+        self.counting = False
+
     def begin(self, *_: object) -> None:
         """From here on nothing is left to do but to wait; the last call before `end` counts. Also autograd's hook."""
         self.since = time.perf_counter()

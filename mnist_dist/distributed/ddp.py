@@ -1,10 +1,9 @@
-"""The gradient of one global batch, in ways that give the same mean: DistributedDataParallel, or fixed shards.
-
-Both, and FSDP2 in `sharding`, leave it in the `grad` of the parameters that this process keeps, and give back what the
-model said of this process's images. With fixed shards it is also the same, bit for bit, at any number of processes.
-"""
+"""Data parallelism: each rank computes its slice of the batch, and DistributedDataParallel averages the gradients."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,88 +11,110 @@ from torch import Tensor, nn
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.device import seed_generator
+from mnist_dist.distributed.gradients import BatchOutput, StepOutput, flat_views, image_losses
 from mnist_dist.distributed.runtime import Runtime
-from mnist_dist.distributed.strategy import BatchOutput, losses_of, views
 from mnist_dist.utils.rng import derive_seed
 
 
 class DDPStrategy:
-    """Each process computes one share of the batch, and DistributedDataParallel averages while backward runs."""
+    """See `Strategy`. On one rank it computes the whole batch, without a wrapper."""
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
-        self.model = runtime.wrap(model)
+        self.local_model = self.wrapped_model = model
         self.buffers = list(model.buffers()) if runtime.world_size > 1 else []
-        if runtime.world_size > 1:
-            if runtime.device.type == "cpu":  # elsewhere the host sees nothing of it
-                # Backward waits for the other processes at its end: from the last gradient to its return.
-                for parameter in model.parameters():
-                    parameter.register_post_accumulate_grad_hook(runtime.comm_timer.begin)
-            self.settle()
 
-    def settle(self) -> None:
-        """Compute a gradient that nobody uses.
+    def wrap_model(self) -> None:
+        """Wrap the model in DistributedDataParallel and autocast."""
+        runtime, model = self.runtime, self.local_model
+        self.wrapped_model = runtime.accelerator.prepare_model(model, device_placement=False)
+        if runtime.world_size == 1:
+            return
+        if runtime.device.type == "cpu":  # elsewhere the host does not see the communication
+            # Backward ends by waiting for the other ranks: from this rank's last gradient on, the time is theirs.
+            for parameter in model.parameters():
+                parameter.register_post_accumulate_grad_hook(runtime.comm_timer.begin)
+        self.warm_up_buckets()
 
-        DistributedDataParallel arranges its buckets anew after the first one it computes, and with three processes or
-        more the order of a sum depends on that. So a run that goes on would add up its first gradient otherwise than
-        one that was never interrupted.
+    def warm_up_buckets(self) -> None:
+        """Warm up DDP: one dummy backward, so that its buckets are rebuilt before step 1.
+
+        DDP rebuilds its buckets after its first backward, and with three ranks or more the order of a sum depends on
+        them. Without this, a resumed run would round its first gradient differently from an undisturbed one.
         """
         before = [buffer.clone() for buffer in self.buffers]
-        self.model.train()
+        self.wrapped_model.train()
         image = torch.zeros(1, 1, 28, 28, device=self.runtime.device)
-        self.runtime.scale(self.model(image).sum()).backward()
-        self.model.zero_grad()
+        self.runtime.mixed_precision.scale_loss(self.wrapped_model(image).sum()).backward()
+        self.wrapped_model.zero_grad()
         with torch.no_grad():
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
 
     def describe(self) -> str:
-        """The way in words."""
-        processes = self.runtime.world_size
-        if processes == 1:
+        """How gradients come about."""
+        ranks, compress = self.runtime.world_size, self.config.train.compress
+        if ranks == 1:
             return "whole batch"
-        compress = self.config.train.compress
         sent = "" if compress == "no" else f", sent in {compress}"
-        return f"averaged over {processes} processes by DistributedDataParallel{sent}"
+        return f"averaged over {ranks} processes by DistributedDataParallel{sent}"
 
-    def compute(self, batch: Batch, step: int) -> list[BatchOutput]:
+    def forward_backward(self, batch: Batch, step: int) -> StepOutput:
         """See `Strategy`."""
         config, runtime = self.config, self.runtime
-        self.model.zero_grad()
+        self.wrapped_model.zero_grad()
         seed_generator(derive_seed(config.run.seed, "dropout", step, runtime.rank), runtime.device)
-        seen = []
-        for part, (images, labels) in enumerate(batch.parts(0), start=1):
-            with runtime.no_sync(self.model, last=part == config.train.accumulate):
-                logits = self.predict(images)
-                losses = losses_of(logits, labels, config)
-                # Gradients are averaged over processes, so this makes their average the mean over the global batch.
-                runtime.scale(losses.sum() * (runtime.world_size / batch.size)).backward()
-            if part == config.train.accumulate:
+        outputs = []
+        for number, (images, labels) in enumerate(batch.parts(0), start=1):
+            is_last = number == config.train.accumulate
+            with contextlib.nullcontext() if is_last else runtime.accelerator.no_sync(self.wrapped_model):
+                logits = self.forward(images)
+                losses = image_losses(logits, labels, config)
+                # DDP averages gradients over ranks. With this factor the average is the mean over the global batch.
+                loss = losses.sum() * (runtime.world_size / batch.size)
+                runtime.mixed_precision.scale_loss(loss).backward()
+            if is_last:
                 runtime.comm_timer.end()
-            seen.append(BatchOutput(logits.detach(), labels, losses.detach()))
-        self.combine_buffers(sum(len(part.labels) for part in seen) / batch.size)
-        return seen
+            outputs.append(BatchOutput(logits.detach(), labels, losses.detach()))
+        self.average_buffers(sum(len(output.labels) for output in outputs) / batch.size)
+        return StepOutput(outputs)
 
-    def predict(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Logits, in the run's precision."""
-        return self.model(images)
-
-    def norm(self) -> Tensor:
-        """L2 norm of the gradient."""
-        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-
-    def clip(self, limit: float) -> Tensor:
-        """See `Strategy`."""
-        return self.runtime.clip(self.model, limit)
+        return self.wrapped_model(images)
 
     @torch.no_grad()
-    def combine_buffers(self, weight: float) -> None:
-        """Give all processes the same buffers (running statistics), each one's weighted by its images."""
+    def average_buffers(self, weight: float) -> None:
+        """Give all ranks the same buffers: the mean of running statistics, and the largest of any counter.
+
+        Args:
+            weight: of this rank's statistics: its fraction of the batch's images.
+        """
         statistics = [buffer for buffer in self.buffers if buffer.is_floating_point()]
         if statistics:
             total = self.runtime.all_reduce_sum(torch.cat([buffer.flatten() for buffer in statistics]).mul_(weight))
-            for buffer, average in zip(statistics, views(total, statistics), strict=True):
+            for buffer, average in zip(statistics, flat_views(total, statistics), strict=True):
                 buffer.copy_(average)
         for buffer in self.buffers:
             if not buffer.is_floating_point():
                 self.runtime.all_reduce_max(buffer)
+
+    def grad_norm(self) -> Tensor:
+        """See `Strategy`."""
+        return nn.utils.get_total_norm([p.grad for p in self.wrapped_model.parameters() if p.grad is not None])
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """See `Strategy`."""
+        return self.runtime.mixed_precision.clip_grad_norm_(self.wrapped_model.parameters(), max_norm)
+
+    def full_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors themselves: every rank has all of them."""
+        return dict(tensors)
+
+    def local_state_dict(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """The tensors themselves."""
+        return dict(tensors)
+
+    def full_model(self, local_model: nn.Module) -> nn.Module:
+        """The module itself."""
+        return local_model

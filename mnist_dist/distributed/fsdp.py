@@ -1,9 +1,9 @@
-"""Who keeps what of a model: each process all of it, or (FSDP2) a piece of every parameter, gradient and moment.
+"""FSDP2: each rank keeps a shard of every parameter, gradient and optimizer state.
 
-A piece is some rows: dimension 0 is cut into as many parts of equal size as there are processes, of which the last
-ones may be smaller or empty. torch's `fully_shard` gathers whole layers where the forward and backward pass need them
-and gives each process its piece of the mean gradient. Everything else that trains sees plain tensors: a model of the
-pieces, which has the names of the whole one, for the optimizer and the moving average.
+A shard is some rows: dimension 0 is split into equal parts, one per rank, of which the last ones may be smaller or
+empty. torch's `fully_shard` gathers whole layers for the forward and backward pass and reduces each rank's shard of the
+mean gradient. The optimizer, the average of weights and the checkpoints see plain tensors: `local_model`, a module of
+this rank's shards under the names of the whole model.
 """
 
 from __future__ import annotations
@@ -20,134 +20,119 @@ from mnist_dist.config.fsdp import Fsdp
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.ddp import DDPStrategy
+from mnist_dist.distributed.gradients import StepOutput
 from mnist_dist.distributed.runtime import Runtime
-from mnist_dist.distributed.strategy import BatchOutput, Whole
 from mnist_dist.utils.errors import UserError
 
 
-class Pieces:
-    """As `Whole`, but every process keeps a piece of each parameter, and all of the buffers.
+class FSDPStrategy(DDPStrategy):
+    """See `Strategy`. A forward and backward pass as with DDP, but over sharded parameters.
+
+    Parameters are resharded after each accumulated part of a step, so that no whole gradient stays in memory.
 
     Args:
-        model: placed on the device, the same on every process. It is cut up in place, and becomes `engine`.
+        model: on its device, with the same values on every rank. It is sharded in place, and computes from then on.
     """
 
-    def __init__(self, model: nn.Module, runtime: Runtime, fsdp: Fsdp) -> None:
-        from torch.distributed.fsdp import fully_shard  # takes its time
+    def __init__(self, model: nn.Module, config: Config, runtime: Runtime, fsdp: Fsdp) -> None:
+        from torch.distributed.fsdp import fully_shard  # takes 0.5 s to import
 
-        self.runtime, self.engine = runtime, model
-        self.outline = copy.deepcopy(model).to("meta")
-        self.sizes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.config, self.runtime = config, runtime
+        self.meta_model = copy.deepcopy(model).to("meta")  # the whole model's shapes
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         model.to(memory_format=torch.contiguous_format)  # fully_shard takes no other
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
         options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": fsdp.reshard_after_forward}
-        layers = {module: sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()}
-        apart = [layer for layer, size in layers.items() if size > fsdp.min_num_params]
-        for module in (*apart, model):  # the model last, with what is left
+        sizes = {module: sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()}
+        wrapped = [module for module, size in sizes.items() if size > fsdp.min_num_params]
+        for module in (*wrapped, model):  # the model last: it takes the parameters that are left
             fully_shard(module, **options)
-        self.groups = len(apart) + any(0 < size <= fsdp.min_num_params for size in layers.values())
-        self.own = self.model_of_pieces()
+        self.groups = len(wrapped) + any(0 < size <= fsdp.min_num_params for size in sizes.values())
+        self.wrapped_model, self.buffers = model, list(model.buffers())
+        self.local_model = self.build_local_model()
 
     @torch.no_grad()
-    def model_of_pieces(self) -> nn.Module:
-        """A module whose parameters are this process's pieces of the engine's, and whose buffers are the engine's."""
-        own = copy.deepcopy(self.outline)
-        for module, whole in zip(own.modules(), self.engine.modules(), strict=True):
-            for name, parameter in whole.named_parameters(recurse=False):
-                piece = parameter.to_local()  # type: ignore[attr-defined]
-                setattr(module, name, nn.Parameter(piece, parameter.requires_grad))
-            for name, buffer in whole.named_buffers(recurse=False):
+    def build_local_model(self) -> nn.Module:
+        """A module whose parameters are this rank's shards, and whose buffers are the wrapped model's own."""
+        local_model = copy.deepcopy(self.meta_model)
+        for module, wrapped in zip(local_model.modules(), self.wrapped_model.modules(), strict=True):
+            for name, parameter in wrapped.named_parameters(recurse=False):
+                shard = parameter.to_local()  # type: ignore[attr-defined]
+                setattr(module, name, nn.Parameter(shard, parameter.requires_grad))
+            for name, buffer in wrapped.named_buffers(recurse=False):
                 setattr(module, name, buffer)
-        return own
+        return local_model
 
-    @torch.no_grad()
-    def hand_over_gradients(self) -> None:
-        """Give `own` the pieces of the gradient that the engine's backward pass has left."""
-        for parameter, whole in zip(self.own.parameters(), self.engine.parameters(), strict=True):
-            parameter.grad = None if whole.grad is None else whole.grad.to_local()  # type: ignore[attr-defined]
-
-    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Whole`: in host memory; one at a time is whole on the device."""
-        return {name: self.gather_one(tensor, self.size_of(name, tensor)).cpu() for name, tensor in tensors.items()}
-
-    def gather_one(self, piece: Tensor, size: torch.Size | None) -> Tensor:
-        """The whole tensor of a piece; the tensor itself where `size` is None, as it is whole already."""
-        if size is None:
-            return piece
-        padded = piece.new_zeros(self.rows(size), *size[1:])
-        padded[: len(piece)] = piece
-        return self.runtime.all_gather(padded.view(len(padded), -1)).view(-1, *size[1:])[: size[0]]
-
-    def cut(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """See `Whole`."""
-        return {name: self.cut_one(name, tensor, source) for name, tensor in tensors.items()}
-
-    def cut_one(self, name: str, tensor: Tensor, source: str) -> Tensor:
-        """This process's piece of a whole tensor; the tensor itself where it is not cut up."""
-        size = self.size_of(name, tensor)
-        if size is None:
-            return tensor
-        if tensor.shape != size:
-            raise UserError(f"{source}: {name} is {tuple(tensor.shape)}, the model's is {tuple(size)}")
-        rows = self.rows(size)
-        return tensor[self.runtime.rank * rows :][:rows]
-
-    def assemble(self, own: nn.Module) -> nn.Module:
-        """See `Whole`."""
-        network = copy.deepcopy(self.outline).to_empty(device=self.runtime.device)
-        network.load_state_dict(self.gather(own.state_dict()))
-        return self.runtime.place(network)
-
-    def size_of(self, name: str, tensor: Tensor) -> torch.Size | None:
-        """The whole size of what is cut up: parameters and what an optimizer keeps of the same shape; else None."""
-        size = self.sizes.get(name) or self.sizes.get(name.rpartition("/")[0])
-        return size if size and tensor.ndim == len(size) else None
-
-    def rows(self, size: torch.Size) -> int:
-        """Rows of a piece, of the last ones at most."""
-        return -(-size[0] // self.runtime.world_size)
-
-
-class FSDPStrategy(DDPStrategy):
-    """As DDPStrategy, but the model is cut up: layers are gathered to compute, and each process gets its piece of the
-    average. It is cut up again after each part of a step, so that a whole gradient never lies anywhere for long.
-    """
-
-    def __init__(self, holding: Pieces, config: Config, runtime: Runtime) -> None:
-        self.config, self.runtime, self.holding = config, runtime, holding
-        self.model, self.buffers = holding.engine, list(holding.engine.buffers())
+    def wrap_model(self) -> None:
+        """Nothing: the model is sharded already."""
 
     def describe(self) -> str:
-        """The way in words."""
-        groups, processes = self.holding.groups, self.runtime.world_size
-        gathered = "the model gathered at once" if groups == 1 else f"gathered in {groups} groups"
-        return f"cut up over {processes} processes with weights and moments (FSDP2, {gathered})"
+        """How gradients come about."""
+        gathered = "the model gathered at once" if self.groups == 1 else f"gathered in {self.groups} groups"
+        return f"sharded over {self.runtime.world_size} processes with weights and moments (FSDP2, {gathered})"
 
-    def compute(self, batch: Batch, step: int) -> list[BatchOutput]:
+    def forward_backward(self, batch: Batch, step: int) -> StepOutput:
         """See `Strategy`."""
-        self.holding.own.zero_grad()
-        seen = super().compute(batch, step)
-        self.holding.hand_over_gradients()
-        return seen
+        self.local_model.zero_grad()
+        output = super().forward_backward(batch, step)
+        with torch.no_grad():
+            for local, sharded in zip(self.local_model.parameters(), self.wrapped_model.parameters(), strict=True):
+                local.grad = None if sharded.grad is None else sharded.grad.to_local()  # type: ignore[attr-defined]
+        return output
 
-    def predict(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Logits, in the run's precision."""
-        with self.runtime.autocast():
-            return self.model(images)
+        with self.runtime.mixed_precision.autocast():
+            return self.wrapped_model(images)
 
-    def norm(self) -> Tensor:
-        """L2 norm of all processes' pieces."""
-        piece = nn.utils.get_total_norm([p.grad for p in self.holding.own.parameters() if p.grad is not None])
-        return self.runtime.all_reduce_sum(piece.double().square()).sqrt().to(piece.dtype)
+    def grad_norm(self) -> Tensor:
+        """See `Strategy`: over the shards of all ranks."""
+        shard = nn.utils.get_total_norm([p.grad for p in self.local_model.parameters() if p.grad is not None])
+        return self.runtime.all_reduce_sum(shard.double().square()).sqrt().to(shard.dtype)
 
-    def clip(self, limit: float) -> Tensor:
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """See `Strategy`."""
-        norm = self.norm()
-        nn.utils.clip_grads_with_norm_(self.holding.own.parameters(), limit, norm)
+        norm = self.grad_norm()
+        nn.utils.clip_grads_with_norm_(self.local_model.parameters(), max_norm, norm)
         return norm
 
+    def full_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Strategy`. In host memory: one whole tensor at a time is on the device."""
+        return {name: self.gather_shards(shard, self.full_shape(name, shard)).cpu() for name, shard in tensors.items()}
 
-def hold(model: nn.Module, runtime: Runtime) -> Whole | Pieces:
-    """What the launcher asked for. The model is on its device."""
-    fsdp = runtime.topology.fsdp
-    return Pieces(model, runtime, fsdp) if fsdp else Whole(model)
+    def gather_shards(self, shard: Tensor, shape: torch.Size | None) -> Tensor:
+        """The whole tensor of this shape, from every rank's shard; None: the tensor is not sharded."""
+        if shape is None:
+            return shard
+        padded = shard.new_zeros(self.shard_rows(shape), *shape[1:])
+        padded[: len(shard)] = shard
+        return self.runtime.all_gather(padded.view(len(padded), -1)).view(-1, *shape[1:])[: shape[0]]
+
+    def local_state_dict(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        return {name: self.take_shard(name, tensor, source) for name, tensor in tensors.items()}
+
+    def take_shard(self, name: str, tensor: Tensor, source: str) -> Tensor:
+        """This rank's shard of a whole tensor; the tensor itself if it is not sharded."""
+        shape = self.full_shape(name, tensor)
+        if shape is None:
+            return tensor
+        if tensor.shape != shape:
+            raise UserError(f"{source}: {name} is {tuple(tensor.shape)}, the model's is {tuple(shape)}")
+        rows = self.shard_rows(shape)
+        return tensor[self.runtime.rank * rows :][:rows]
+
+    def full_model(self, local_model: nn.Module) -> nn.Module:
+        """See `Strategy`: a new model on the device, its tensors gathered."""
+        model = copy.deepcopy(self.meta_model).to_empty(device=self.runtime.device)
+        model.load_state_dict(self.full_state_dict(local_model.state_dict()))
+        return self.runtime.to_device(model)
+
+    def full_shape(self, name: str, tensor: Tensor) -> torch.Size | None:
+        """The whole shape of a sharded parameter, or of optimizer state of its shape; None: it is not sharded."""
+        shape = self.shapes.get(name) or self.shapes.get(name.rpartition("/")[0])
+        return shape if shape and tensor.ndim == len(shape) else None
+
+    def shard_rows(self, shape: torch.Size) -> int:
+        """Rows of a shard; the last ones have this many at most."""
+        return -(-shape[0] // self.runtime.world_size)

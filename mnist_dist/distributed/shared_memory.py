@@ -51,17 +51,13 @@ class SharedMemoryGather:
         self.memory, self.rank, self.capacity, self.timeout = memory, rank, capacity, timeout
         self.numbers = memoryview(memory)[: LINE * len(pids)].cast("q")
         self.number = 0  # of the last exchange
-        self.asked = False  # what any process passed to the last exchange
         self.ends = {os.pidfd_open(pid): other for other, pid in enumerate(pids) if other != rank}
         self.poll = select.poll()
         for descriptor in self.ends:
             self.poll.register(descriptor, select.POLLIN)
 
-    def gather(self, rows: Tensor, asking: bool = False) -> Tensor:
-        """The rows (n, ...) of every process, by rank: (world_size * n, ...).
-
-        Args:
-            asking: whether `asked` is to be true afterwards, on all processes.
+    def all_gather(self, rows: Tensor, flag: bool = False) -> tuple[Tensor, bool]:
+        """The rows (n, ...) of every rank, in rank order, (world_size * n, ...); and whether any rank gave a true flag.
 
         Raises:
             RuntimeError: another process has ended, or did not come within the timeout.
@@ -72,11 +68,10 @@ class SharedMemoryGather:
         every = [self.view(rows, start + rank * self.capacity) for rank in range(world_size)]
         every[self.rank].copy_(rows)
         own = self.rank * LINE // 8
-        self.numbers[own + 1 + turn] = asking
+        self.numbers[own + 1 + turn] = flag
         self.numbers[own] = self.number  # last: who sees it sees the rest
         self.wait()
-        self.asked = any(self.numbers[1 + turn :: LINE // 8])
-        return torch.cat(every)
+        return torch.cat(every), any(self.numbers[1 + turn :: LINE // 8])
 
     def view(self, rows: Tensor, offset: int) -> Tensor:
         """The memory at an offset as a tensor like `rows`."""

@@ -1,96 +1,74 @@
-"""How parameters, gradients and optimizer state are spread over the processes: the Strategy protocol."""
+"""How a model is trained on several ranks: replicated with DistributedDataParallel, in fixed shards, or with FSDP2.
+
+Every strategy computes the gradient of the mean loss over the global batch. Fixed shards give it the same bits at any
+number of ranks; FSDP2 keeps only a shard of every parameter, gradient and optimizer state on each rank.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
-
-
-class BatchOutput(NamedTuple):
-    """Of some images: logits (b, 10), labels int64 (b,) and losses (b,), all without gradients."""
-
-    logits: Tensor
-    labels: Tensor
-    losses: Tensor
+from mnist_dist.distributed.ddp import DDPStrategy
+from mnist_dist.distributed.fixed_shards import FixedShardStrategy
+from mnist_dist.distributed.fsdp import FSDPStrategy
+from mnist_dist.distributed.gradients import StepOutput
+from mnist_dist.distributed.runtime import Runtime
 
 
 class Strategy(Protocol):
-    """A way to compute gradients."""
+    """One way to train a model on several ranks. Every rank must call its methods alike."""
 
-    def compute(self, batch: Batch, step: int) -> Sequence[BatchOutput]:
-        """Put the gradient of the mean loss over the global batch into `grad`.
+    local_model: nn.Module
+    """What this rank updates, under the user's names: plain parameters and buffers for the optimizer and the average of
+    weights. The model itself, unless it is sharded: then this rank's rows of each parameter, which compute nothing."""
+
+    def wrap_model(self) -> None:
+        """Prepare the forward pass. Call it after copies of `local_model` were made: it changes the model's forward."""
+
+    def forward_backward(self, batch: Batch, step: int) -> StepOutput:
+        """Leave the gradient of the mean loss over the global batch in the `grad` of `local_model`.
 
         Args:
             step: number of the batch, from which dropout is seeded.
-
-        Returns:
-            what this process saw of the batch; its images only, once each.
         """
 
-    def norm(self) -> Tensor:
-        """L2 norm of that whole gradient, a tensor () on the device."""
+    def grad_norm(self) -> Tensor:
+        """L2 norm of the whole gradient, a tensor () on the device; scaled, as the gradient is in fp16."""
 
-    def clip(self, limit: float) -> Tensor:
-        """The same; if it is larger than `limit`, the gradient is scaled down to that."""
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """Scale the gradient down to L2 norm `max_norm` if it exceeds it; returns the unscaled norm before, ()."""
 
-    def describe(self) -> str:
-        """The way in words, for the console."""
+    def full_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors for this rank's, by name: of the model, or `{parameter}/{key}` of the optimizer's state."""
 
-
-def losses_of(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """Each image's loss (b,), in float32 or better."""
-    full = logits.float() if logits.itemsize < 4 else logits
-    return F.cross_entropy(full, labels, reduction="none", label_smoothing=config.optim.label_smoothing)
-
-
-def views(row: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Pieces of a flat row, one after the other, each with the shape and the memory format of a dense tensor.
-
-    Of the same memory format, because fused optimizers walk through the memory of gradient and parameter alike.
-    """
-    pieces, start = [], int(row.storage_offset())
-    for tensor in tensors:
-        pieces.append(row.as_strided(tensor.shape, tensor.stride(), start))
-        start += tensor.numel()
-    return pieces
-
-
-class Whole:
-    """Every process keeps the whole model.
-
-    Attributes:
-        engine: computes logits of images. Every process must call it alike where it is cut up.
-        own: what this process keeps and updates, as plain tensors. It computes nothing where the model is cut up.
-        outline: the shapes of the whole model, on whatever device.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.engine = self.own = self.outline = model
-
-    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors for those that this process keeps, by name: of the model, or `{parameter}/{what}`.
-
-        Every process must call it.
-        """
-        return dict(tensors)
-
-    def cut(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """What this process keeps of whole tensors, by the same names.
+    def local_state_dict(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """This rank's part of whole tensors, by the same names: the inverse of `full_state_dict`.
 
         Args:
             source: where they come from, for the message.
 
         Raises:
-            UserError: one to be cut up is not of the model's shape.
+            UserError: a tensor to be sharded has another shape than the model's.
         """
-        return dict(tensors)
 
-    def assemble(self, own: nn.Module) -> nn.Module:
-        """The whole network of `own`, or of a module with the same tensors. Every process must call it."""
-        return own
+    def full_model(self, local_model: nn.Module) -> nn.Module:
+        """A module that computes, from `local_model` or one with the same tensors, as the average of weights."""
+
+    def describe(self) -> str:
+        """How gradients come about, for the console."""
+
+
+def build_strategy(model: nn.Module, config: Config, runtime: Runtime) -> Strategy:
+    """The strategy that the launcher and the configuration ask for.
+
+    Args:
+        model: on its device, with the same values on every rank. FSDP2 shards it in place.
+    """
+    if runtime.topology.fsdp:
+        return FSDPStrategy(model, config, runtime, runtime.topology.fsdp)
+    return (FixedShardStrategy if runtime.shards else DDPStrategy)(model, config, runtime)

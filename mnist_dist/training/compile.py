@@ -1,4 +1,4 @@
-"""torch.compile, where it works: train.compile."""
+"""train.compile: torch.compile on all ranks, or on none if it fails on one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mnist_dist.distributed.runtime import Runtime
 
 @contextmanager
 def compiled(model: nn.Module, mode: str, images: int, runtime: Runtime, console: Console) -> Iterator[None]:
-    """Have a model compiled in here, in place, so that the names of its weights stay; on all processes or on none.
+    """Within this block a model is compiled, in place, so that its weights keep their names.
 
-    Only whole batches of training are compiled. Each other size, and evaluations, would cost seconds of compilation to
-    save less; and an empty share of a batch, as there may be at an epoch's end, cannot be compiled. So what is compiled
-    does not depend on the batch that a run goes on with.
+    Only whole training batches run compiled. Any other size, and evaluations, would cost seconds of compilation and
+    save less, and an empty slice of an epoch's last batch cannot be compiled at all. So a resumed run compiles the same
+    as an undisturbed one. If compilation fails on a rank, all ranks train uncompiled, and rank 0 warns.
 
     Args:
-        mode: of torch.compile; `no`: nothing is done, and torch's compiler is not even imported.
-        images: that one forward pass of this process is given of a whole batch.
+        mode: of torch.compile. `no`: nothing happens, and torch's compiler is not imported.
+        images: of one forward pass of this rank in a whole batch.
     """
     if mode == "no":
         yield
@@ -36,7 +36,7 @@ def compiled(model: nn.Module, mode: str, images: int, runtime: Runtime, console
     torch.compiler.reset()
     model.compile(mode=mode, dynamic=False)
     try:
-        rehearse(model, images, runtime)
+        compile_now(model, images, runtime)
     except Exception as error:  # a compiler may fail in any way
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
     failures = [(rank, text) for rank, text in enumerate(runtime.all_gather_object(failure)) if text]
@@ -45,27 +45,26 @@ def compiled(model: nn.Module, mode: str, images: int, runtime: Runtime, console
             console.say(f"compiled in {time.perf_counter() - start:.1f} s")
             torch.compiler.set_stance("eager_on_recompile")
         else:
-            remove(model)
+            undo_compile(model)
             rank, text = failures[0]
             console.warn(f"train.compile={mode}: failed on rank {rank} ({text}); training goes on without it")
         yield
     finally:
-        remove(model)
+        undo_compile(model)
         torch.compiler.set_stance("default")
 
 
-def rehearse(model: nn.Module, images: int, runtime: Runtime) -> None:
-    """Compute a gradient of blank images, and keep nothing of it.
+def compile_now(model: nn.Module, images: int, runtime: Runtime) -> None:
+    """Compile by one forward and backward pass over blank images, whose result is dropped.
 
-    Without DistributedDataParallel: if it failed in there on one process only, the processes would no longer agree on
-    what to exchange.
+    Without DDP: a failure inside it on one rank alone would leave the ranks in different collectives.
     """
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     try:
-        loss = runtime.scale(model(torch.zeros(images, 1, 28, 28, device=runtime.device)).sum())
+        loss = runtime.mixed_precision.scale_loss(model(torch.zeros(images, 1, 28, 28, device=runtime.device)).sum())
         torch.autograd.grad(loss, parameters, allow_unused=True)
     finally:
         with torch.no_grad():
@@ -73,6 +72,6 @@ def rehearse(model: nn.Module, images: int, runtime: Runtime) -> None:
                 buffer.copy_(old)
 
 
-def remove(model: nn.Module) -> None:
-    """Undo `model.compile()`, for which torch has no call."""
+def undo_compile(model: nn.Module) -> None:
+    """Undo `model.compile()`. torch has no function for it."""
     model._compiled_call_impl = None

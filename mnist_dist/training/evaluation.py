@@ -1,8 +1,9 @@
-"""Evaluate a model over all processes: every image counted exactly once, whatever number of processes divides them."""
+"""Evaluate a model on all ranks: every image is counted exactly once, at any number of ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,19 @@ from mnist_dist.data.loader import normalize
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.training.metrics import Counts, Metrics
 
-Note = Callable[[int, Tensor, Tensor, Tensor], None]
 
+class Collector(Protocol):
+    """Keeps predictions of an evaluation beside the counts."""
 
-def ignore(start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-    """A Note that keeps nothing."""
+    def add(self, start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Take a batch of this rank; batches come in the order of the set.
+
+        Args:
+            start: index of its first image in the set.
+            logits: float32 (B, 10), on the device.
+            labels: int64 (B,).
+            losses: float32 (B,).
+        """
 
 
 def evaluate(
@@ -27,35 +36,36 @@ def evaluate(
     config: DataConfig,
     runtime: Runtime,
     batch_size: int,
-    between: Callable[[], None] = lambda: None,
-    note: Note = ignore,
+    check_stop: Callable[[], None] = lambda: None,
+    collector: Collector | None = None,
 ) -> Metrics:
-    """Metrics of the unwrapped model on a whole set; the same on every process.
+    """Metrics of a model on a whole set, the same on every rank.
 
-    The set is cut into batches that do not depend on the number of processes, so that nor does any rounding.
+    The set is split into batches that do not depend on the number of ranks, so that no rounding does.
 
     Args:
-        model: not the data-parallel wrapper, whose exchanges an uneven share would block. Set to eval mode here.
-        data: the whole set, on this process's device.
+        model: not wrapped: DDP's exchanges would wait for a rank that has fewer batches. Set to eval mode here.
+        data: the whole set, on this rank's device.
         batch_size: images of one batch.
-        between: called now and then, equally often on every process; what it raises ends the evaluation.
-        note: given, of each batch of this process in the order of the set, the place of its first image in it, its
-            logits float32 (B, 10), labels and losses float32 (B,), all on the device.
+        check_stop: called between batches, equally often on every rank; what it raises ends the evaluation.
+        collector: given each batch of this rank.
     """
     model.eval()
     counts = Counts(runtime.device)
 
     def predict(start: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = slice(start, start + batch_size)
-        with torch.no_grad(), runtime.autocast():  # both are a thread's own
+        with torch.no_grad(), runtime.mixed_precision.autocast():  # here, because both are local to a thread
             logits = model(normalize(data.images[rows], config)).float()
         return logits, data.labels[rows], F.cross_entropy(logits, data.labels[rows], reduction="none")
 
-    mine, stride = runtime.local_shards * batch_size, runtime.world_size * runtime.local_shards * batch_size
-    for first in range(runtime.rank * mine, len(data) + runtime.rank * mine, stride):
-        starts = range(first, min(first + mine, len(data)), batch_size)
+    # In rounds of as many batches per rank as it has threads for.
+    own, stride = runtime.local_shards * batch_size, runtime.world_size * runtime.local_shards * batch_size
+    for first in range(runtime.rank * own, len(data) + runtime.rank * own, stride):
+        starts = range(first, min(first + own, len(data)), batch_size)
         for start, predictions in zip(starts, runtime.map(predict, starts), strict=True):
             counts.add(*predictions)
-            note(start, *predictions)
-        between()
+            if collector is not None:
+                collector.add(start, *predictions)
+        check_stop()
     return Metrics.from_counts(runtime.all_reduce_sum(counts.tensor).tolist())

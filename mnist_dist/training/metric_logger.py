@@ -1,9 +1,9 @@
-"""Rows of metrics: what was learned from since the row before, and whatever else is recorded of a step."""
+"""Rows of metrics: computed from counts and times, and logged to metrics.jsonl, the tracker and the console."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from mnist_dist.checkpoint.state import TrainProgress
 from mnist_dist.console.console import Console
 from mnist_dist.distributed.comm_timer import CommTimer
 from mnist_dist.distributed.device import peak_memory
-from mnist_dist.models.summary import count_flops
+from mnist_dist.tracking.metrics_file import MetricsFile
+from mnist_dist.tracking.tracker import Tracker
 from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.state import TrainingState
 
@@ -21,41 +22,64 @@ Row = dict[str, Any]
 
 
 class MetricLogger:
-    """Writes rows of the present step. Every process must call its methods alike.
+    """Logs metrics of the present step. Every rank must call its methods alike.
 
     Args:
-        state: whose counts are recorded, and whose position the rows bear.
-        clock: of training, for the rate.
+        state: whose counts are logged; rows bear the step and the epoch of its progress.
+        tracker: mirrors the rows.
+        metrics_file: metrics.jsonl, on the main process alone.
+        peak_flops: FLOP/s of all ranks at most, for the MFU; 0 if it was not measured.
     """
 
-    def __init__(self, state: TrainingState, console: Console, timer: TrainTimer) -> None:
-        self.state, self.console, self.timer = state, console, timer
-        self.record: Callable[[Row], None] = lambda row: None
-        self.flops = 3 * count_flops(state.holding.outline)  # to learn from one image: backward is two forward passes
-        self.peak = 0.0  # FLOP/s of all processes at most; 0 where it was not measured
-        self.images = 0  # of all processes, since the last row
-        self.start = 0.0  # of the rate, in seconds of training
-        self.first_step = 0  # that of the last row
+    def __init__(
+        self,
+        state: TrainingState,
+        console: Console,
+        tracker: Tracker,
+        metrics_file: MetricsFile | None = None,
+        peak_flops: float = 0.0,
+    ) -> None:
+        self.state, self.console, self.tracker, self.metrics_file = state, console, tracker, metrics_file
+        self.peak_flops = peak_flops
+        self.timer = TrainTimer(state.progress, state.runtime.comm_timer)
+        self.window_images = 0  # of all ranks, since the last row
+        self.window_start = 0.0  # seconds of training
+        self.window_step = 0
+        self.begin_window()
 
     def begin_window(self) -> None:
-        """The next row's rate counts from here."""
-        self.start, self.images, self.first_step = self.timer.seconds, 0, self.state.progress.step
+        """Start the time and the images of the next row here."""
+        self.window_start, self.window_images = self.timer.seconds, 0
+        self.window_step = self.state.progress.step
         self.state.runtime.comm_timer.take()
 
+    def add_images(self, images: int) -> None:
+        """Count the images of a global batch for the next row's speed."""
+        self.window_images += images
+
     def write(self, row: Row) -> None:
-        """Record metrics of the present step."""
+        """Log a row of the present step."""
         progress = self.state.progress
-        self.record({"step": progress.step, "epoch": progress.epoch + 1, "time": time.time(), **row})
+        full = {"step": progress.step, "epoch": progress.epoch + 1, "time": time.time(), **row}
+        if self.metrics_file is not None:
+            self.metrics_file.write(full)
+        self.tracker.log(full)
+
+    def rewind(self, step: int) -> None:
+        """Remove the rows of later steps, after a rollback to this one."""
+        if self.metrics_file is not None:
+            self.metrics_file.rewind(step)
+        self.begin_window()
 
     def log_window(self, lr: float) -> None:
-        """Sum the metrics of the steps since the last row over all processes, record and show them."""
-        metrics = self.state.total(self.state.window)
+        """Log the metrics of the steps since the last row, summed over all ranks."""
+        metrics = self.state.reduce_counts(self.state.window)
         row = {
             "train.loss": metrics.loss,
             "train.accuracy": metrics.accuracy,
             "lr": lr,
             **self.state.norms.row(),
-            **self.speed(),
+            **self.throughput(),
         }
         self.write(row)
         self.console.metrics(row)
@@ -64,27 +88,27 @@ class MetricLogger:
         self.state.norms.clear()
         self.begin_window()
 
-    def speed(self) -> Row:
-        """How fast the steps since the last row were, and the memory of this process at most."""
-        seconds = max(self.timer.seconds - self.start, 1e-9)
-        steps = self.state.progress.step - self.first_step
-        achieved = self.flops * self.images / seconds
+    def throughput(self) -> Row:
+        """The speed of the steps since the last row, and this rank's peak memory."""
+        seconds = max(self.timer.seconds - self.window_start, 1e-9)
+        steps = self.state.progress.step - self.window_step
+        achieved = self.state.flops_per_image * self.window_images / seconds
         return {
-            "images_per_second": self.images / seconds,
+            "images_per_second": self.window_images / seconds,
             "step_seconds": seconds / steps,
-            **self.spread(seconds, steps),
+            **self.step_seconds_of_ranks(seconds, steps),
             "flops_per_second": achieved,
-            **({"mfu": achieved / self.peak} if self.peak else {}),
+            **({"mfu": achieved / self.peak_flops} if self.peak_flops else {}),
             "memory.peak_bytes": peak_memory(self.state.runtime.device),
         }
 
-    def spread(self, seconds: float, steps: int) -> Row:
-        """Seconds of a step that the quickest and the slowest process spend on their own work, and the latter's rank.
+    def step_seconds_of_ranks(self, seconds: float, steps: int) -> Row:
+        """Seconds of a step that the fastest and the slowest rank compute, and which rank is the slowest.
 
-        That is the time of the steps without waiting for other processes: with fixed shards, outside all exchanges;
-        with DistributedDataParallel, whose exchanges overlap with backward, also without the end of backward, when this
-        process has all its own gradients and those of others are still to come. Empty for one process; on a GPU, where
-        the host sees nothing of the waiting; and by FSDP2, whose exchanges are all over the forward and backward pass.
+        That is the time of the steps without waiting for other ranks: with fixed shards the time outside collectives;
+        with DDP, which overlaps them with backward, also without the end of backward, after this rank's last gradient.
+        Empty on one rank; on a GPU, where the host does not see the waiting; and with FSDP2, whose collectives are all
+        over the forward and backward pass.
 
         Args:
             seconds: that the steps took.
@@ -93,46 +117,50 @@ class MetricLogger:
         if runtime.world_size == 1 or runtime.device.type != "cpu" or runtime.topology.fsdp:
             return {}
         own = max(seconds - runtime.comm_timer.take(), 0.0) / steps
-        of_ranks = runtime.all_gather(torch.tensor([[own]], dtype=torch.float64)).flatten().tolist()
+        ranks = runtime.all_gather(torch.tensor([[own]], dtype=torch.float64)).flatten().tolist()
         return {
-            "step_seconds.least": min(of_ranks),
-            "step_seconds.most": max(of_ranks),
-            "step_seconds.slowest_rank": of_ranks.index(max(of_ranks)),
+            "step_seconds.least": min(ranks),
+            "step_seconds.most": max(ranks),
+            "step_seconds.slowest_rank": ranks.index(max(ranks)),
         }
 
-    def log_epoch(self, lr: float, split: str, held_out_metrics: Metrics) -> None:
-        """The same for the whole epoch, whose windows are all recorded, with what the evaluation at its end found."""
-        progress, epoch = self.state.progress, self.state.total(self.state.epoch_counts)
+    def log_epoch(self, lr: float, split: str, held_out: Metrics) -> None:
+        """Log the training metrics of the whole epoch, and show them beside those of the evaluation at its end."""
+        progress, epoch = self.state.progress, self.state.reduce_counts(self.state.epoch_counts)
         self.write(epoch.row("epoch.train") | epoch.details("epoch.train") | {"epoch.seconds": progress.seconds})
         facts = {"epoch": progress.epoch + 1, "split": split, "lr": lr, "seconds": progress.seconds}
-        self.console.epoch(facts | epoch.row("epoch.train") | held_out_metrics.row(split))
+        self.console.epoch(facts | epoch.row("epoch.train") | held_out.row(split))
         self.state.epoch_counts.clear()
 
 
 class TrainTimer:
-    """Adds the time while it runs to a position's `seconds`, and has waits for other processes counted meanwhile."""
+    """Adds the time spent in training steps to `progress.seconds`; evaluations and checkpoints are excluded.
+
+    While it runs, `comm_timer` counts the waiting for other ranks.
+    """
 
     def __init__(self, progress: TrainProgress, comm_timer: CommTimer) -> None:
         self.progress, self.comm_timer = progress, comm_timer
-        self.started = 0.0  # by the system's clock; 0 while it stands
+        self.started = 0.0  # by `time.perf_counter`; 0 while it is stopped
 
     @property
     def seconds(self) -> float:
-        """Time spent in training steps so far, by this process and those it goes on from."""
+        """Time spent in training steps so far, before any resume too."""
         return self.progress.seconds + (time.perf_counter() - self.started if self.started else 0.0)
 
     def start(self) -> None:
-        """Time counts from here."""
-        self.started, self.comm_timer.counting = time.perf_counter(), True
+        """Count from here on."""
+        self.started = time.perf_counter()
+        self.comm_timer.start()
 
     def stop(self) -> None:
-        """Time no longer counts; the position says how much did."""
+        """Stop counting, and bring `progress.seconds` up to date."""
         self.progress.seconds, self.started = self.seconds, 0.0
-        self.comm_timer.counting = False
+        self.comm_timer.stop()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens in here does not count."""
+        """Exclude this block from training time."""
         was_running = bool(self.started)
         self.stop()
         yield

@@ -13,49 +13,74 @@ from mnist_dist.checkpoint.manager import CheckpointData
 from mnist_dist.checkpoint.state import NormSums, TrainProgress
 from mnist_dist.checkpoint.tensors import load_weights
 from mnist_dist.config.schema import Config
-from mnist_dist.distributed.fsdp import hold
+from mnist_dist.data.sampler import GlobalBatchSampler
 from mnist_dist.distributed.runtime import Runtime
+from mnist_dist.distributed.strategy import build_strategy
+from mnist_dist.models.summary import count_flops, count_parameters
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.optim.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from mnist_dist.training.metrics import Counts, GradientNorms, Metrics
+from mnist_dist.utils.errors import UserError
 
 
 class TrainingState:
-    """The model with its optimizer and moving average, the position, and the counts that are not recorded yet.
+    """The model with its strategy, optimizer and average of weights; the progress; counts that are not logged yet.
 
-    Nothing random is in it: permutation, augmentation and dropout are functions of (seed, epoch or step).
+    No random state is part of it: permutation, augmentation and dropout are functions of (seed, epoch or step).
 
     Args:
-        model: placed on the device; cut up in place where the launcher asked for that.
+        model: on its device, with the same values on every rank. FSDP2 shards it in place.
+        images: number of training images.
+
+    Raises:
+        UserError: there is no whole batch to train on.
     """
 
-    def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
-        self.holding, self.runtime = hold(model, runtime), runtime
-        self.model = self.holding.own
-        self.ema: AveragedModel | None = build_ema(self.model, config.optim.ema)
-        self.optimizer = build_optimizer(self.model, config.optim, fused=can_fuse(runtime))
+    def __init__(self, model: nn.Module, config: Config, runtime: Runtime, images: int) -> None:
+        self.config, self.runtime, self.model = config, runtime, model
+        self.flops_per_image = 3 * count_flops(model)  # a backward pass costs two forward passes
+        self.strategy = build_strategy(model, config, runtime)
+        self.local_model = self.strategy.local_model
+        self.ema: AveragedModel | None = build_ema(self.local_model, config.optim.ema)
+        self.optimizer = build_optimizer(self.local_model, config.optim, fused=can_fuse(runtime))
+        self.sampler = build_sampler(config, runtime, images)
+        self.total_steps = config.train.epochs * len(self.sampler)
+        self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
         self.progress = TrainProgress()
-        self.window = Counts(runtime.device)  # since the last row of metrics, this process only
-        self.norms = GradientNorms()  # since the last row of metrics, the same on every process
+        self.window = Counts(runtime.device)  # since the last row of metrics, of this rank only
+        self.norms = GradientNorms()  # since the last row of metrics, the same on every rank
         self.epoch_counts = Counts(runtime.device)  # since the epoch began, without the window
 
     @property
     def eval_model(self) -> nn.Module:
-        """What is evaluated and exported: the moving average of the weights where there is one.
+        """The model to evaluate and export: the average of weights if there is one.
 
-        Every process must ask for it: a model that is cut up is put together each time.
+        Every rank must ask for it: FSDP2 gathers it each time.
         """
-        return self.holding.assemble(self.model if self.ema is None else self.ema.module)
+        return self.strategy.full_model(self.local_model if self.ema is None else self.ema.module)
 
-    def total(self, counts: Counts) -> Metrics:
-        """What counts say, summed over all processes."""
+    def describe(self) -> dict[str, str]:
+        """What trains, for the console."""
+        config, progress = self.config, self.progress
+        fused = " (fused)" if can_fuse(self.runtime) else ""
+        steps = f"{self.last_step} ({config.train.epochs} epochs x {len(self.sampler)})"
+        done = f", {progress.step} done" if progress.step else ""
+        return {
+            "model": f"{config.model.name}, {count_parameters(self.model):,} parameters",
+            "gradients": self.strategy.describe(),
+            "optimizer": f"{config.optim.name}{fused}, lr {config.optim.lr:g} {config.optim.schedule}",
+            "steps": f"{steps} of {config.train.batch_size} images{done}",
+        }
+
+    def reduce_counts(self, counts: Counts) -> Metrics:
+        """The metrics of counts, summed over all ranks."""
         return Metrics.from_counts(self.runtime.all_reduce_sum(counts.tensor.clone()).tolist())
 
-    def snapshot(self, facts: dict[str, Any]) -> CheckpointData:
-        """Everything, for a checkpoint; the tensors may be those in use, not copies. Every process must call it.
+    def checkpoint_data(self, facts: dict[str, Any]) -> CheckpointData:
+        """Everything, for a checkpoint. The tensors may be those in use, not copies. Every rank must call it.
 
         Args:
-            facts: what else the checkpoint's state is to say.
+            facts: further keys of the checkpoint's state.json.
         """
         counts = torch.stack([self.window.tensor, self.epoch_counts.tensor])
         window, epoch = self.runtime.all_reduce_sum(counts).tolist()
@@ -65,37 +90,69 @@ class TrainingState:
             "window": window,
             "epoch_counts": epoch,
             "norms": asdict(self.norms.collect()),
-            "scaler": self.runtime.scaler_state(),
+            "scaler": self.runtime.mixed_precision.state_dict(),
         }
-        ema = {} if self.ema is None else self.ema.module.state_dict()
-        gather = self.holding.gather
+        full = self.strategy.full_state_dict
         return CheckpointData(
-            gather(self.model.state_dict()), gather(optimizer_tensors(self.optimizer, self.model)), gather(ema), state
+            model=full(self.local_model.state_dict()),
+            optimizer=full(optimizer_tensors(self.optimizer, self.local_model)),
+            ema=full({} if self.ema is None else self.ema.module.state_dict()),
+            state=state,
         )
 
     def restore(self, saved: CheckpointData, source: str) -> None:
-        """Go back to a snapshot, taken by any number of processes.
+        """Go back to a checkpoint, written by any number of ranks under any strategy.
 
         Raises:
-            UserError: it belongs to another model.
+            UserError: it belongs to another model, or to an epoch of more batches.
         """
+        done = saved.state["progress"]["step_in_epoch"]
+        if done > len(self.sampler):
+            raise UserError(
+                f"{source}: is at batch {done} of an epoch that has {len(self.sampler)}; choose another one"
+            )
         model, optimizer, ema = (
-            self.holding.cut(getattr(saved, part), f"{source}/{part}.safetensors")
+            self.strategy.local_state_dict(getattr(saved, part), f"{source}/{part}.safetensors")
             for part in ("model", "optimizer", "ema")
         )
-        load_weights(self.model, model, f"{source}/model.safetensors")
+        load_weights(self.local_model, model, f"{source}/model.safetensors")
         if self.ema is not None:
             load_weights(self.ema.module, ema, f"{source}/ema.safetensors")
             self.ema.n_averaged.fill_(saved.state["ema_updates"])
-        load_optimizer_tensors(self.optimizer, self.model, optimizer)
+        load_optimizer_tensors(self.optimizer, self.local_model, optimizer)
         vars(self.progress).update(saved.state["progress"])
         self.norms.restore(NormSums(**saved.state["norms"]))
-        self.runtime.load_scaler_state(saved.state["scaler"])
+        self.runtime.mixed_precision.load_state_dict(saved.state["scaler"])
         for counts, values in ((self.window, "window"), (self.epoch_counts, "epoch_counts")):
-            # The counts are sums over all processes: one of them goes on with them.
+            # The counts are sums over all ranks: one of them goes on with them.
             counts.restore(saved.state[values], keep=self.runtime.is_main)
 
 
+def build_sampler(config: Config, runtime: Runtime, images: int) -> GlobalBatchSampler:
+    """The order of the training images, and this rank's part of each global batch.
+
+    Raises:
+        UserError: there is no whole batch to train on.
+    """
+    sampler = GlobalBatchSampler(
+        images,
+        config.train.batch_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        shards=runtime.shards,
+        accumulate=config.train.accumulate,
+        seed=config.run.seed,
+        shuffle=not config.train.overfit_batches,
+        drop_last=config.data.drop_last,
+    )
+    if not len(sampler):
+        raise UserError(
+            f"data.drop_last=true leaves nothing: {images} training images are less than one batch of "
+            f"train.batch_size={config.train.batch_size}; lower it or keep the last batch"
+        )
+    return sampler
+
+
 def can_fuse(runtime: Runtime) -> bool:
-    """Whether the optimizer may be one fused kernel: not with a gradient scaler, which it would hide skips from."""
+    """Whether the optimizer may be one fused kernel. Not with a gradient scaler: it would not see skipped steps."""
     return runtime.precision != "fp16" and runtime.device.type in ("cpu", "cuda")

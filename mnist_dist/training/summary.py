@@ -1,4 +1,4 @@
-"""What summary.json says of a finished run."""
+"""summary.json: the results of a finished run."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.distributed.device import peak_memory
 from mnist_dist.models.summary import count_parameters
 from mnist_dist.training.metrics import Metrics
+from mnist_dist.training.state import TrainingState
 from mnist_dist.training.trainer import Trainer
 from mnist_dist.utils.versions import versions
 
 
 def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dict[str, Any]:
-    """The flat results of a run: test and validation metrics, work and time, machine, and the weights' digest.
+    """Test and validation metrics, work and time, hardware, and the digest of the weights, as one flat dictionary.
 
-    Every process must call it.
+    Every rank must call it.
     """
-    progress, runtime = trainer.progress, trainer.runtime
+    state, progress, runtime = trainer.state, trainer.progress, trainer.runtime
     images_per_second = progress.images / max(progress.seconds, 1e-9)
-    held_out_metrics = (
-        trainer.held_out_metrics.row("val") if trainer.held_out_metrics and trainer.held_out == "val" else {}
-    )
+    held_out = trainer.held_out_metrics if trainer.held_out == "val" else None
     return (
         test.row("test")
-        | held_out_metrics
+        | (held_out.row("val") if held_out else {})
         | {
             "train.steps": progress.step,
             "train.epochs": progress.epoch,
@@ -33,12 +32,12 @@ def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dic
             "train.seconds": round(progress.seconds, 3),
             "train.images_per_second": round(images_per_second, 1),
             "train.step_seconds": progress.seconds / max(progress.step, 1),
-            "train.flops_per_second": round(trainer.metric_logger.flops * images_per_second),
+            "train.flops_per_second": round(state.flops_per_image * images_per_second),
             "train.skipped_steps": progress.scaler_skips + progress.nonfinite_skips,
             "train.rollbacks": progress.rollbacks,
             "memory.peak_bytes": max(runtime.all_gather_object(peak_memory(runtime.device))),
-            **resolved(trainer),
-            "weights_sha256": weights_sha256(trainer.eval_model),
+            **describe_resolved(state),
+            "weights_sha256": weights_sha256(state.eval_model),
             "resumed_from": str(resumed_from) if resumed_from else None,
             "run_id": trainer.run_id,
         }
@@ -47,9 +46,9 @@ def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dic
     )
 
 
-def resolved(trainer: Trainer) -> dict[str, Any]:
-    """What the run's processes, machine and model turned out to be."""
-    runtime = trainer.runtime
+def describe_resolved(state: TrainingState) -> dict[str, Any]:
+    """What `auto` and the launcher were resolved to: processes, hardware, precision, model."""
+    runtime = state.runtime
     return {
         "world_size": runtime.world_size,
         "machines": runtime.topology.machines,
@@ -57,6 +56,6 @@ def resolved(trainer: Trainer) -> dict[str, Any]:
         "threads": runtime.threads,
         "shards": runtime.shards,
         "precision": runtime.precision,
-        "model.name": trainer.config.model.name,
-        "model.parameters": count_parameters(trainer.model),
+        "model.name": state.config.model.name,
+        "model.parameters": count_parameters(state.model),
     }

@@ -1,13 +1,13 @@
-"""What is shown of an evaluation beside its numbers: examples, maps, filters, histograms. Nothing here trains.
+"""What the tracker shows of an evaluation beside numbers: examples, feature maps, filters, histograms.
 
-No weight, no running statistic and no random number changes, and whoever computes it, it is the same: every process
-keeps its own worst mistakes, and one exchange of rows of a fixed size brings them together.
+Nothing here changes a weight, a running statistic or a random state, and the result does not depend on the number of
+ranks: each rank keeps its own worst mistakes, and one all-gather of rows of a fixed size brings them together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,28 +16,27 @@ from torch import Tensor, nn
 from mnist_dist.config.schema import Config
 from mnist_dist.data.dataset import Splits
 from mnist_dist.data.loader import normalize
+from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.models import ImageClassifier
 from mnist_dist.models.feature_maps import feature_maps, filters, montage
 from mnist_dist.tracking.media import Example, Histogram, Media
+from mnist_dist.tracking.tracker import Tracker
 from mnist_dist.tracking.wandb_auth import tracking_mode
 from mnist_dist.training.metrics import CLASSES
 from mnist_dist.training.state import TrainingState
 
 if TYPE_CHECKING:
-    from mnist_dist.distributed.runtime import Runtime
-
-
-if TYPE_CHECKING:
     import numpy as np
 
-INDEX, LOSS, LABEL, LOGITS = 0, 1, 2, 3  # places in a row; the logits fill the rest
+INDEX, LOSS, LABEL, LOGITS = 0, 1, 2, 3  # columns of a row; the logits are the rest
 WIDTH = LOGITS + CLASSES
+BINS = 64  # of a histogram
 
 
 class ExampleCollector:
-    """What a network says of each image that this process evaluates; of it, the most telling few.
+    """Collects predictions of this rank's part of an evaluation, and picks the most telling ones.
 
-    Everything is kept until `rows` is called: 52 bytes an image, less than a tenth of the image itself.
+    All are kept until `rows` is called: 52 bytes per image, less than a tenth of the image itself.
 
     Args:
         count: examples of each kind.
@@ -45,30 +44,31 @@ class ExampleCollector:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.parts: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self.batches: list[tuple[int, Tensor, Tensor, Tensor]] = []
 
-    def note(self, start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Keep a batch, without waiting for the device; arguments as `evaluate` gives them."""
-        self.parts.append((start, logits, labels, losses))
+    def add(self, start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """See `evaluation.Collector`. Does not wait for the device."""
+        if self.count:
+            self.batches.append((start, logits, labels, losses))
 
     def rows(self, device: torch.device) -> Tensor:
-        """This process's mistakes of the largest loss, then its share of the first images: float32 (2 * count, 13).
+        """This rank's mistakes of the largest loss, then its share of the first images: float32 (2 * count, 13).
 
-        A row is index (exact: below 2**24), loss, label and logits; where there is no image, -1.
+        A row is index (exact: below 2**24), loss, label and logits; -1 where there is no image.
         """
         rows = torch.full((2 * self.count, WIDTH), -1.0, device=device)
-        if not self.parts:
+        if not self.batches:
             return rows
-        found = torch.cat([as_rows(*part) for part in self.parts])
+        found = torch.cat([as_rows(*batch) for batch in self.batches])
         wrong = found[:, LOGITS:].argmax(1) != found[:, LABEL]
-        # A loss that is not a number is the worst. Of equal ones the first image counts: rows are in the set's order.
+        # A loss that is nan is the worst. Of equal losses the first image comes first: rows are in the set's order.
         badness = torch.where(wrong, found[:, LOSS].nan_to_num(torch.inf, torch.inf), -1.0)
         worst = badness.argsort(descending=True, stable=True)[: self.count]
         rows[: len(worst)] = torch.where(wrong[worst, None], found[worst], -1.0)
-        for start, *part in self.parts:
+        for start, *batch in self.batches:
             if start < self.count:
-                shown = as_rows(start, *part)[: self.count - start]
-                rows[self.count + start : self.count + start + len(shown)] = shown
+                first = as_rows(start, *batch)[: self.count - start]
+                rows[self.count + start : self.count + start + len(first)] = first
         return rows
 
 
@@ -79,150 +79,151 @@ def as_rows(start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> Tenso
 
 
 class Visualizer:
-    """Shows what the network in training makes of the held-out set. Every process must call its methods alike.
+    """Shows examples, feature maps, filters and histograms of the held-out evaluation in the tracker.
+
+    Every rank must call its methods alike.
 
     Args:
-        show: takes a step, its epoch from 1 and what to show of it; called on the main process only.
+        tracker: shows them; used on the main process only.
     """
 
-    def __init__(
-        self, state: TrainingState, data: Splits, config: Config, show: Callable[[int, int, Media], None]
-    ) -> None:
-        self.state, self.runtime, self.show_media = state, state.runtime, show
+    def __init__(self, state: TrainingState, data: Splits, tracker: Tracker) -> None:
+        self.state, self.runtime, self.tracker = state, state.runtime, tracker
         self.split, self.data = data.held_out
-        self.config, self.tracking = config.data, config.tracking
-        self.predictions = ExampleCollector(self.tracking.examples)
+        self.config, self.tracking = state.config.data, state.config.tracking
 
-    def note(self, start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """See `ExampleCollector.note`. For `evaluate`."""
-        if self.tracking.examples:
-            self.predictions.note(start, logits, labels, losses)
+    def collector(self) -> ExampleCollector:
+        """What to give to an evaluation, and then to `show`."""
+        return ExampleCollector(self.tracking.examples)
 
-    def show(self) -> None:
-        """Show what was noted, and the present weights."""
-        progress, media = self.state.progress, self.take()
+    def show(self, examples: ExampleCollector) -> None:
+        """Show what an evaluation collected, and the present weights."""
+        progress, media = self.state.progress, self.build_media(examples)
         if media is not None:
-            self.show_media(progress.step, progress.epoch + 1, media)
+            self.tracker.show(progress.step, progress.epoch + 1, media)
 
     @torch.no_grad()
-    def take(self) -> Media | None:
-        """What to show, the same at any number of processes that hold the same weights; None off the main process."""
+    def build_media(self, examples: ExampleCollector) -> Media | None:
+        """What to show: the same at any number of ranks with the same weights. None off the main process."""
         parts: dict[str, Any] = {}
-        is_main, network = self.runtime.is_main, self.state.eval_model
-        tensors = self.whole_tensors() if self.tracking.histograms else []
+        is_main, model = self.runtime.is_main, self.state.eval_model
+        tensors = self.full_tensors() if self.tracking.histograms else []
         if self.tracking.examples:
-            predictions, self.predictions = self.predictions, ExampleCollector(self.tracking.examples)
-            rows = self.runtime.all_gather(predictions.rows(self.runtime.device))
+            rows = self.runtime.all_gather(examples.rows(self.runtime.device))
             if is_main:
-                parts = self.examples(rows.tolist(), network) | self.pictures(network)
+                parts = self.describe_examples(rows.tolist(), model) | self.draw_maps(model)
         if not is_main:
             return None
         if tensors:
-            parts |= self.histograms(*tensors)
+            parts |= self.count_histograms(*tensors)
         return Media(self.split, **parts)
 
-    def examples(self, rows: list[list[float]], network: nn.Module) -> dict[str, Any]:
-        """The worst mistakes and the first images, of all processes' `ExampleCollector.rows` by rank."""
+    def describe_examples(self, rows: list[list[float]], model: nn.Module) -> dict[str, Any]:
+        """The worst mistakes and the first images, from `ExampleCollector.rows` of all ranks in rank order."""
         count = self.tracking.examples
         present = [(place // count % 2, row) for place, row in enumerate(rows) if row[INDEX] >= 0]
         worst = sorted((row for kind, row in present if kind == 0), key=lambda row: (-badness(row), row[INDEX]))
         first = sorted((row for kind, row in present if kind == 1), key=lambda row: row[INDEX])
-        return {"mistakes": self.describe(worst[:count], network), "samples": self.describe(first, network)}
+        return {"mistakes": self.as_examples(worst[:count], model), "samples": self.as_examples(first, model)}
 
-    def describe(self, rows: list[list[float]], network: nn.Module) -> tuple[Example, ...]:
-        """Rows with their images."""
+    def as_examples(self, rows: list[list[float]], model: nn.Module) -> tuple[Example, ...]:
+        """Rows with their images and probabilities."""
         found = torch.tensor(rows).reshape(-1, WIDTH)
         indices = found[:, INDEX].long()
         images = self.data.images[indices.to(self.data.images.device), 0].cpu().numpy()
-        probabilities = cast(ImageClassifier, network).probabilities(found[:, LOGITS:]).tolist()
+        probabilities = cast(ImageClassifier, model).probabilities(found[:, LOGITS:]).tolist()
         predicted = found[:, LOGITS:].argmax(1).tolist()
         return tuple(
             Example(index, images[i], int(rows[i][LABEL]), predicted[i], tuple(probabilities[i]), rows[i][LOSS])
             for i, index in enumerate(indices.tolist())
         )
 
-    def pictures(self, network: nn.Module) -> dict[str, Any]:
-        """The maps of the first image and the filters of each convolution, of the network that is evaluated."""
-        was_training = network.training
-        network.eval()
-        with self.runtime.autocast():
-            maps = feature_maps(network, normalize(self.data.images[:1], self.config)[0])
-        network.train(was_training)
+    def draw_maps(self, model: nn.Module) -> dict[str, Any]:
+        """The feature maps of the first image, and the filters of each convolution."""
+        was_training = model.training
+        model.eval()
+        with self.runtime.mixed_precision.autocast():
+            maps = feature_maps(model, normalize(self.data.images[:1], self.config)[0])
+        model.train(was_training)
         return {
-            "maps": {name: picture(shown) for name, shown in maps},
-            "filters": {name: picture(bank.flatten(0, 1), bank.shape[1]) for name, bank in filters(network)},
+            "maps": {name: tile(shown) for name, shown in maps},
+            "filters": {name: tile(bank.flatten(0, 1), bank.shape[1]) for name, bank in filters(model)},
         }
 
-    def whole_tensors(self) -> list[dict[str, Tensor]]:
+    def full_tensors(self) -> list[dict[str, Tensor]]:
         """The parameters in training, not their average, and the gradients of the last update, as clipped; by name.
 
-        A start has no gradients before its first update: none after a stop between an epoch's last step and its end.
+        There are no gradients before the first update of a start, as after a stop between an epoch's last step and its
+        end.
         """
-        parameters = dict(self.state.model.named_parameters())
+        parameters = dict(self.state.local_model.named_parameters())
         gradients = {f"{name}/gradient": p.grad for name, p in parameters.items() if p.grad is not None}
-        whole = self.state.holding.gather(gradients)
-        return [self.state.holding.gather(parameters), {name.rpartition("/")[0]: g for name, g in whole.items()}]
+        full = self.state.strategy.full_state_dict
+        return [full(parameters), {name.rpartition("/")[0]: tensor for name, tensor in full(gradients).items()}]
 
-    def histograms(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Any]:
-        """Of all tensors at once, so that the device is waited for once."""
+    def count_histograms(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Any]:
+        """A histogram of each tensor. All at once, so that the host waits for the device once."""
         found = histograms([*parameters.values(), *gradients.values()])
-        own, others = found[: len(parameters)], found[len(parameters) :]
+        of_parameters, of_gradients = found[: len(parameters)], found[len(parameters) :]
         return {
-            "parameters": dict(zip(parameters, own, strict=True)),
-            "gradients": dict(zip(gradients, others, strict=True)),
+            "parameters": dict(zip(parameters, of_parameters, strict=True)),
+            "gradients": dict(zip(gradients, of_gradients, strict=True)),
         }
 
 
 def badness(row: list[float]) -> float:
-    """By which mistakes are ordered: the loss; one that is not a number is the worst."""
+    """The loss, by which mistakes are ordered; infinity for nan."""
     return math.inf if math.isnan(row[LOSS]) else row[LOSS]
 
 
-def picture(maps: Tensor, together: int = 1) -> np.ndarray:
-    """Maps (N, H, W) about as wide as high, uint8; `together` neighbours are never in two lines."""
+def tile(maps: Tensor, group: int = 1) -> np.ndarray:
+    """Maps (N, H, W) as one uint8 image, about as wide as high.
+
+    Args:
+        group: neighbouring maps that stay in one line.
+    """
     count, _, side = maps.shape
-    across = together * max(round(math.sqrt(count) / together), 1)
+    across = group * max(round(math.sqrt(count) / group), 1)
     return montage(maps.cpu(), width=across * (side + 1), rows=-(-count // across)).numpy()
 
 
-def wants_media(config: Config, recording: Config, runtime: Runtime) -> bool:
-    """Whether there is a tracker that shows more than rows: the main process knows, and all compute it together.
+def wants_media(config: Config, tracked: Config, runtime: Runtime) -> bool:
+    """Whether a tracker shows more than rows. Rank 0 knows; all ranks then compute it together.
 
     Args:
-        config: the same on all processes.
-        recording: with the tracking that the main process settled on.
+        config: the same on all ranks.
+        tracked: with the tracking mode that rank 0 settled on.
     """
     tracking = config.tracking
     if tracking.mode == "disabled" or not (tracking.examples or tracking.histograms):
         return False
-    return runtime.broadcast(runtime.is_main and tracking_mode(recording.tracking)[0] != "disabled")
-
-
-BINS = 64
+    return runtime.broadcast(runtime.is_main and tracking_mode(tracked.tracking)[0] != "disabled")
 
 
 @torch.no_grad()
 def histograms(tensors: Sequence[Tensor]) -> list[Histogram]:
-    """For each tensor a histogram from its least value to its largest.
+    """A histogram of each tensor, from its least to its largest value, without values that are not finite.
 
-    Tensors are of any shape and floating dtype, all on one device. Values that are not finite are left out. The host
-    waits for the device once, whatever the number of tensors.
+    The host waits for the device once, whatever the number of tensors.
+
+    Args:
+        tensors: of any shape and floating dtype, all on one device.
     """
     if not tensors:
         return []
-    return [histogram(*row) for row in torch.stack([count(tensor) for tensor in tensors]).tolist()]
+    return [as_histogram(*row) for row in torch.stack([count_bins(tensor) for tensor in tensors]).tolist()]
 
 
-def count(tensor: Tensor) -> Tensor:
-    """The lowest and the highest border and the counts of all bins, float64 (2 + BINS,), which holds counts exactly."""
+def count_bins(tensor: Tensor) -> Tensor:
+    """The lowest and the highest edge and the counts of all bins, float64 (2 + BINS,), which holds counts exactly."""
     values = tensor.flatten()
-    if values.device.type not in ("cpu", "cuda"):  # others may not know float64
+    if values.device.type not in ("cpu", "cuda"):  # other devices may not have float64
         values = values.cpu()
     values = values.double()
     finite = values.isfinite()
     low = torch.where(finite, values, torch.inf).amin().nan_to_num(posinf=0.0)
     high = torch.where(finite, values, -torch.inf).amax().nan_to_num(neginf=0.0)
-    margin = torch.where(low < high, 0.0, low.abs().clamp(min=1) / 2)  # around a value that is the only one
+    margin = torch.where(low < high, 0.0, low.abs().clamp(min=1) / 2)  # if all values are equal
     low, high = low - margin, high + margin
     bins = ((values - low) * (BINS / (high - low))).nan_to_num().clamp_(0, BINS - 1).long()
     bins = torch.where(finite, bins, BINS)
@@ -230,7 +231,7 @@ def count(tensor: Tensor) -> Tensor:
     return torch.cat([torch.stack([low, high]), counts[:BINS]])
 
 
-def histogram(low: float, high: float, *counts: float) -> Histogram:
-    """A row of `count` as plain numbers."""
-    inner = (low + (high - low) * border / BINS for border in range(1, BINS))
+def as_histogram(low: float, high: float, *counts: float) -> Histogram:
+    """A row of `count_bins` as plain numbers."""
+    inner = (low + (high - low) * edge / BINS for edge in range(1, BINS))
     return Histogram(tuple(map(int, counts)), (low, *inner, high))

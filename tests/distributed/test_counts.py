@@ -25,7 +25,7 @@ def count(images: int, eval_batch_size: int) -> Metrics:
     config = load([*BASICS, "--train.batch_size=6"], topology.world_size).config
     with start_runtime(config, topology) as runtime:
         torch.manual_seed(0)
-        model = runtime.place(create_model("basic"))
+        model = runtime.to_device(create_model("basic"))
         return evaluate(model, image_set(images, seed=3), config.data, runtime, eval_batch_size)
 
 
@@ -35,7 +35,7 @@ def evaluated(images: int, eval_batch_size: int, shards: int) -> list[list[int]]
     config = load([*BASICS, "--train.batch_size=12", f"--train.shards={shards}"], topology.world_size).config
     seen: list[list[int]] = []
     with start_runtime(config, topology) as runtime:
-        model = runtime.place(create_model("basic"))
+        model = runtime.to_device(create_model("basic"))
         model.register_forward_pre_hook(lambda _, inputs: seen.append(indices_of(inputs[0], config.data)))
         evaluate(model, image_set(images, seed=3), config.data, runtime, eval_batch_size)
     return seen

@@ -79,7 +79,7 @@ def train_until(folder: Path, event: str, odd_rank: int, timeout: float) -> None
             raise UserError("something is wrong here")
 
     with start_runtime(config, topology) as runtime:
-        open_trainer(runtime, config, folder, (24 * 9, 30), at_step).train(folder, lambda row: None)
+        open_trainer(runtime, config, folder, (24 * 9, 30), at_step).train()
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

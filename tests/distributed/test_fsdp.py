@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
-from mnist_dist.distributed.fsdp import Pieces
+from mnist_dist.distributed.fsdp import FSDPStrategy
 from mnist_dist.distributed.runtime import Runtime, start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier, create_model
 from mnist_dist.tracking.media import Media
-from mnist_dist.training.visualizer import Visualizer
 from mnist_dist.utils.errors import UserError
 
 SIZES = (24 * 5 + 1, 31)  # the last batch of an epoch has one image: all processes but one have none of it
@@ -110,24 +109,23 @@ def train(
         contiguous: never in another memory format, which convolutions otherwise are without FSDP.
     """
     if contiguous:
-        Runtime.place = lambda self, model: model  # type: ignore[method-assign]
+        Runtime.to_device = lambda self, model: model  # type: ignore[method-assign]
     if fsdp is not None:
         ask_for_fsdp(*fsdp)
     topology = read_topology()
     config = load([*BASICS, *arguments], topology.world_size, topology.fsdp).config
     with start_runtime(config, topology) as runtime:
         rows: list[dict[str, Any]] = []
-        trainer = open_trainer(runtime, config, folder, SIZES, network=NETWORKS[network])
-        assert isinstance(trainer.state.holding, Pieces) == (fsdp is not None)
         shown: list[Media] = []
-        trainer.train(
-            folder,
-            rows.append,
-            visualizer=Visualizer(trainer.state, trainer.data, config, lambda *seen: shown.append(seen[2])),
+        show = lambda *seen: shown.append(seen[2])  # noqa: E731
+        trainer = open_trainer(runtime, config, folder, SIZES, network=NETWORKS[network], rows=rows, show=show)
+        assert isinstance(trainer.state.strategy, FSDPStrategy) == (fsdp is not None)
+        trainer.train()
+        whole = trainer.state.strategy.full_model(trainer.state.local_model)
+        states = whole.state_dict(), trainer.state.eval_model.state_dict()
+        return Run(
+            rows, *states, weights_sha256(trainer.state.eval_model), trainer.state.describe()["gradients"], shown
         )
-        whole = trainer.state.holding.assemble(trainer.state.model)
-        states = whole.state_dict(), trainer.eval_model.state_dict()
-        return Run(rows, *states, weights_sha256(trainer.eval_model), trainer.describe()["gradients"], shown)
 
 
 @cache
@@ -207,7 +205,7 @@ def test_what_is_gathered_when_changes_no_bit(fsdp: tuple[str, ...]) -> None:
     arguments = ("--optim.ema=0.9", "--train.accumulate=2")
     ours, theirs = trained(2, "default", arguments), trained(2, "default", arguments, fsdp)
     assert ours.sha256 == theirs.sha256
-    ways = [run.described.removeprefix("cut up over 2 processes with weights and moments ") for run in (ours, theirs)]
+    ways = [run.described.removeprefix("sharded over 2 processes with weights and moments ") for run in (ours, theirs)]
     assert ways == ["(FSDP2, gathered in 4 groups)", "(FSDP2, the model gathered at once)"]
 
 
@@ -221,7 +219,7 @@ def exchanges(*fsdp: str) -> tuple[int, int]:
     found = dict.fromkeys((*gathers, *scatters), 0)  # torch 2.15 calls the second ones
     with start_runtime(load(BASICS).config, read_topology()) as runtime:
         assert runtime.topology.fsdp is not None
-        pieces = Pieces(default(), runtime, runtime.topology.fsdp)
+        strategy = FSDPStrategy(default(), load(BASICS).config, runtime, runtime.topology.fsdp)
         for name, original in [(name, getattr(dist, name)) for name in found if hasattr(dist, name)]:
 
             def counting(*arguments: Any, name: str = name, original: Any = original, **options: Any) -> Any:
@@ -229,7 +227,7 @@ def exchanges(*fsdp: str) -> tuple[int, int]:
                 return original(*arguments, **options)
 
             setattr(dist, name, counting)
-        pieces.engine(torch.zeros(1, 1, 28, 28)).sum().backward()
+        strategy.wrapped_model(torch.zeros(1, 1, 28, 28)).sum().backward()
         return sum(found[name] for name in gathers), sum(found[name] for name in scatters)
 
 
@@ -284,10 +282,10 @@ def keep() -> tuple[dict[str, int], dict[str, int], int]:
     config = load(arguments, topology.world_size, topology.fsdp).config
     with start_runtime(config, topology) as runtime, tempfile.TemporaryDirectory() as folder:
         trainer = open_trainer(runtime, config, Path(folder), SIZES, network=lambda: create_model("deep_head_fixed"))
-        trainer.train(Path(folder), lambda row: None)
+        trainer.train()
         state = trainer.state
         assert state.ema is not None
-        parameters = list(state.model.parameters())
+        parameters = list(state.local_model.parameters())
         kept = {
             "weights": parameters,
             "gradients": [parameter.grad for parameter in parameters],
@@ -295,7 +293,8 @@ def keep() -> tuple[dict[str, int], dict[str, int], int]:
             "exp_avg_sq": [state.optimizer.state[parameter]["exp_avg_sq"] for parameter in parameters],
             "average": list(state.ema.module.parameters()),
         }
-        whole = {name: parameter.numel() * 4 for name, parameter in state.holding.outline.named_parameters()}
+        assert isinstance(state.strategy, FSDPStrategy)
+        whole = {name: shape.numel() * 4 for name, shape in state.strategy.shapes.items()}
         del trainer
         gc.collect()
         tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter) and not found.is_meta]
@@ -327,11 +326,11 @@ def cut(size: tuple[int, ...]) -> str:
     ask_for_fsdp()
     with start_runtime(load(BASICS).config, read_topology()) as runtime:
         assert runtime.topology.fsdp is not None
-        pieces = Pieces(default(), runtime, runtime.topology.fsdp)
+        strategy = FSDPStrategy(default(), load(BASICS).config, runtime, runtime.topology.fsdp)
         name = "head.2.weight"
-        assert math.prod(pieces.cut({name: torch.ones(10, 128)}, "here")[name].shape) == 5 * 128
+        assert math.prod(strategy.local_state_dict({name: torch.ones(10, 128)}, "here")[name].shape) == 5 * 128
         with pytest.raises(UserError) as error:
-            pieces.cut({name: torch.ones(size)}, "here")
+            strategy.local_state_dict({name: torch.ones(size)}, "here")
         return str(error.value)
 
 

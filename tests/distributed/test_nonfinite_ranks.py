@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from harness import run_ranks
-from rehearsal import open_trainer
+from rehearsal import Rows, open_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -33,6 +33,14 @@ class Allergic(ImageClassifier):
         return super().forward(images) * torch.where(bad, torch.inf, 1.0)[:, None]
 
 
+class Noting(Rows):
+    """Notes a rewind as a row."""
+
+    def rewind(self, step: int) -> None:
+        """Note it."""
+        self.rows.append({"step": step})
+
+
 def train(arguments: list[str], folder: Path, fsdp: bool) -> tuple[str, str, int, int, tuple[int, ...]]:
     """The weights' digest, the error, what was left out and gone back from, and the images that each epoch counted."""
     if fsdp:
@@ -44,14 +52,14 @@ def train(arguments: list[str], folder: Path, fsdp: bool) -> tuple[str, str, int
     with start_runtime(config, topology) as runtime:
         body = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten())
         network = Allergic(body, nn.Linear(4 * 13 * 13, 10))
-        trainer = open_trainer(runtime, config, folder, (60, 20), network=lambda: network)
+        trainer = open_trainer(runtime, config, folder, (60, 20), network=lambda: network, metrics_file=Noting(rows))
         try:
-            trainer.train(folder, rows.append, lambda step: rows.append({"step": step}))
+            trainer.train()
         except TrainingError as caught:
             error = str(caught)
         counted = tuple(row["epoch.train.count"] for row in rows if "epoch.train.count" in row)
         return (
-            weights_sha256(trainer.eval_model),
+            weights_sha256(trainer.state.eval_model),
             error,
             trainer.progress.nonfinite_skips,
             trainer.progress.rollbacks,

@@ -27,7 +27,7 @@ def resolve(asked: str, launcher: str | None, native: str) -> tuple[str, torch.d
         os.environ["ACCELERATE_MIXED_PRECISION"] = launcher
     mnist_dist.distributed.rendezvous.native_precision = lambda cpu: native  # type: ignore[assignment]
     config = load(["--run.device=cpu", f"--train.precision={asked}"]).config
-    with start_runtime(config, read_topology()) as runtime, runtime.autocast():
+    with start_runtime(config, read_topology()) as runtime, runtime.mixed_precision.autocast():
         return runtime.precision, nn.Linear(2, 2)(torch.ones(1, 2)).dtype
 
 

@@ -87,14 +87,14 @@ def train(network: str, arguments: tuple[str, ...], folder: Path) -> Run:
     config = load([*ARGUMENTS, *arguments], topology.world_size).config
     with start_runtime(config, topology) as runtime:
         rows: list[dict[str, Any]] = []
-        trainer = open_trainer(runtime, config, folder, SIZES, network=NETWORKS[network])
-        trainer.train(folder, rows.append)
+        trainer = open_trainer(runtime, config, folder, SIZES, network=NETWORKS[network], rows=rows)
+        trainer.train()
         kept = [json.dumps({key: value for key, value in row.items() if key not in ROW_CLOCKS}) for row in rows]
         return Run(
-            weights_sha256(trainer.model),
-            weights_sha256(trainer.eval_model),
+            weights_sha256(trainer.state.model),
+            weights_sha256(trainer.state.eval_model),
             kept,
-            getattr(trainer.train_step.strategy, "draws", None),
+            getattr(trainer.train_step.strategy, "uses_rng", None),
         )
 
 
@@ -185,7 +185,7 @@ def one_step_of_batch_norm() -> tuple[float, int]:
         trainer = open_trainer(
             runtime, config, Path(folder), (5, 3), network=lambda: ImageClassifier(body, nn.Linear(784, 10))
         )
-        trainer.train(Path(folder), lambda row: None)
+        trainer.train()
         assert norm.running_mean is not None
         assert norm.num_batches_tracked is not None
         return norm.running_mean.item(), int(norm.num_batches_tracked)

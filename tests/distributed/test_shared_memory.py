@@ -141,8 +141,8 @@ def train(hindrance: str = "") -> tuple[bool, str]:
             HINDRANCES[hindrance](patch, topology.rank)
         with start_runtime(config, topology) as runtime:
             trainer = open_trainer(runtime, config, Path(folder), (24 * 3, 20))
-            trainer.train(Path(folder), lambda row: None)
-            return runtime.shared is not None, weights_sha256(trainer.model)
+            trainer.train()
+            return runtime.shared_memory is not None, weights_sha256(trainer.state.model)
 
 
 @pytest.mark.parametrize("hindrance", HINDRANCES)

@@ -27,6 +27,7 @@ from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier
 from mnist_dist.tracking import tracker
 from mnist_dist.tracking.media import Media
+from mnist_dist.tracking.tracker import NullTracker
 from mnist_dist.train import main as program_main
 from mnist_dist.training.evaluation import evaluate
 from mnist_dist.training.state import TrainingState
@@ -158,15 +159,16 @@ def look(count: int, images: int) -> tuple[Any, list[list[float]]]:
     config = load([*ARGUMENTS, *settings, "--tracking.histograms=false"], topology.world_size).config
     with start_runtime(config, topology) as runtime:
         torch.manual_seed(0)
-        model = runtime.place(Odd(nn.Sequential(nn.Flatten()), nn.Linear(784, 10)))
+        model = runtime.to_device(Odd(nn.Sequential(nn.Flatten()), nn.Linear(784, 10)))
         data = image_set(images, seed=2)
         found: list[Any] = []
         visualizer = Visualizer(
-            TrainingState(model, config, runtime), Splits(data, data, data), config, lambda *_: None
+            TrainingState(model, config, runtime, len(data)), Splits(data, data, data), NullTracker()
         )
-        evaluate(model, data, config.data, runtime, 7, note=visualizer.note)
-        media = visualizer.take()
-        with torch.no_grad(), runtime.autocast():
+        collector = visualizer.collector()
+        evaluate(model, data, config.data, runtime, 7, collector=collector)
+        media = visualizer.build_media(collector)
+        with torch.no_grad(), runtime.mixed_precision.autocast():
             for start in range(0, images, 7):
                 rows = slice(start, start + 7)
                 logits = model(normalize(data.images[rows], config.data)).float()

@@ -32,7 +32,7 @@ def summarized(folder: Path) -> dict[str, Any]:
     summary.peak_memory = lambda device: 1000 + topology.rank % 2
     with start_runtime(config, topology) as runtime:
         trainer = open_trainer(runtime, config, folder, SIZES)
-        trainer.train(folder, lambda row: None)
+        trainer.train()
         return summary.summarize(trainer, trainer.evaluate("test"), None)
 
 
@@ -66,7 +66,7 @@ def hindered(settings: list[str], folder: Path) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     with start_runtime(config, topology) as runtime:
-        open_trainer(runtime, config, folder, (96, 20), work).train(folder, rows.append)
+        open_trainer(runtime, config, folder, (96, 20), work, rows=rows).train()
     spreads = [{key: value for key, value in row.items() if key.startswith("step_seconds.")} for row in rows]
     return [spread for spread in spreads if spread]
 

@@ -51,10 +51,10 @@ def signalled(folder: Path, rank: int, number: int, moment: str) -> tuple[int, s
             if moment == "evaluation" and runtime.rank == rank and not runtime.stop_flag:
                 os.kill(os.getpid(), number)
 
-        trainer = open_trainer(runtime, config, folder, SIZES, at_step)
-        trainer.eval_model.register_forward_pre_hook(at_evaluation)
+        trainer = open_trainer(runtime, config, folder, SIZES, at_step, rows=rows)
+        trainer.state.eval_model.register_forward_pre_hook(at_evaluation)
         try:
-            trainer.train(folder, rows.append)
+            trainer.train()
         except Stopped as stopped:
             return trainer.progress.step, str(stopped)
     return -1, "not stopped"

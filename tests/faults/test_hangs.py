@@ -94,8 +94,8 @@ def train(folder: Path, faults: Faults, moment: str) -> int:
                 runtime, config, folder / "checkpoints", (24 * 5, 30), lambda step: at(f"step {step}")
             )
             trainer.__class__ = Faulty
-            trainer.model.register_forward_pre_hook(evaluating)
-            trainer.train(folder / "checkpoints", lambda row: None)
+            trainer.state.model.register_forward_pre_hook(evaluating)
+            trainer.train()
         return EXIT_DONE
 
     return run_to_exit_code(program)

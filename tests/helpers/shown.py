@@ -17,7 +17,6 @@ from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier
 from mnist_dist.tracking.media import Media
-from mnist_dist.training.visualizer import Visualizer
 from mnist_dist.utils.errors import Stopped
 
 ARGUMENTS = (
@@ -50,7 +49,7 @@ def plain(value: Any) -> Any:
 
 
 def train(
-    arguments: tuple[str, ...], folder: Path, sizes: tuple[int, int], held_out_metrics: bool = True, stop: int = -1
+    arguments: tuple[str, ...], folder: Path, sizes: tuple[int, int], shows: bool = True, stop: int = -1
 ) -> tuple[Shown, list[dict[str, Any]], str, str, list[int]]:
     """Train, from the folder's newest checkpoint on, until the end or until a stop that one rank asks for.
 
@@ -68,14 +67,12 @@ def train(
             if step == stop and runtime.rank == runtime.world_size - 1:
                 runtime.request_stop()
 
-        trainer = open_trainer(runtime, config, folder, sizes, after_step, network=noisy)
-        visualizer = Visualizer(
-            trainer.state, trainer.data, config, lambda *seen: shown.append((*seen[:2], plain(seen[2])))
-        )
+        show = (lambda *seen: shown.append((*seen[:2], plain(seen[2])))) if shows else None
+        trainer = open_trainer(runtime, config, folder, sizes, after_step, network=noisy, rows=rows, show=show)
         try:
-            trainer.train(folder, rows.append, visualizer=visualizer if held_out_metrics else None)
+            trainer.train()
         except Stopped:
             assert stop >= 0
-        assert trainer.model.training
+        assert trainer.state.model.training
         random = torch.get_rng_state().tolist()
-        return shown, rows, weights_sha256(trainer.model), weights_sha256(trainer.eval_model), random
+        return shown, rows, weights_sha256(trainer.state.model), weights_sha256(trainer.state.eval_model), random

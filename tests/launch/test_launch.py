@@ -206,7 +206,7 @@ def test_fsdp2_is_stopped_goes_on_and_leaves_what_every_other_file_leaves(
     assert_complete(tmp_path / "run", ended, world_size=2)
     assert resumed_from(tmp_path / "run").startswith("run/checkpoints/step-")
     said = [line for line in ended.out.splitlines() if line.startswith("gradients: ")]
-    assert said == ["gradients: cut up over 2 processes with weights and moments (FSDP2, gathered in 3 groups)"]
+    assert said == ["gradients: sharded over 2 processes with weights and moments (FSDP2, gathered in 3 groups)"]
     assert_same_curve(tmp_path / "run", single, steps=40)
     model = create_model("unshuffle")
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]

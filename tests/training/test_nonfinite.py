@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from rehearsal import build_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint, newest_checkpoint, step_of
@@ -88,7 +89,7 @@ class Run:
 
     @property
     def sha256(self) -> tuple[str, str]:
-        return weights_sha256(self.trainer.model), weights_sha256(self.trainer.eval_model)
+        return weights_sha256(self.trainer.state.model), weights_sha256(self.trainer.state.eval_model)
 
 
 def train(
@@ -111,16 +112,14 @@ def train(
     with start_runtime(config, Topology()) as runtime:
         torch.manual_seed(0)
         console = Listener(lambda step: after_step(run.trainer, step))
-        run = Run(Trainer(config, runtime, runtime.place(Allergic()), data, console, "id"), [], console.warnings)
-        if (newest := newest_checkpoint(folder, pytest.fail)) is not None:
-            run.trainer.restore(load_checkpoint(newest), str(newest))
+        newest, rows = newest_checkpoint(folder, pytest.fail), list[dict[str, Any]]()
+        resume = load_checkpoint(newest) if newest else None
+        model = runtime.to_device(Allergic())
+        trainer = build_trainer(config, runtime, model, data, console, folder, rows=rows, resume=resume)
+        run = Run(trainer, rows, console.warnings)
         run.trainer.progress.skip_batches = [*run.trainer.progress.skip_batches, *avoid]
-
-        def rewind(step: int) -> None:
-            run.rows[:] = [row for row in run.rows if row["step"] <= step]
-
         try:
-            run.trainer.train(folder, run.rows.append, rewind)
+            run.trainer.train()
         except TrainingError as error:
             run.error = str(error) if error.everywhere else "not raised everywhere"
         except Stopped:
@@ -162,7 +161,7 @@ def test_an_update_that_is_not_finite_changes_nothing(tmp_path: Path, optimizer:
         f"the gradient was not finite in 1 of the steps from {first + 1} to {noticed}"
         for first, noticed in ((1, 3), (AGAIN, STEPS + 2 if AGAIN < STEPS + 2 else 2 * STEPS))
     ]
-    assert all(tensor.isfinite().all() for tensor in skipped.trainer.model.state_dict().values())
+    assert all(tensor.isfinite().all() for tensor in skipped.trainer.state.model.state_dict().values())
 
 
 def test_the_first_update_of_all_may_be_the_one(tmp_path: Path) -> None:
@@ -251,7 +250,7 @@ def test_a_rollback_goes_on_from_the_last_checkpoint_at_half_the_rate_without_th
     assert rates[0] == [rate / (2 if step < STEPS else 4) for step, rate in enumerate(rates[1])]
     by_hand = train(("--optim.lr=0.005", "--train.max_steps=4"), tmp_path / "by hand", POISON, avoid=(1,))
     first = load_checkpoint(tmp_path / "rollback" / "step-00000004")
-    for name, tensor in by_hand.trainer.model.state_dict().items():
+    for name, tensor in by_hand.trainer.state.model.state_dict().items():
         assert tensor.equal(first.model[name]), name
 
 

@@ -51,16 +51,22 @@ def train(
     with start_runtime(config, Topology()) as runtime:
         checkpoints = folder / "checkpoints"
         trainer = open_trainer(
-            runtime, config, checkpoints, (EPOCH * BATCH, 20), network=lambda: create_model(config.model.name)
+            runtime,
+            config,
+            checkpoints,
+            (EPOCH * BATCH, 20),
+            network=lambda: create_model(config.model.name),
+            rows=run.rows,
+            profile_dir=folder / profile,
         )
         trainer.console.say = run.said.append  # type: ignore[method-assign]
         trainer.console.warn = run.warnings.append  # type: ignore[method-assign]
         before(trainer)
         try:
-            trainer.train(checkpoints, run.rows.append, profile=folder / profile)
+            trainer.train()
         except Stopped:
             run.stopped = True
-        run.sha256, run.seconds = weights_sha256(trainer.model), trainer.progress.seconds
+        run.sha256, run.seconds = weights_sha256(trainer.state.model), trainer.progress.seconds
     return run
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clocks import ROW_CLOCKS
+from rehearsal import build_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint import async_writer
@@ -115,16 +116,19 @@ class Run:
 
     @property
     def sha256(self) -> str:
-        return weights_sha256(self.trainer.eval_model)
+        return weights_sha256(self.trainer.state.eval_model)
 
     def values(self, key: str) -> list[tuple[int, Any]]:
         """(step, value) of each row that has the key."""
         return [(row["step"], row[key]) for row in self.rows if key in row]
 
 
-def build(config: Config, runtime: Runtime, data: Splits = DATA) -> Trainer:
+def build(
+    config: Config, runtime: Runtime, data: Splits = DATA, checkpoints: Path = Path("checkpoints"), **options: Any
+) -> Trainer:
     torch.manual_seed(config.run.seed)
-    return Trainer(config, runtime, runtime.place(create_model(config.model.name)), data, Listener(), "id")
+    model = runtime.to_device(create_model(config.model.name))
+    return build_trainer(config, runtime, model, data, Listener(), checkpoints, **options)
 
 
 def start(
@@ -137,12 +141,12 @@ def start(
 ) -> Run:
     """Train once, from the beginning or from a checkpoint, to the end or to the next stop."""
     with start_runtime(config, Topology()) as runtime:
-        run = Run(build(config, runtime, data))
-        if resume is not None:
-            run.trainer.restore(load_checkpoint(resume) if isinstance(resume, Path) else resume, "here")
+        saved = load_checkpoint(resume) if isinstance(resume, Path) else resume
+        rows: list[Row] = []
+        run = Run(build(config, runtime, data, checkpoints, rows=rows, resume=saved), rows=rows)
         before(run)
         try:
-            run.trainer.train(checkpoints, run.rows.append)
+            run.trainer.train()
         except Stopped:
             run.stopped = True
     return run
@@ -199,7 +203,7 @@ def test_learns_from_the_mean_over_each_global_batch(tmp_path: Path, model: str,
     settings = config(optim, model=model, accumulate=accumulate, log_steps=1)
     run = start(settings, tmp_path)
     expected, losses = train_by_hand(settings, epochs=2)
-    for found, wanted in zip(run.trainer.model.parameters(), expected.parameters(), strict=True):
+    for found, wanted in zip(run.trainer.state.model.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-7)
     assert [loss for _, loss in run.values("train.loss")] == pytest.approx(losses, rel=1e-5)
     assert run.trainer.progress.images == 2 * IMAGES
@@ -219,10 +223,10 @@ def update_sizes(settings: Config, checkpoints: Path) -> tuple[list[float], str]
     before: list[list[Tensor]] = []
 
     def note(run: Run) -> None:
-        before.append(weights(run.trainer.model))
+        before.append(weights(run.trainer.state.model))
 
         def measure(step: int) -> None:
-            now = weights(run.trainer.model)
+            now = weights(run.trainer.state.model)
             sizes.append(math.sqrt(sum(((a - b) ** 2).sum().item() for a, b in zip(now, before[-1], strict=True))))
             before.append(now)
 
@@ -269,11 +273,11 @@ def test_images_are_augmented_in_training_only(tmp_path: Path, augment: bool) ->
 def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path: Path) -> None:
     """A decay near 0 follows the weights; near 1 it stays at those of the first step."""
     near = {ema: start(config({"lr": 0.1, "ema": ema}), tmp_path / str(ema)) for ema in (0.0, 1e-7, 0.9999999)}
-    assert near[0.0].trainer.eval_model is near[0.0].trainer.model
+    assert near[0.0].trainer.state.eval_model is near[0.0].trainer.state.model
     assert near[1e-7].values("val.loss")[-1][1] == pytest.approx(near[0.0].values("val.loss")[-1][1], rel=1e-4)
     still = [loss for _, loss in near[0.9999999].values("val.loss")]
     assert still[0] == pytest.approx(still[1], rel=1e-4)
-    assert near[0.9999999].sha256 != weights_sha256(near[0.9999999].trainer.model) == near[0.0].sha256
+    assert near[0.9999999].sha256 != weights_sha256(near[0.9999999].trainer.state.model) == near[0.0].sha256
 
 
 def test_the_rate_follows_the_schedule_over_all_epochs(tmp_path: Path) -> None:
@@ -286,23 +290,23 @@ def test_the_rate_follows_the_schedule_over_all_epochs(tmp_path: Path) -> None:
 
 def test_a_skipped_update_moves_neither_the_schedule_nor_the_average(tmp_path: Path) -> None:
     """As fp16 does when its gradients overflow."""
-    scaler_skips = {2, 3, 6}
+    skipped = {2, 3, 6}
 
     def skip(run: Run) -> None:
-        stepper, at = run.trainer.train_step.stepper, run.trainer.progress
+        optimizer, progress = run.trainer.train_step.optimizer, run.trainer.progress
 
         class Skipping:
             step_was_skipped = False
 
             def step(self) -> None:
-                self.step_was_skipped = at.step + 1 in scaler_skips
+                self.step_was_skipped = progress.step + 1 in skipped
                 if not self.step_was_skipped:
-                    stepper.step()
+                    optimizer.step()
 
             def zero_grad(self) -> None:
-                stepper.zero_grad()
+                optimizer.zero_grad()
 
-        run.trainer.train_step.stepper = Skipping()
+        run.trainer.train_step.optimizer = Skipping()
 
     run = start(config({"schedule": "linear", "ema": 0.5}, log_steps=1), tmp_path, before=skip)
     assert run.trainer.progress.scaler_skips == 3
@@ -312,8 +316,7 @@ def test_a_skipped_update_moves_neither_the_schedule_nor_the_average(tmp_path: P
     assert run.values("lr") == list(zip(range(1, 9), rates, strict=True))
     saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
     with start_runtime(run.trainer.config, Topology()) as runtime:
-        resumed = build(run.trainer.config, runtime)
-        resumed.restore(saved, "here")
+        resumed = build(run.trainer.config, runtime, resume=saved)
     assert (resumed.train_step.lr, resumed.progress.scaler_skips) == (rates[-1], 3)
 
 
@@ -338,7 +341,7 @@ def test_stopped_after_every_step_a_run_ends_as_if_undisturbed(tmp_path: Path, v
     """In the middle of an epoch, at its end, and at the run's end: the same bits and the same rows."""
     settings = VARIANTS[variant]
     whole = start(settings, tmp_path / "whole")
-    total = whole.trainer.total_steps
+    total = whole.trainer.state.total_steps
 
     rows: list[Row] = []
     newest: Path | None = None
@@ -353,7 +356,7 @@ def test_stopped_after_every_step_a_run_ends_as_if_undisturbed(tmp_path: Path, v
 
     assert not end.stopped
     assert end.sha256 == whole.sha256
-    assert weights_sha256(end.trainer.model) == weights_sha256(whole.trainer.model)
+    assert weights_sha256(end.trainer.state.model) == weights_sha256(whole.trainer.state.model)
     assert comparable(rows + end.rows) == comparable(whole.rows)
     ends = [replace(run.trainer.progress, seconds=0.0) for run in (end, whole)]
     assert ends[0] == ends[1]
@@ -664,7 +667,7 @@ def test_evaluations_count_every_image_once_whatever_the_batch(tmp_path: Path) -
         with start_runtime(settings, Topology()) as runtime:
             trainer = build(settings, runtime)
             rows = [trainer.evaluate(name).row(name) for name in ("train", "val", "test")]
-            assert trainer.model.training  # again
+            assert trainer.state.model.training  # again
             return rows
 
     rows = evaluate(4)

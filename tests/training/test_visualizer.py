@@ -20,7 +20,7 @@ from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import create_model, list_models
 from mnist_dist.tracking.media import Media
 from mnist_dist.training.trainer import Trainer
-from mnist_dist.training.visualizer import Visualizer, picture, wants_media
+from mnist_dist.training.visualizer import tile, wants_media
 
 SMALL = ("--run.device=cpu", "--run.threads=1", "--train.batch_size=12", "--train.epochs=1", "--train.precision=no")
 
@@ -37,9 +37,10 @@ def train(folder: Path, *arguments: str, network: Any = noisy) -> tuple[Trainer,
     config = load([*SMALL, *arguments]).config
     shown: list[tuple[int, int, Media]] = []
     with start_runtime(config, Topology()) as runtime:
-        trainer = open_trainer(runtime, config, folder, (24, 10), network=network)
-        visualizer = Visualizer(trainer.state, trainer.data, config, lambda *seen: shown.append(seen))
-        trainer.train(folder, lambda row: None, visualizer=visualizer)
+        trainer = open_trainer(
+            runtime, config, folder, (24, 10), network=network, show=lambda *seen: shown.append(seen)
+        )
+        trainer.train()
     return trainer, shown
 
 
@@ -48,7 +49,7 @@ def test_pictures_are_of_the_network_that_is_evaluated_and_histograms_of_the_one
         tmp_path, "--optim.ema=0.5", "--optim.schedule=constant", "--optim.warmup=0"
     )
     assert (step, epoch, media.split) == (2, 1, "test")
-    average, raw = trainer.eval_model.body[0], trainer.model.body[0]
+    average, raw = trainer.state.eval_model.body[0], trainer.state.model.body[0]
     assert not torch.equal(average.weight, raw.weight)
 
     def levels(bank: torch.Tensor) -> np.ndarray:
@@ -61,14 +62,16 @@ def test_pictures_are_of_the_network_that_is_evaluated_and_histograms_of_the_one
         expected = levels(average(image)[0])
     assert (media.maps["body.0"][:12, :12] == expected[0]).all()
     assert media.parameters["body.0.weight"].edges[0] == raw.weight.min().item()
-    assert media.gradients["head.weight"].edges[-1] == trainer.model.head.weight.grad.max().item()
+    assert media.gradients["head.weight"].edges[-1] == trainer.state.model.head.weight.grad.max().item()
     assert sum(media.gradients["head.weight"].counts) == 4000
 
 
 @pytest.mark.parametrize("model", list_models())
 def test_every_model_can_be_looked_at(model: str, tmp_path: Path) -> None:
     trainer, ((_, _, media),) = train(tmp_path, network=lambda: create_model(model))
-    banks = {name: module for name, module in trainer.model.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    banks = {
+        name: module for name, module in trainer.state.model.named_modules() if isinstance(module, torch.nn.Conv2d)
+    }
     assert media.maps.keys() == media.filters.keys() == banks.keys()
     for name, bank in banks.items():
         tiles = bank.weight.shape[0] * bank.weight.shape[1]
@@ -76,7 +79,7 @@ def test_every_model_can_be_looked_at(model: str, tmp_path: Path) -> None:
         side = bank.weight.shape[3] + 1
         assert width % (side * bank.weight.shape[1]) == 0  # whole filters in a line
         assert tiles <= width // side * (height // (side + side % 2)) < tiles + width // side
-    assert media.parameters.keys() == media.gradients.keys() == dict(trainer.model.named_parameters()).keys()
+    assert media.parameters.keys() == media.gradients.keys() == dict(trainer.state.model.named_parameters()).keys()
     for example in media.samples:
         assert sum(example.probabilities) == pytest.approx(1, abs=1e-5)
         assert example.predicted == max(range(10), key=example.probabilities.__getitem__)
@@ -113,10 +116,10 @@ def test_weights_that_are_not_finite_can_be_looked_at(tmp_path: Path) -> None:
 
 
 def test_a_picture_is_about_as_wide_as_high_and_keeps_together_what_belongs_together() -> None:
-    assert picture(torch.rand(64, 7, 7)).shape == (8 * 8, 8 * 8)
-    assert picture(torch.rand(5, 3, 3)).shape == (3 * 4, 2 * 4)
-    assert picture(torch.rand(64 * 32, 3, 3), together=32).shape == (64 * 4, 32 * 4)
-    assert picture(torch.rand(1, 3, 3)).shape == (4, 4)
+    assert tile(torch.rand(64, 7, 7)).shape == (8 * 8, 8 * 8)
+    assert tile(torch.rand(5, 3, 3)).shape == (3 * 4, 2 * 4)
+    assert tile(torch.rand(64 * 32, 3, 3), group=32).shape == (64 * 4, 32 * 4)
+    assert tile(torch.rand(1, 3, 3)).shape == (4, 4)
 
 
 @pytest.mark.parametrize(

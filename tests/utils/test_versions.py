@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import mnist_dist
-from mnist_dist.distributed.consistency import describe_clocks
+from mnist_dist.distributed.consistency import describe_clock_skew
 from mnist_dist.utils.versions import code_digest, software
 
 
@@ -31,6 +31,6 @@ def test_the_digest_sees_content_and_names_of_modules_only(tmp_path: Path) -> No
 
 
 def test_clocks_that_are_far_apart_are_told() -> None:
-    assert describe_clocks([100.0]) is None
-    assert describe_clocks([100.0, 104.9, 101.0]) is None
-    assert str(describe_clocks([100.0, 112.2, 90.0])).startswith("the clock of rank 1 is 22 s ahead of rank 2's: ")
+    assert describe_clock_skew([100.0]) is None
+    assert describe_clock_skew([100.0, 104.9, 101.0]) is None
+    assert str(describe_clock_skew([100.0, 112.2, 90.0])).startswith("the clock of rank 1 is 22 s ahead of rank 2's: ")
