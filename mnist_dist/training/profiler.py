@@ -121,7 +121,7 @@ class StepProfiler:
                 f"on:        {runtime.device_name}, {runtime.threads} threads each, {runtime.precision}",
                 f"step:      {1000 * seconds / self.steps:.3f} ms, being traced, which takes time",
                 f"achieved:  {achieved / 1e9:.2f} GFLOP/s by all processes, forward and backward",
-                f"peak:      {metric_logger.peak_flops / 1e9:.2f} GFLOP/s of matrix products, by all processes at once",
+                f"peak:      {metric_logger.peak_flops / 1e9:.2f} GFLOP/s by all processes at once, in matrix products",
                 f"MFU:       {100 * achieved / metric_logger.peak_flops:.2f} %",
             ]
         )

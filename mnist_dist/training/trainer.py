@@ -207,6 +207,7 @@ class Trainer:
         """Metrics on a split, `train`, `val` or `test`; a stop may be asked for meanwhile."""
         size, data = self.config.train.eval_batch_size, getattr(self.data, split)
         with self.timer.paused():
+            self.stop_if_asked()  # starts an exchange of stop flags: the check after the first batch has its answer
             model = self.state.eval_model
             metrics = evaluate(model, data, self.config.data, self.runtime, size, self.stop_if_asked, collector)
         self.state.model.train()

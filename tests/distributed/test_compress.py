@@ -62,7 +62,8 @@ def sent(compress: str) -> list[tuple[torch.dtype, int]]:
     """What a backward pass sends: the type and the number of values of each all-reduce."""
     config = Config(train=TrainConfig(compress=compress, shards=0))  # type: ignore[arg-type]
     with start_runtime(config, read_topology()) as runtime:
-        ways = DDPStrategy(torch.nn.Linear(28, 10), config, runtime)
+        strategy = DDPStrategy(torch.nn.Linear(28, 10), config, runtime)
+        strategy.wrap_model()
         found, original = [], dist.all_reduce
 
         def noting(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
@@ -70,7 +71,7 @@ def sent(compress: str) -> list[tuple[torch.dtype, int]]:
             return original(tensor, *arguments, **options)
 
         dist.all_reduce = noting
-        ways.model(torch.ones(1, 1, 28, 28)).sum().backward()
+        strategy.wrapped_model(torch.ones(1, 1, 28, 28)).sum().backward()
         return found
 
 

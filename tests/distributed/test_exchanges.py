@@ -11,6 +11,7 @@ from harness import run_ranks, try_ranks
 from rehearsal import BASICS
 
 from mnist_dist.config.loader import load
+from mnist_dist.distributed.consistency import check_ranks_agree
 from mnist_dist.distributed.runtime import Runtime, start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.utils.errors import TrainingError, UserError
@@ -94,7 +95,7 @@ def test_the_main_process_gives_all_its_error(kind: type[Exception]) -> None:
 def agree(odd_rank: int, odd: dict[str, Any]) -> str:
     with joined() as runtime:
         common = {"optim.lr": 0.1, "train.epochs": 3}
-        runtime.check_ranks_agree_on("the configuration", odd if runtime.rank == odd_rank else common)
+        check_ranks_agree(runtime, {"the configuration": odd if runtime.rank == odd_rank else common})
         return "agreed"
 
 
