@@ -52,8 +52,9 @@ class FixedShardStrategy:
     def describe(self) -> str:
         """How gradients come about."""
         shards = self.runtime.shards
-        counts = [str(n) for n in range(1, shards + 1) if shards % n == 0]
-        return f"of {shards} fixed shards: the same bits on {' or '.join(counts)} process{'es' * (shards > 1)}"
+        *counts, most = [str(n) for n in range(1, shards + 1) if shards % n == 0]
+        ranks = f"{', '.join(counts)} or {most} processes" if counts else "1 process"
+        return f"of {shards} fixed shard{'s' * (shards > 1)}: the same bits on {ranks}"
 
     def forward_backward(self, batch: Batch, step: int) -> StepOutput:
         """See `Strategy`."""
