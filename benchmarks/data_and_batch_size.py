@@ -1,37 +1,50 @@
-"""What a run costs as its work grows: more data, and larger batches. Rates should stay flat, memory grow by the data.
+"""Images per second and memory as the data set or the batch grows: rates should stay flat, memory grow by the data.
 
-    python benchmarks/growth.py [--rounds 3]
+Whole processes of the trainer on the CPU, with the model of seeds/cnn and Adam. The larger sets are MNIST's training
+images 4 and 16 times over. Memory is the largest that the process had resident, most of which is torch. Recorded
+figures: docs/performance.md.
 
-Whole processes of the trainer with the net of seeds/cnn, Adam, one after the other, rounds interleaved. The larger sets
-are MNIST's training images 4 and 16 times over. Rates are between the first and the last row of metrics; memory is the
-largest that the process had resident, most of which is torch.
+examples:
+  python benchmarks/data_and_batch_size.py                                    3 rounds: about 4 minutes on two cores
+  python benchmarks/data_and_batch_size.py --rounds 1 --images 5000 --only "batch 32"      a quick look: half a minute
+  python benchmarks/data_and_batch_size.py --only "60,000 images"             the batch sizes alone
+  python benchmarks/data_and_batch_size.py --json sizes.json                  the figures in a file, too
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from mnist_dist.commands.benchmark import TASK, TRAINER
-from mnist_dist.commands.benchmark_runner import Contestant, run
+from common.cli import add_count, add_json, add_only, build_parser, run_script, write_json
+from common.comparison import REFERENCE_TASK
+from common.processes import train
+from common.rounds import choose, run_rounds
+from common.tables import print_table
 from mnist_dist.data.idx import read_pair, write_idx
 from mnist_dist.data.prepare import ensure, resolve_root
 
-ALONE = [*TRAINER, *TASK, "--tracking.mode=disabled", "--data.source=local"]
+TASK = [*REFERENCE_TASK, "--tracking.mode=disabled", "--data.source=local"]
+MNIST_IMAGES = 60_000
 FACTORS = (1, 4, 16)
 BATCHES = tuple(32 * 4**power for power in range(5))  # 32 to 8192
-IMAGES = 60_000  # of each run, about
-LEAST_STEPS, ROWS = 24, 8
+MIN_STEPS, ROWS = 24, 8  # of a run: steps at least, and rows of metrics
+CASES = {
+    f"{MNIST_IMAGES * factor:,} images, batch {batch}": (factor, batch)
+    for factor, batch in [*((factor, 256) for factor in FACTORS), *((1, batch) for batch in BATCHES)]
+}
+PARSER = build_parser(__file__, __doc__)
+add_count(PARSER, "rounds", 3, "rounds, of which medians are taken")
+add_count(PARSER, "images", MNIST_IMAGES, f"images that a run trains on, about; {MIN_STEPS} batches at least")
+add_only(PARSER)
+add_json(PARSER)
 
 
 def write_copies(folder: Path, factor: int) -> None:
-    """MNIST with its training images `factor` times over, as raw IDX files."""
+    """Write MNIST with its training images `factor` times over, as raw IDX files."""
     folder.mkdir()
     files = ensure(resolve_root(""), "auto", lambda text: None)
     for part, times in (("train", factor), ("t10k", 1)):
@@ -40,44 +53,43 @@ def write_copies(folder: Path, factor: int) -> None:
             write_idx(folder / name, tensor.repeat(times, *[1] * (tensor.ndim - 1)))
 
 
-def measure(data: Path, batch_size: int) -> tuple[float, float]:
-    """Images per second, and mebibytes of memory at most."""
-    steps = max(IMAGES // batch_size, LEAST_STEPS)
-    every = max(steps // ROWS, 1)
-    with tempfile.TemporaryDirectory(prefix="mnist_dist-") as folder:
-        options = [f"--data.root={data}", f"--train.batch_size={batch_size}", f"--train.max_steps={steps}"]
-        options += [f"--tracking.log_steps={every}", f"--run.dir={folder}/run"]
-        run(Contestant(f"batch {batch_size}", []), [*ALONE, *options])
-        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-        summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
-    rows = [row for row in map(json.loads, lines) if "images_per_second" in row]
-    rate = (rows[-1]["step"] - rows[0]["step"]) * batch_size / (rows[-1]["time"] - rows[0]["time"])
-    return rate, summary["memory.peak_bytes"] / 2**20
+def measure(data: Path, batch_size: int, images: int, _: int) -> tuple[float, float]:
+    """Images per second, and the largest resident memory in MiB."""
+    steps = max(images // batch_size, MIN_STEPS)
+    options = [f"--data.root={data}", f"--train.batch_size={batch_size}", f"--train.max_steps={steps}"]
+    run = train([*TASK, *options, f"--tracking.log_steps={steps // ROWS}"])
+    return run.steps_per_second * batch_size, run.summary["memory.peak_bytes"] / 2**20
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken (default: %(default)s)")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="mnist_dist-") as name:
-        folders = {factor: Path(name) / str(factor) for factor in FACTORS}
+def describe(name: str, values: Mapping[str, tuple[float, float]]) -> str:
+    """What one run found."""
+    rate, memory = values[name]
+    return f"{rate:,.0f} images/s, {memory:,.0f} MiB"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; the exit code."""
+    options = PARSER.parse_args(arguments)
+    chosen = {name: CASES[name] for name in choose(list(CASES), options.only)}
+    with tempfile.TemporaryDirectory(prefix="mnist_dist-") as temporary:
+        folders = {factor: Path(temporary) / str(factor) for factor, _ in chosen.values()}
         for factor, folder in folders.items():
             write_copies(folder, factor)
-        cases = [(factor, 256) for factor in FACTORS] + [(1, batch) for batch in BATCHES]
-        found: dict[tuple[int, int], list[tuple[float, float]]] = {case: [] for case in cases}
-        for _ in range(options.rounds):
-            for factor, batch in found:
-                found[factor, batch].append(measure(folders[factor], batch))
-    table = Table(title=f"medians of {options.rounds} rounds", title_justify="left")
-    for heading in ("training images", "batch", "images/s", "ms a step", "us an image", "memory, MiB"):
-        table.add_column(heading, justify="right")
-    for (factor, batch), values in found.items():
-        rate, memory = (statistics.median(column) for column in zip(*values, strict=True))
-        cells = (f"{rate:,.0f}", f"{1e3 * batch / rate:.1f}", f"{1e6 / rate:.1f}", f"{memory:,.0f}")
-        table.add_row(f"{60_000 * factor:,}", str(batch), *cells)
-    Console().print(table)
+        cases = {
+            name: partial(measure, folders[factor], batch, options.images) for name, (factor, batch) in chosen.items()
+        }
+        results = run_rounds(cases, options.rounds, describe)
+    found, rows = [], []
+    for name, (factor, batch) in chosen.items():
+        rate, memory = (statistics.median(column) for column in zip(*results.of(name), strict=True))
+        found.append({"images": MNIST_IMAGES * factor, "batch": batch, "images_per_second": rate, "memory_mib": memory})
+        cells = [f"{rate:,.0f}", f"{1e3 * batch / rate:.1f}", f"{1e6 / rate:.1f}", f"{memory:,.0f}"]
+        rows.append([f"{MNIST_IMAGES * factor:,}", str(batch), *cells])
+    headings = ("training images", "batch", "images/s", "ms a step", "us an image", "memory, MiB")
+    print_table(f"medians of {results.title()}", headings, rows)
+    write_json(options.json, found)
+    return results.exit_code()
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

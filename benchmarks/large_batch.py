@@ -1,7 +1,5 @@
 """How large a global batch may grow before a fixed number of epochs no longer reaches the same accuracy.
 
-    python benchmarks/batch_growth.py > growth.json           the table goes to the terminal, JSON to standard output
-
 One process simulates the workers: each has 64 images of a batch, a shard of its own (`train.shards`), so what is
 trained is bit for bit what that many processes would train. Where a batch is B times the base batch, its rate is
 
@@ -9,24 +7,33 @@ trained is bit for bit what that many processes would train. Where a batch is B 
     sqrt      sqrt(B) times that (Krizhevsky 2014, arXiv:1404.5997; for Adam Malladi et al. 2022, arXiv:2205.10287)
     linear    B times that (Goyal et al. 2017, arXiv:1706.02677)
 
-Runs that the folder already holds are not repeated, so the command can be stopped and started again.
+Runs that the folder already holds are not repeated, so the command can be interrupted and started again. Recorded
+figures: docs/scaling.md, benchmarks/results/large_batch.json.
+
+examples:
+  python benchmarks/large_batch.py                                  3 seeds: about half an hour on two cores
+  python benchmarks/large_batch.py --seeds 1 --batches 16384        a quick look: about a minute
+  python benchmarks/large_batch.py --json large_batch.json          for scaling_plots.py, which reads results/
+  python benchmarks/large_batch.py --epochs 2 --folder runs/two     two epochs a run, in another folder
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import itertools
 import json
 import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
-from mnist_dist.train import start
+from common.cli import add_count, add_json, build_parser, run_script, write_json
+from common.rounds import RoundResults, run_rounds
+from common.tables import print_table
+from mnist_dist.__main__ import main as mnist_dist
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED, TrainingError
 
 WORKER_BATCH = 64  # images that a simulated worker has of each global batch
 BASE_BATCH = 256  # where all rules give the base learning rate
@@ -44,74 +51,122 @@ OPTIMIZERS = {
 RATES = (("adam", 0.02), ("sgd", 0.4), ("sgd", 0.1))
 """Learning rates at the base batch: that of configs/speed99; the least that comes within 0.1 points of SGD's best;
 and the one that Goyal et al. scale from 256 images."""
+PARSER = build_parser(__file__, __doc__)
+add_count(PARSER, "seeds", 3, "seeds, 0 to N-1")
+add_count(PARSER, "epochs", 1, "epochs of each run")
+PARSER.add_argument(
+    "--batches",
+    type=int,
+    nargs="+",
+    default=BATCHES,
+    help=f"global batch sizes, multiples of {WORKER_BATCH} (default: {BATCHES[0]} to {BATCHES[-1]})",
+)
+PARSER.add_argument("--folder", type=Path, default=Path("runs/large_batch"), help="of the runs (default: %(default)s)")
+add_json(PARSER)
+
+
+class Setting(NamedTuple):
+    """What is trained with each seed."""
+
+    optimizer: str
+    base: float
+    """Learning rate at the base batch."""
+    rule: str
+    """How the rate follows the batch, of POWERS."""
+    batch: int
+    """Images of a global batch."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of this batch."""
+        return scaled_rate(self.base, self.batch, self.rule)
+
+    def __str__(self) -> str:
+        return f"{self.optimizer}, lr {self.base} {self.rule}, batch {self.batch}"
 
 
 def scaled_rate(base: float, batch: int, rule: str) -> float:
     """The learning rate of a batch by one of the rules of POWERS, from the rate of the base batch."""
-    return base * (batch / BASE_BATCH) ** POWERS[rule]
+    return float(base * (batch / BASE_BATCH) ** POWERS[rule])
 
 
-def arguments_of(optimizer: str, rate: float, batch: int, seed: int, epochs: int) -> list[str]:
-    """The trainer's arguments for one run."""
+def train_options(optimizer: str, rate: float, batch: int, seed: int, epochs: int) -> list[str]:
+    """The trainer's options for one run."""
     workers = [f"--train.batch_size={batch}", f"--train.shards={batch // WORKER_BATCH}", f"--train.epochs={epochs}"]
     return [*RECIPE, *OPTIMIZERS[optimizer], *workers, f"--optim.lr={rate:.6g}", f"--run.seed={seed}"]
 
 
-def train(arguments: list[str], folder: Path) -> dict[str, Any]:
-    """The summary of one run, trained now unless it is there."""
-    summary = folder / "summary.json"
-    if not summary.exists():
-        with contextlib.redirect_stdout(io.StringIO()):  # standard output is for the JSON alone
-            start([*arguments, f"--run.dir={folder}", "--run.resume=never"])
-    return json.loads(summary.read_text())
+def train_once(setting: Setting, folder: Path, epochs: int, seed: int) -> dict[str, Any]:
+    """The summary of one run, trained now unless the folder has it: settings that agree share their runs.
+
+    It trains in this process, which saves the imports of some hundred runs.
+
+    Raises:
+        TrainingError: the run failed.
+        KeyboardInterrupt: it was interrupted.
+    """
+    optimizer, rate, batch = setting.optimizer, setting.rate, setting.batch
+    run = folder / f"{optimizer}-lr{rate:.6g}-batch{batch}-epochs{epochs}-seed{seed}"
+    path = run / "summary.json"
+    if not path.exists():
+        options = train_options(optimizer, rate, batch, seed, epochs)
+        with contextlib.redirect_stdout(io.StringIO()):  # the run's folder
+            code = mnist_dist(["train", *options, f"--run.dir={run}", "--run.resume=never"])
+        if code == EXIT_STOPPED:
+            raise KeyboardInterrupt
+        if code != EXIT_DONE:
+            raise TrainingError(f"exit code {code}; the line above says why")
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary
 
 
-def sweep(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One entry for each optimizer and base rate, rule and batch, with the accuracies of all seeds."""
+def describe(name: str, values: Mapping[str, Mapping[str, Any]]) -> str:
+    """What one run found."""
+    return f"{values[name]['test.accuracy']:.2%} after {values[name]['train.steps']} steps"
+
+
+def summarize(settings: Sequence[Setting], results: RoundResults[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each setting, with the accuracies (fractions) of all seeds."""
     found = []
-    for (optimizer, base), batch, rule in itertools.product(RATES, options.batches, POWERS):
-        rate = scaled_rate(base, batch, rule)
-        accuracies, steps = [], 0
-        for seed in range(options.seeds):  # runs are named by what they do: rules that agree share them
-            folder = options.folder / f"{optimizer}-lr{rate:.6g}-batch{batch}-epochs{options.epochs}-seed{seed}"
-            summary = train(arguments_of(optimizer, rate, batch, seed, options.epochs), folder)
-            accuracies.append(summary["test.accuracy"])
-            steps = summary["train.steps"]
-        run = {"optimizer": optimizer, "base_lr": base, "rule": rule, "batch": batch, "lr": rate}
-        found.append(run | {"workers": batch // WORKER_BATCH, "steps": steps, "accuracies": accuracies})
+    for setting in settings:
+        summaries = results.of(str(setting))
+        run = {"optimizer": setting.optimizer, "base_lr": setting.base, "rule": setting.rule, "batch": setting.batch}
+        run |= {"lr": setting.rate, "workers": setting.batch // WORKER_BATCH, "steps": summaries[0]["train.steps"]}
+        found.append(run | {"accuracies": [summary["test.accuracy"] for summary in summaries]})
     return found
 
 
-def show(found: list[dict[str, Any]]) -> None:
-    """A table for each optimizer and base rate: the mean accuracy of each batch and rule, and the seeds' range."""
+def print_accuracies(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table for each optimizer and base rate: mean accuracy of each batch and rule, and the seeds' range."""
     for optimizer, base in RATES:
-        table = Table(title=f"{optimizer}, lr {base} at {BASE_BATCH}: test accuracy in %", title_justify="left")
-        for heading in ("batch", "workers", "steps", *POWERS):
-            table.add_column(heading, justify="right")
         runs = [run for run in found if (run["optimizer"], run["base_lr"]) == (optimizer, base)]
-        for _, row in itertools.groupby(runs, key=lambda run: run["batch"]):
-            cells = []
-            for run in (batch := list(row)):
+        rows = []
+        for _, group in itertools.groupby(runs, key=lambda run: run["batch"]):
+            batch, cells = list(group), []
+            for run in batch:
                 shares = [100 * accuracy for accuracy in run["accuracies"]]
                 cells.append(f"{statistics.mean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})")
-            table.add_row(*(str(batch[0][key]) for key in ("batch", "workers", "steps")), *cells)
-        Console(stderr=True, highlight=False).print(table)
+            rows.append([*(str(batch[0][key]) for key in ("batch", "workers", "steps")), *cells])
+        title = f"{optimizer}, lr {base} at {BASE_BATCH}: test accuracy in %"
+        print_table(title, ("batch", "workers", "steps", *POWERS), rows)
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1; default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=1, help="of each run; default: %(default)s")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help=f"multiples of {WORKER_BATCH}")
-    parser.add_argument("--folder", type=Path, default=Path("runs/batch_growth"), help="default: %(default)s")
-    options = parser.parse_args()
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; the exit code."""
+    options = PARSER.parse_args(arguments)
     if wrong := [batch for batch in options.batches if batch < WORKER_BATCH or batch % WORKER_BATCH]:
-        parser.error(f"--batches {wrong[0]}: must be a positive multiple of {WORKER_BATCH}, a worker's share")
-    found = sweep(options)
-    show(found)
-    print(json.dumps({"epochs": options.epochs, "seeds": options.seeds, "runs": found}, indent=1))
+        PARSER.error(f"--batches {wrong[0]}: must be a positive multiple of {WORKER_BATCH}, a worker's share")
+    settings = [
+        Setting(optimizer, base, rule, batch)
+        for (optimizer, base), batch, rule in itertools.product(RATES, options.batches, POWERS)
+    ]
+    cases = {str(setting): partial(train_once, setting, options.folder, options.epochs) for setting in settings}
+    results = run_rounds(cases, options.seeds, describe, unit="seed")
+    found = summarize(settings, results)
+    print_accuracies(found)
+    write_json(options.json, {"epochs": options.epochs, "seeds": len(results.rounds), "runs": found})
+    return results.exit_code()
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

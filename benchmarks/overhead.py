@@ -1,116 +1,37 @@
-"""`mnist-dist benchmark`: the trainer's speed against loops that others would write, as ratios measured in one run."""
+"""The trainer's overhead: its steps per second against a bare PyTorch loop on the same model, batch and precision.
+
+The trainer keeps metrics, an offline tracker and a checkpoint every 100 steps; the loop (references/bare_loop.py) has
+none of it. On the CPU; both use all cores. Recorded figures: docs/performance.md.
+
+examples:
+  python benchmarks/overhead.py                           5 rounds of 600 steps: about 8 minutes on two cores
+  python benchmarks/overhead.py --rounds 1 --steps 60     a quick look: about 1 minute
+  python benchmarks/overhead.py --only bf16               the comparison in bf16 alone
+  python benchmarks/overhead.py --json overhead.json      the figures in a file, too
+"""
 
 from __future__ import annotations
 
-import json
-from argparse import Namespace
-from typing import Any
+from collections.abc import Sequence
 
-from mnist_dist.commands import benchmark_accuracy as time_to_accuracy
-from mnist_dist.commands.arguments import Parser
-from mnist_dist.commands.benchmark_runner import BARE, TEXTBOOK, Contestant, measure
-from mnist_dist.utils.errors import EXIT_DONE, UserError
+from common.cli import run_script
+from common.comparison import ALL_ON, BARE_LOOP, Case, comparison_parser, run_comparison
 
-TRAINER = ["-m", "mnist_dist.train", "--run.quiet=true", "--run.device=cpu", "--tracking.log_steps=20"]
-TASK = [  # the loops that it is compared with evaluate nothing: here, each epoch ends with one small batch
-    *("--data.test_limit=256", "--model.name=cnn", "--data.val_size=0", "--train.batch_size=256", "--train.epochs=100"),
-    *("--optim.name=adam", "--optim.lr=0.001", "--optim.weight_decay=0"),
-    *("--optim.schedule=constant", "--optim.warmup=0"),
+FP32, BF16 = "bare loop, fp32", "bare loop, bf16"
+CASES = [
+    Case(FP32, reference=BARE_LOOP),
+    Case("trainer, fp32", [*ALL_ON, "--train.precision=no"], FP32),
+    Case("trainer without shards, fp32", [*ALL_ON, "--train.precision=no", "--train.shards=0"], FP32),
+    Case(BF16, ["--precision=bf16"], reference=BARE_LOOP),
+    Case("trainer, bf16", [*ALL_ON, "--train.precision=bf16"], BF16),
 ]
-EVERYTHING_ON = ["--tracking.mode=offline", "--train.checkpoint_steps=100", "--train.keep=1"]
-ALL_ON = [*TRAINER, *TASK, *EVERYTHING_ON]
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-ONE_THREAD = ["--run.threads=1", "--tracking.mode=disabled"]
-
-ACCURACY = "accuracy"
-
-KINDS: dict[str, list[Contestant]] = {
-    "overhead": [
-        Contestant("bare loop, fp32", [BARE]),
-        Contestant("trainer, fp32", [*ALL_ON, "--train.precision=no"], "bare loop, fp32"),
-        Contestant(
-            "trainer without shards, fp32",
-            [*ALL_ON, "--train.precision=no", "--train.shards=0"],
-            "bare loop, fp32",
-        ),
-        Contestant("bare loop, bf16", [BARE, "--precision=bf16"]),
-        Contestant("trainer, bf16", [*ALL_ON, "--train.precision=bf16"], "bare loop, bf16"),
-    ],
-    "loader": [
-        Contestant("textbook accelerate loop", [TEXTBOOK]),
-        Contestant("trainer, fp32", [*ALL_ON, "--train.precision=no"], "textbook accelerate loop"),
-        Contestant("trainer, its default precision", ALL_ON, "textbook accelerate loop"),
-        Contestant(
-            "trainer, its default precision, 2 shards", [*ALL_ON, "--train.shards=2"], "textbook accelerate loop"
-        ),
-    ],
-    "scaling": [
-        Contestant("1 process of 1 thread", [*TRAINER, *TASK, *ONE_THREAD]),
-        Contestant("2 processes of 1 thread", [*TWO, *TRAINER, *TASK, *ONE_THREAD], "1 process of 1 thread"),
-        Contestant(
-            "2 processes of 1 thread, DistributedDataParallel",
-            [*TWO, *TRAINER, *TASK, *ONE_THREAD, "--train.shards=0"],
-            "1 process of 1 thread",
-        ),
-    ],
-}
+PARSER = comparison_parser(__file__, __doc__)
 
 
-def main(arguments: list[str]) -> int:
-    """Run `mnist-dist benchmark ARGUMENTS`; the exit code.
-
-    Raises:
-        UserError: wrong arguments, or the reference loops are not there.
-        TrainingError: a contestant failed.
-        SystemExit: 0, after printing the help.
-    """
-    options = build_parser().parse_args(arguments)
-    for name, least in (("rounds", 1), ("steps", 60), ("seeds", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} {getattr(options, name)}: must be at least {least}")
-    kinds = [*KINDS, ACCURACY] if options.kind == "all" else [options.kind]
-    results: dict[str, dict[str, dict[str, Any]]] = {}
-    for kind in kinds:
-        if kind == ACCURACY:
-            results[kind] = time_to_accuracy.measure_accuracy(options.seeds)
-        else:
-            results[kind] = measure(KINDS[kind], options.rounds, options.steps)
-        if not options.json:
-            show(kind, results[kind], options)
-    if options.json:
-        print(json.dumps(results, indent=1))
-    return EXIT_DONE
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; the exit code."""
+    return run_comparison(PARSER, CASES, arguments)
 
 
-def build_parser() -> Parser:
-    """The command's parser."""
-    parser = Parser(prog="mnist-dist benchmark", description="Speed as ratios, measured in one run. On the CPU.")
-    parser.add_argument("kind", choices=[*KINDS, ACCURACY, "all"], help="against what")
-    parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=600, help="of each contestant in a round (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=10, help="of accuracy, 0 to N-1 (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    return parser
-
-
-def show(kind: str, contestants: dict[str, dict[str, Any]], options: Namespace) -> None:
-    """A table of what one kind found."""
-    if kind == ACCURACY:
-        time_to_accuracy.show_accuracy(contestants, options.seeds)
-    else:
-        show_rates(f"{kind}: medians of {options.rounds} rounds of {options.steps} steps", contestants)
-
-
-def show_rates(title: str, contestants: dict[str, dict[str, Any]]) -> None:
-    """A table of rates and ratios."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for heading in ("contestant", "steps/s", "ratio", "least to most", "against"):
-        table.add_column(heading, justify="left" if heading in ("contestant", "against") else "right")
-    for name, found in contestants.items():
-        ratio = f"{found['ratio']:.2f}" if "ratio" in found else ""
-        spread = f"{found['least']:.2f} to {found['most']:.2f}" if ratio else ""
-        table.add_row(name, f"{found['steps_per_second']:.1f}", ratio, spread, found.get("against", ""))
-    Console(highlight=False).print(table)
+if __name__ == "__main__":
+    run_script(main)

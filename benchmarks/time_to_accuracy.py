@@ -1,125 +1,117 @@
-"""`mnist-dist benchmark accuracy`: the time to 99 % of the test set, against the fastest recipe known to us elsewhere.
+"""Time to 99 % of the test set: the recipe speed99 against tuomaso/train_mnist_fast, the fastest elsewhere we know of.
 
 Both train to the end of their schedules with each of the same seeds, one after the other; nothing is chosen on the test
-set. Of our command the whole time is taken too, from the shell to the summary, beside what it cannot do without: the
-imports alone, and reading the data.
+set. Of `speed99` the whole command is timed too, from the shell to the summary, beside what it cannot do without: its
+imports, and reading the data. On the CPU. Recorded figures: docs/performance.md.
+
+examples:
+  python benchmarks/time_to_accuracy.py                       10 seeds: about 4 minutes on two cores
+  python benchmarks/time_to_accuracy.py --seeds 1             a quick look: about half a minute
+  python benchmarks/time_to_accuracy.py --json accuracy.json  the figures in a file, too
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mnist_dist.commands.benchmark_runner import FASTEST, Contestant, references_folder, run
+from common.cli import add_count, add_json, build_parser, run_script, write_json
+from common.processes import run_python, run_reference, train
+from common.rounds import RoundResults, ratios, run_rounds
+from common.tables import print_table
 
-OURS, THEIRS = "speed99", "train_mnist_fast"
-TRAINING = 1.15  # what the rest of the process may take, in training times
-IMPORTS = Contestant(
-    "imports and data",
-    [
-        "-c",
-        "import time, torch, accelerate, mnist_dist.train, mnist_dist.training.trainer, mnist_dist.training.summary\n"
-        "import mnist_dist.console.console\n"
-        "from mnist_dist.config.schema import DataConfig\n"
-        "from mnist_dist.data.prepare import ensure, resolve_root\n"
-        "from mnist_dist.data.dataset import read_splits\n"
-        "start = time.perf_counter()\n"
-        "read_splits(ensure(resolve_root(''), 'auto', lambda text: None), DataConfig(), 0)\n"
-        "print(time.perf_counter() - start)",
-    ],
-)
-
-
-def measure_accuracy(seeds: int) -> dict[str, dict[str, Any]]:
-    """Accuracies (fractions) and seconds of each seed, ours and theirs, with medians and ratios."""
-    found: dict[str, dict[str, list[float]]] = {THEIRS: {}, OURS: {}}
-    for seed in range(seeds):
-        note(found[THEIRS], train_theirs(seed))
-        note(found[OURS], train_ours(seed))
-    results: dict[str, dict[str, Any]] = {name: summarize(values) for name, values in found.items()}
-    ours = found[OURS]
-    ratios = [a / b for a, b in zip(ours["seconds"], found[THEIRS]["seconds"], strict=True)]
-    allowed = [
-        imports + data + TRAINING * training
-        for imports, data, training in zip(ours["imports"], ours["data"], ours["seconds"], strict=True)
-    ]
-    results[OURS] |= {
-        "against": THEIRS,
-        "ratio": statistics.median(ratios),
-        "least": min(ratios),
-        "most": max(ratios),
-        "whole_over_allowed": statistics.median(a / b for a, b in zip(ours["whole"], allowed, strict=True)),
-    }
-    return results
+RECIPE, REFERENCE = "speed99", "train_mnist_fast"
+ALLOWED = 1.15  # training times that the process may take beside its imports and reading the data
+IMPORT_AND_READ = """\
+import time, torch, accelerate, mnist_dist.train, mnist_dist.training.trainer, mnist_dist.training.summary
+import mnist_dist.console.console
+from mnist_dist.config.schema import DataConfig
+from mnist_dist.data.prepare import ensure, resolve_root
+from mnist_dist.data.dataset import read_splits
+start = time.perf_counter()
+read_splits(ensure(resolve_root(''), 'auto', lambda text: None), DataConfig(), 0)
+print(time.perf_counter() - start)
+"""
+PARSER = build_parser(__file__, __doc__)
+add_count(PARSER, "seeds", 10, "seeds, 0 to N-1")
+add_json(PARSER)
 
 
-def note(lists: dict[str, list[float]], values: dict[str, float]) -> None:
-    """Add one seed's values to the lists."""
-    for name, value in values.items():
-        lists.setdefault(name, []).append(value)
-
-
-def summarize(values: dict[str, list[float]]) -> dict[str, Any]:
-    """The mean accuracy, the median of each time, and all of them."""
-    accuracies = values["accuracy"]
-    spread = {"mean": statistics.mean(accuracies), "least": min(accuracies), "most": max(accuracies)}
-    seconds = {name: statistics.median(times) for name, times in values.items() if name != "accuracy"}
-    return {"accuracy": spread, "seconds": seconds, "all": values}
-
-
-def train_theirs(seed: int) -> dict[str, float]:
-    """Accuracy and seconds of training of the reference."""
-    script = str(references_folder() / FASTEST)
-    out, _ = timed(lambda: run(Contestant(THEIRS, []), [script, "--seeds=1", f"--first={seed}"]))
-    found = json.loads(out.splitlines()[-1])
+def train_reference(seed: int) -> dict[str, float]:
+    """Test accuracy (a fraction) and seconds of training of the reference."""
+    found = run_reference("mnist_fast.py", ["--seeds=1", f"--first={seed}"])
     return {"accuracy": found["accuracy"], "seconds": found["seconds"]}
 
 
-def train_ours(seed: int) -> dict[str, float]:
-    """Accuracy, seconds of training, of the whole process, and of processes that only import or read the data."""
-    out, start = timed(lambda: run(IMPORTS, list(IMPORTS.command)))
-    data = float(out)
-    with tempfile.TemporaryDirectory(prefix="mnist_dist-") as folder:
-        options = [f"--run.seed={seed}", f"--run.dir={folder}/run", "--run.quiet=true"]
-        arguments = ["-m", "mnist_dist.train", "--config", OURS, *options]
-        _, whole = timed(lambda: run(Contestant(OURS, []), arguments))
-        summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
-    times = {"seconds": summary["train.seconds"], "whole": whole, "imports": start - data, "data": data}
-    return {"accuracy": summary["test.accuracy"], **times}
+def train_recipe(seed: int) -> dict[str, float]:
+    """Test accuracy (a fraction) of the recipe and seconds: of training, of the whole process, of the two parts.
 
-
-def timed(action: Callable[[], str]) -> tuple[str, float]:
-    """What an action gives, and the seconds it took."""
+    `imports` and `data` are of another process, which only imports what a run imports and reads the data.
+    """
     start = time.perf_counter()
-    return action(), time.perf_counter() - start
+    data = float(run_python(["-c", IMPORT_AND_READ]))
+    imports = time.perf_counter() - start - data
+    run = train(["--config", RECIPE, f"--run.seed={seed}"])
+    times = {"seconds": run.summary["train.seconds"], "whole": run.seconds, "imports": imports, "data": data}
+    return {"accuracy": run.summary["test.accuracy"], **times}
 
 
-def show_accuracy(results: dict[str, dict[str, Any]], seeds: int) -> None:
-    """A table, and the whole process in one line."""
-    from rich.console import Console
-    from rich.table import Table
+def describe(name: str, values: Mapping[str, Mapping[str, float]]) -> str:
+    """What one training run found."""
+    own = values[name]
+    ratio = f", {own['seconds'] / values[REFERENCE]['seconds']:.3f} x {REFERENCE}" if name != REFERENCE else ""
+    return f"{own['accuracy']:.2%} after {own['seconds']:.2f} s of training{ratio}"
 
-    console = Console(highlight=False)
-    table = Table(title=f"time to 99 % of the test set: {seeds} seeds", title_justify="left")
-    for heading in ("recipe", "mean accuracy", "least to most", "training, s", "ratio", "least to most"):
-        table.add_column(heading, justify="left" if heading == "recipe" else "right")
-    for name, found in results.items():
-        accuracy = found["accuracy"]
-        ratio = (f"{found['ratio']:.3f}", f"{found['least']:.3f} to {found['most']:.3f}") if "ratio" in found else ()
-        table.add_row(
-            name,
-            f"{accuracy['mean']:.2%}",
-            f"{accuracy['least']:.2%} to {accuracy['most']:.2%}",
-            f"{found['seconds']['seconds']:.2f}",
-            *ratio,
-        )
-    console.print(table)
-    times = results[OURS]["seconds"]
+
+def summarize(results: RoundResults[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """By recipe: mean accuracy, median seconds, all values; of ours also the ratio of training times."""
+    found: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, list[float]]] = {}
+    for name in (REFERENCE, RECIPE):
+        runs = results.of(name)
+        values[name] = {key: [run[key] for run in runs] for key in runs[0]}
+        accuracies = values[name]["accuracy"]
+        spread = {"mean": statistics.mean(accuracies), "min": min(accuracies), "max": max(accuracies)}
+        seconds = {key: statistics.median(times) for key, times in values[name].items() if key != "accuracy"}
+        found[name] = {"accuracy": spread, "seconds": seconds, "all": values[name]}
+    shares = [run["whole"] / (run["imports"] + run["data"] + ALLOWED * run["seconds"]) for run in results.of(RECIPE)]
+    found[RECIPE] |= {
+        "baseline": REFERENCE,
+        **ratios(values[RECIPE]["seconds"], values[REFERENCE]["seconds"]),
+        "whole_over_allowed": statistics.median(shares),
+    }
+    return found
+
+
+def print_accuracy(title: str, summary: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a table, and the time of the whole process in one line."""
+    rows = []
+    for name, found in summary.items():
+        accuracy, ratio, spread = found["accuracy"], "", ""
+        if "ratio" in found:
+            ratio, spread = f"{found['ratio']:.3f}", f"{found['min']:.3f} to {found['max']:.3f}"
+        accuracies = [f"{accuracy['mean']:.2%}", f"{accuracy['min']:.2%} to {accuracy['max']:.2%}"]
+        rows.append([name, *accuracies, f"{found['seconds']['seconds']:.2f}", ratio, spread])
+    print_table(title, ("recipe", "mean accuracy", "range", "training, s", "ratio", "range"), rows, left=("recipe",))
+    own = summary[RECIPE]
+    times = own["seconds"]
     parts = f"imports {times['imports']:.2f}, data {times['data']:.2f}, training {times['seconds']:.2f}"
-    share = f"{results[OURS]['whole_over_allowed']:.2f} of imports + data + {TRAINING} x training"
-    console.print(f"{OURS}, the whole command: {times['whole']:.2f} s, of which {parts}; {share}", soft_wrap=True)
+    share = f"{own['whole_over_allowed']:.2f} of imports + data + {ALLOWED} x training"
+    print(f"{RECIPE}, the whole command: {times['whole']:.2f} s, of which {parts}; {share}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; the exit code."""
+    options = PARSER.parse_args(arguments)
+    cases = {REFERENCE: train_reference, RECIPE: train_recipe}
+    results = run_rounds(cases, options.seeds, describe, unit="seed")
+    summary = summarize(results)
+    print_accuracy(f"time to 99 % of the test set: {results.title()}", summary)
+    write_json(options.json, summary)
+    return results.exit_code()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,124 +1,120 @@
-"""What all that wandb is given costs: steps per second with it against without, and the time at an epoch's end.
+"""What the wandb tracker costs: steps per second with it, offline, as ratios to those without; and each epoch's end.
 
-    python benchmarks/tracking.py                     one JSON object
+Whole runs of the default recipe on the CPU, rounds interleaved: without a tracker, with rows of metrics only, and with
+the defaults (examples, feature maps, histograms too). `ratio` is of the epochs after the first, in which wandb starts,
+with what happens between epochs; `whole run` is of all epochs. `epoch's end` is the time from the last row of the first
+epoch, which shows media, to the first row of the second: 35 steps, an evaluation, a checkpoint and what the tracker
+adds. A run during which other programs took more than 5 % of the machine is repeated.
 
-Whole runs of the default recipe, rounds interleaved: `--tracking.mode=offline` with everything at its defaults against
-`--tracking.mode=disabled`, and with rows only. `ratio` is of the epochs after the first (in which wandb starts), with
-what happens between epochs; `whole` is of all of it. A run during which others took more than 5 % of the machine is
-repeated.
+examples:
+  python benchmarks/tracking_cost.py                                          5 rounds: about 5 minutes, if idle
+  python benchmarks/tracking_cost.py --rounds 1 --epochs 2 --max_load 1       a quick look: about a minute
+  python benchmarks/tracking_cost.py --json tracking.json                     the figures in a file, too
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from quiet import machine, when_quiet
+from common.cli import add_count, add_json, build_parser, run_script, write_json
+from common.idle import add_max_load, machine, measure_when_idle
+from common.processes import train
+from common.rounds import RoundResults, ratios, run_rounds
+from common.tables import print_table
 
-from mnist_dist.config.loader import load
-from mnist_dist.console.console import Console
-from mnist_dist.data.dataset import read_splits
-from mnist_dist.data.prepare import ensure, resolve_root
-from mnist_dist.distributed.runtime import start_runtime
-from mnist_dist.distributed.topology import Topology
-from mnist_dist.models import create_model
-from mnist_dist.training.trainer import Trainer
-from mnist_dist.training.visualizer import Visualizer
-
-TRAIN = ["-m", "mnist_dist.train", "--run.quiet=true", "--run.device=cpu"]
-VARIANTS = {
-    "disabled": ["--tracking.mode=disabled"],
+OPTIONS = ["--run.device=cpu"]
+BASELINE = "no tracker"
+CASES = {
+    BASELINE: ["--tracking.mode=disabled"],
     "rows only": ["--tracking.mode=offline", "--tracking.examples=0", "--tracking.histograms=false"],
-    "everything": ["--tracking.mode=offline"],
+    "defaults": ["--tracking.mode=offline"],
 }
-EPOCH = 215  # steps of the default recipe
+EPOCH = 215  # steps of an epoch of the default recipe
+PARSER = build_parser(__file__, __doc__)
+add_count(PARSER, "rounds", 5, "rounds, of which medians are taken")
+add_count(PARSER, "epochs", 3, "epochs of each run", minimum=2)
+add_max_load(PARSER)
+add_json(PARSER)
 
 
-def rates_of(variant: str, epochs: int) -> tuple[float, float]:
-    """Steps per second of one run: of its epochs after the first, and of all of it after the first row."""
-    with tempfile.TemporaryDirectory(prefix="mnist_dist-") as folder:
-        options = [*VARIANTS[variant], f"--train.max_steps={epochs * EPOCH}", f"--run.dir={folder}/run"]
-        environment = os.environ | {"WANDB_MODE": ""}
-        subprocess.run([sys.executable, *TRAIN, *options], check=True, stdout=subprocess.DEVNULL, env=environment)
-        rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if "images_per_second" in row]
-    last, second, first = rows[-1], next(row for row in rows if row["step"] > EPOCH), rows[0]
-    return tuple((last["step"] - row["step"]) / (last["time"] - row["time"]) for row in (second, first))  # type: ignore
+class Cost(NamedTuple):
+    """What one run took."""
+
+    rate: float
+    """Steps per second of the epochs after the first."""
+    whole_rate: float
+    """Steps per second of the whole run after its first row."""
+    epoch_end: float
+    """Seconds from the last row of the first epoch to the first row of the second."""
 
 
-def compare(rounds: int, epochs: int) -> dict[str, Any]:
-    """Rates of each variant, and their ratios to the disabled one's, round by round."""
-    rates: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
-    for _ in range(rounds):
-        for variant in VARIANTS:
-            rates[variant].append(when_quiet(partial(rates_of, variant, epochs)))
-    found: dict[str, Any] = {}
-    for variant, own in rates.items():
-        found[variant] = {"steps_per_second": statistics.median(rate for rate, _ in own)}
-        for place, name in enumerate(("ratio", "whole")):
-            ratios = [a[place] / b[place] for a, b in zip(own, rates["disabled"], strict=True)]
-            found[variant] |= {name: statistics.median(ratios), f"{name}s": [round(ratio, 4) for ratio in ratios]}
+def measure(case: str, epochs: int) -> Cost:
+    """Train once."""
+    options = [*OPTIONS, *CASES[case], f"--train.max_steps={epochs * EPOCH}"]
+    rows = train(options, environment={"WANDB_MODE": ""}).rows
+    second = next(place for place, row in enumerate(rows) if row["step"] > EPOCH)
+    return Cost(
+        rate_between(rows[second], rows[-1]),
+        rate_between(rows[0], rows[-1]),
+        rows[second]["time"] - rows[second - 1]["time"],
+    )
+
+
+def rate_between(first: Mapping[str, float], last: Mapping[str, float]) -> float:
+    """Steps per second between two rows."""
+    return (last["step"] - first["step"]) / (last["time"] - first["time"])
+
+
+def describe(name: str, values: Mapping[str, Cost]) -> str:
+    """What one run found."""
+    ratio = f", {values[name].rate / values[BASELINE].rate:.3f} x {BASELINE}" if name != BASELINE else ""
+    return f"{values[name].rate:.1f} steps/s{ratio}, epoch's end {values[name].epoch_end:.2f} s"
+
+
+def summarize(results: RoundResults[Cost]) -> dict[str, dict[str, Any]]:
+    """By case: medians of rates, of ratios to the baseline and of the epoch's end, and all values."""
+    found: dict[str, dict[str, Any]] = {}
+    baseline = results.of(BASELINE)
+    for case in CASES:
+        own = results.of(case)
+        found[case] = {
+            "steps_per_second": statistics.median(cost.rate for cost in own),
+            **ratios([cost.rate for cost in own], [cost.rate for cost in baseline]),
+            "whole": ratios([cost.whole_rate for cost in own], [cost.whole_rate for cost in baseline]),
+            "epoch_end_seconds": statistics.median(cost.epoch_end for cost in own),
+            "all": [cost._asdict() for cost in own],
+        }
     return found
 
 
-def insights_milliseconds(times: int) -> dict[str, float]:
-    """Medians of what an epoch's end takes beside its evaluation, by part, after some steps of the default recipe."""
-    config = load(["--run.device=cpu", "--tracking.mode=disabled", "--train.max_steps=20"]).config
-    with start_runtime(config, Topology()) as runtime, tempfile.TemporaryDirectory() as folder:
-        splits = read_splits(ensure(resolve_root(""), "auto", lambda line: None), config.data, config.run.seed)
-        torch.manual_seed(config.run.seed)
-        trainer = Trainer(config, runtime, runtime.place(create_model(config.model.name)), splits, Console(), "id")
-        trainer.train(Path(folder), lambda row: None)
-        visualizer = Visualizer(trainer.state, splits, config, lambda *_: None)
-        rows: list[list[float]] = []
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; the exit code."""
+    options = PARSER.parse_args(arguments)
 
-        def choose() -> None:
-            rows[:] = visualizer.predictions.rows(runtime.device).tolist()
+    def measure_round(case: str, _: int) -> Cost:
+        return measure_when_idle(partial(measure, case, options.epochs), options.max_load)
 
-        trainer.evaluate("val", visualizer.note)
-        with torch.no_grad():
-            parts: dict[str, Callable[[], Any]] = {
-                "choose examples": choose,
-                "describe examples": lambda: visualizer.examples(rows),
-                "maps and filters": visualizer.pictures,
-                "histograms": visualizer.histograms,
-            }
-            found = {name: milliseconds(part, times) for name, part in parts.items()}
-        return found | {"together": sum(found.values())}
-
-
-def milliseconds(function: Callable[[], Any], times: int) -> float:
-    """The median of several calls."""
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        function()
-        taken.append(time.perf_counter() - start)
-    return 1000 * statistics.median(taken)
-
-
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s; 0: no runs")
-    parser.add_argument("--epochs", type=int, default=3, help="of each run, from 2 on (default: %(default)s)")
-    options = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "insights_ms": insights_milliseconds(times=20)}
-    if options.rounds:
-        result |= {"rounds": options.rounds, "epochs": options.epochs, "runs": compare(options.rounds, options.epochs)}
-    print(json.dumps(result, indent=1))
+    results = run_rounds({case: partial(measure_round, case) for case in CASES}, options.rounds, describe)
+    summary = summarize(results)
+    rows = [
+        [
+            case,
+            f"{found['steps_per_second']:.1f}",
+            f"{found['ratio']:.3f}",
+            f"{found['min']:.3f} to {found['max']:.3f}",
+            f"{found['whole']['ratio']:.3f}",
+            f"{found['epoch_end_seconds']:.2f}",
+        ]
+        for case, found in summary.items()
+    ]
+    headings = ("tracker", "steps/s", "ratio", "range", "whole run", "epoch's end, s")
+    print_table(f"medians of {results.title()} of {options.epochs} epochs", headings, rows, left=("tracker",))
+    write_json(options.json, {"machine": machine(), "epochs": options.epochs, "runs": summary})
+    return results.exit_code()
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,91 +1,157 @@
-"""Who runs against whom in `mnist-dist benchmark`: whole processes, started anew in each round, rounds interleaved.
+"""Steps per second of the trainer, as ratios to a baseline: another loop, or the trainer with other options.
 
-What else the machine does falls on all alike. A rate leaves the start out; what happens between steps (metrics,
-records, checkpoints) is in it.
+Every measurement is a whole process, started anew in each round. Its rate leaves the start out; what happens between
+steps (metrics, records, checkpoints) is in it.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.utils.errors import TrainingError
+from common.cli import add_count, add_json, add_only, build_parser, write_json
+from common.processes import run_reference, train
+from common.rounds import RoundResults, choose, ratios, run_rounds
+from common.tables import print_table
+from mnist_dist.commands.arguments import Parser
+from mnist_dist.data.prepare import ensure, resolve_root
 
-BARE, TEXTBOOK, FASTEST = "bare_loop.py", "textbook_accelerate.py", "mnist_fast.py"
+BARE_LOOP, TEXTBOOK = "bare_loop.py", "textbook_accelerate.py"
+MIN_STEPS = 60  # a row every 20 steps; the first 20, before the first row, warm up
+
+# The task of the reference loops. They evaluate nothing: in the trainer each epoch ends with one small batch.
+REFERENCE_TASK = [
+    *("--run.device=cpu", "--tracking.log_steps=20", "--data.test_limit=256", "--data.val_size=0"),
+    *("--model.name=cnn", "--train.batch_size=256", "--train.epochs=100"),
+    *("--optim.name=adam", "--optim.lr=0.001", "--optim.weight_decay=0"),
+    *("--optim.schedule=constant", "--optim.warmup=0"),
+]
+# What the trainer has on against other loops, beside its metrics: an offline tracker and checkpoints.
+ALL_ON = [*REFERENCE_TASK, "--tracking.mode=offline", "--train.checkpoint_steps=100", "--train.keep=1"]
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """What is run: Python's arguments for the trainer, or a reference's file and its arguments."""
+class Case:
+    """One thing that is measured: the trainer with some options, or a reference loop."""
 
     name: str
-    command: Sequence[str]
-    against: str = ""
-    """The contestant it is compared with; empty for one that others are compared with."""
+    options: Sequence[str] = ()
+    """Of the trainer, or of the reference loop."""
+    baseline: str = ""
+    """The case that its rate is divided by; empty for a baseline."""
+    reference: str = ""
+    """A file in references/; empty: the trainer."""
+    processes: int = 1
+    """Of the trainer."""
 
 
-def measure(contestants: Sequence[Contestant], rounds: int, steps: int) -> dict[str, dict[str, Any]]:
-    """Rates and ratios of each contestant, by name."""
-    rates: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
-    for _ in range(rounds):
-        for contestant in contestants:
-            rates[contestant.name].append(rate_of(contestant, steps))
-    results: dict[str, dict[str, Any]] = {}
-    for contestant in contestants:
-        own = rates[contestant.name]
-        results[contestant.name] = {"steps_per_second": statistics.median(own), "rates": own}
-        if contestant.against:
-            ratios = [a / b for a, b in zip(own, rates[contestant.against], strict=True)]
-            found = {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
-            results[contestant.name] |= {"against": contestant.against, **found}
-    return results
+def rate_of(case: Case, steps: int) -> float:
+    """Steps per second of one run of `steps` steps.
+
+    Raises:
+        TrainingError: the run failed.
+    """
+    if not case.reference:
+        return train([*case.options, f"--train.max_steps={steps}"], processes=case.processes).steps_per_second
+    with tempfile.TemporaryDirectory(prefix="mnist_dist-") as root:
+        options = [*case.options, f"--steps={steps}"]
+        if case.reference == TEXTBOOK:
+            link_for_torchvision(Path(root))
+            options.append(f"--root={root}")
+        return float(run_reference(case.reference, options)["steps_per_second"])
 
 
-def rate_of(contestant: Contestant, steps: int) -> float:
-    """Steps per second of one run."""
-    with tempfile.TemporaryDirectory(prefix="mnist_dist-") as name:
-        folder = Path(name)
-        if contestant.command[0].endswith(".py"):
-            return run_reference(contestant, steps, folder)
-        run(contestant, [*contestant.command, f"--train.max_steps={steps}", f"--run.dir={folder}/run"])
-        rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-        rows = [row for row in rows if "images_per_second" in row]
-        return (rows[-1]["step"] - rows[0]["step"]) / (rows[-1]["time"] - rows[0]["time"])
+def link_for_torchvision(root: Path) -> None:
+    """Link the MNIST files where torchvision looks for them."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, path in ensure(resolve_root(""), "auto", lambda text: None).items():
+        (raw / name).symlink_to(path.resolve())
 
 
-def run_reference(contestant: Contestant, steps: int, folder: Path) -> float:
-    """Steps per second of one of the loops in benchmarks/references/."""
-    from mnist_dist.data.prepare import ensure, resolve_root
+def compare(cases: Sequence[Case], rounds: int, steps: int) -> RoundResults[float]:
+    """Steps per second of each case, by round."""
+    baselines = {case.name: case.baseline for case in cases}
 
-    script, *options = contestant.command
-    if script == TEXTBOOK:
-        raw = folder / "MNIST" / "raw"  # as torchvision lays it out
-        raw.mkdir(parents=True)
-        for name, path in ensure(resolve_root(""), "auto", lambda text: None).items():
-            (raw / name).symlink_to(path.resolve())
-        options = [f"--root={folder}", *options]
-    out = run(contestant, [str(references_folder() / script), *options, f"--steps={steps}"])
-    return float(json.loads(out.splitlines()[-1])["steps_per_second"])
+    def describe(name: str, values: Mapping[str, float]) -> str:
+        baseline = baselines[name]
+        ratio = f", {values[name] / values[baseline]:.2f} x {baseline}" if baseline else ""
+        return f"{values[name]:.1f} steps/s{ratio}"
+
+    measures: dict[str, Callable[[int], float]] = {case.name: partial(measure_round, case, steps) for case in cases}
+    return run_rounds(measures, rounds, describe)
 
 
-def run(contestant: Contestant, arguments: list[str]) -> str:
-    """What a contestant printed. Raises TrainingError if it failed."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise TrainingError(f"benchmark: {contestant.name}: ended with exit code {done.returncode}: {last}")
-    return done.stdout
+def measure_round(case: Case, steps: int, _: int) -> float:
+    """The rate of a case, whatever the round."""
+    return rate_of(case, steps)
 
 
-def references_folder() -> Path:
-    """The folder of the reference loops: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside, beside = package / "references", package.parent / "benchmarks" / "references"
-    return inside if inside.is_dir() else beside
+def summarize(cases: Sequence[Case], results: RoundResults[float]) -> dict[str, dict[str, Any]]:
+    """By case: the median rate, all rates, and where it has a baseline the median ratio, with minimum and maximum."""
+    found: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        rates = results.of(case.name)
+        found[case.name] = {"steps_per_second": statistics.median(rates), "rates": rates}
+        if case.baseline:
+            found[case.name] |= {"baseline": case.baseline, **ratios(rates, results.of(case.baseline))}
+    return found
+
+
+def print_rates(title: str, summary: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a table of rates and ratios."""
+    rows = []
+    for name, found in summary.items():
+        ratio, spread = "", ""
+        if "baseline" in found:
+            ratio, spread = f"{found['ratio']:.2f}", f"{found['min']:.2f} to {found['max']:.2f}"
+        rows.append([name, f"{found['steps_per_second']:.1f}", ratio, spread, found.get("baseline", "")])
+    print_table(title, ("case", "steps/s", "ratio", "range", "baseline"), rows, left=("case", "baseline"))
+
+
+def with_baselines(cases: Sequence[Case], text: str) -> list[Case]:
+    """The cases whose name contains a text, and their baselines.
+
+    Raises:
+        UserError: there is none.
+    """
+    chosen = set(choose([case.name for case in cases], text))
+    for case in reversed(cases):  # a baseline comes before the cases that are compared with it
+        chosen |= {case.baseline} if case.name in chosen else set()
+    return [case for case in cases if case.name in chosen]
+
+
+def comparison_parser(script: str, doc: str | None, steps: int = 600, minimum: int = MIN_STEPS) -> Parser:
+    """The command line of a comparison.
+
+    Args:
+        steps: of each run, unless --steps says otherwise; at least `minimum`.
+    """
+    parser = build_parser(script, doc)
+    add_count(parser, "rounds", 5, "rounds, of which medians are taken")
+    add_count(parser, "steps", steps, "steps of each run", minimum=minimum)
+    add_only(parser)
+    add_json(parser)
+    return parser
+
+
+def run_comparison(parser: Parser, cases: Sequence[Case], arguments: Sequence[str]) -> int:
+    """Measure as the arguments say, and print a table of the rounds that were complete; the exit code.
+
+    Raises:
+        UserError: wrong arguments.
+        TrainingError: a run failed.
+        Stopped: interrupted.
+    """
+    options = parser.parse_args(arguments)
+    cases = with_baselines(cases, options.only)
+    results = compare(cases, options.rounds, options.steps)
+    summary = summarize(cases, results)
+    print_rates(f"medians of {results.title()} of {options.steps} steps", summary)
+    write_json(options.json, summary)
+    return results.exit_code()
