@@ -1,120 +1,87 @@
-"""`mnist-dist benchmark`: ratios of whole processes."""
+"""Rates and ratios of whole processes: overhead.py, loader.py, scaling.py, reliability_cost.py."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mnist_dist.commands import (
-    benchmark,
-)
-from mnist_dist.commands import (
-    benchmark_accuracy as time_to_accuracy,
-)
-from mnist_dist.commands import (
-    benchmark_runner as contestants,
-)
-from mnist_dist.commands.benchmark import KINDS, main, show_rates
-from mnist_dist.commands.benchmark_accuracy import OURS, THEIRS, measure_accuracy, show_accuracy
-from mnist_dist.commands.benchmark_runner import (
-    BARE,
-    FASTEST,
-    TEXTBOOK,
-    Contestant,
-    measure,
-    rate_of,
-    references_folder,
-)
+import loader
+import overhead
+import reliability_cost
+import scaling
+from common import comparison
+from common.comparison import Case, compare, print_rates, rate_of, summarize, with_baselines
+from common.processes import REFERENCES
 from mnist_dist.data.prepare import default_root, find
-from mnist_dist.utils.errors import TrainingError, UserError
+from mnist_dist.utils.errors import EXIT_DONE, TrainingError, UserError
+
+ALL_CASES = [overhead.CASES, loader.CASES, scaling.cases_of("auto"), reliability_cost.CASES]
+
+
+def give_rates(monkeypatch: pytest.MonkeyPatch, *rates: float) -> None:
+    """Let the runs have these rates, one after the other."""
+    given: Iterator[float] = iter(rates)
+    monkeypatch.setattr(comparison, "rate_of", lambda case, steps: next(given))
 
 
 def test_ratios_are_of_the_same_round(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    rates = iter([10.0, 20.0, 100.0, 50.0, 1.0, 3.0])
-    monkeypatch.setattr(contestants, "rate_of", lambda contestant, steps: next(rates))
-    found = measure([Contestant("slow", []), Contestant("fast", [], "slow")], rounds=3, steps=60)
+    give_rates(monkeypatch, 10.0, 20.0, 100.0, 50.0, 1.0, 3.0)
+    cases = [Case("slow"), Case("fast", baseline="slow")]
+    found = summarize(cases, compare(cases, rounds=3, steps=60))
     assert found["slow"] == {"steps_per_second": 10.0, "rates": [10.0, 100.0, 1.0]}
-    assert (found["fast"]["ratio"], found["fast"]["least"], found["fast"]["most"]) == (2.0, 0.5, 3.0)
-    show_rates("overhead", found)
+    assert (found["fast"]["ratio"], found["fast"]["min"], found["fast"]["max"]) == (2.0, 0.5, 3.0)
+    print_rates("overhead", found)
     assert "0.50 to 3.00" in capsys.readouterr().out
 
 
-def test_every_contestant_is_compared_with_one_of_its_kind() -> None:
-    for kind in KINDS.values():
-        names = [contestant.name for contestant in kind]
-        assert len(set(names)) == len(names)
-        assert {contestant.against for contestant in kind} <= {"", *names}
-    for name in (BARE, TEXTBOOK, FASTEST):
-        assert (references_folder() / name).is_file()
+@pytest.mark.parametrize("cases", ALL_CASES)
+def test_every_case_is_compared_with_an_earlier_one(cases: list[Case]) -> None:
+    names = [case.name for case in cases]
+    assert len(set(names)) == len(names)
+    for place, case in enumerate(cases):
+        assert case.baseline in ("", *names[:place])
+        assert not case.reference or (REFERENCES / case.reference).is_file()
+
+
+def test_chosen_cases_come_with_their_baselines() -> None:
+    chosen = [case.name for case in with_baselines(reliability_cost.CASES, "rollback")]
+    assert chosen == ["no checkpoint", "a checkpoint every 50 steps", "nonfinite=rollback, a checkpoint every 50 steps"]
+    with pytest.raises(UserError, match=r"^--only fp8: no case has this in its name; the cases are: bare loop, fp32;"):
+        with_baselines(overhead.CASES, "fp8")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["overheat"], "invalid choice: 'overheat'"),
-        (["overhead", "--rounds", "0"], "--rounds 0: must be at least 1"),
-        (["overhead", "--steps", "59"], "--steps 59: must be at least 60"),
-        (["accuracy", "--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["--rounds", "0"], "argument --rounds: must be at least 1, not 0"),
+        (["--rounds", "many"], "argument --rounds: must be an integer, not many"),
+        (["--steps", "59"], "argument --steps: must be at least 60, not 59"),
+        (["--step", "60"], "unrecognized arguments: --step 60"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
-        main(arguments)
+        overhead.main(arguments)
     assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.launcher
-def test_one_round_of_real_processes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_one_round_of_real_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if not find(default_root()):
         pytest.skip("needs MNIST in mnist_dist's folder of the user's cache; `mnist-dist data fetch` brings it")
-    monkeypatch.setattr(benchmark, "KINDS", {"overhead": KINDS["overhead"][:2]})
-    assert main(["overhead", "--rounds", "1", "--steps", "60", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["overhead"]
-    assert all(contestant["steps_per_second"] > 1 for contestant in found.values())
+    monkeypatch.setattr(overhead, "CASES", overhead.CASES[:2])
+    file = tmp_path / "overhead.json"
+    assert overhead.main(["--rounds", "1", "--steps", "60", "--json", str(file)]) == EXIT_DONE
+    found = json.loads(file.read_text())
+    assert all(case["steps_per_second"] > 1 for case in found.values())
     assert 0.1 < found["trainer, fp32"]["ratio"] < 10
 
 
-def test_a_contestant_that_fails_is_named() -> None:
-    with pytest.raises(
-        TrainingError, match=r"^benchmark: odd: ended with exit code 2: mnist_dist: error: train\.shards=-9"
-    ):
-        rate_of(Contestant("odd", ["-m", "mnist_dist.train", "--train.shards=-9"]), 60)
-
-
-def test_accuracy_is_a_mean_and_times_are_of_the_same_seed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    theirs = {0: (0.98, 4.0), 1: (1.0, 6.0), 2: (0.99, 30.0)}
-    ours = {0: (0.99, 1.0, 3.65), 1: (0.99, 3.0, 8.95), 2: (0.9903, 3.0, 2.9725)}
-    monkeypatch.setattr(
-        time_to_accuracy, "train_theirs", lambda seed: dict(zip(("accuracy", "seconds"), theirs[seed], strict=True))
-    )
-    monkeypatch.setattr(
-        time_to_accuracy,
-        "train_ours",
-        lambda seed: (
-            dict(zip(("accuracy", "seconds", "whole"), ours[seed], strict=True)) | {"imports": 2.0, "data": 0.5}
-        ),
-    )
-    found = measure_accuracy(3)
-    assert found[THEIRS]["accuracy"] == {"mean": pytest.approx(0.99), "least": 0.98, "most": 1.0}
-    assert found[THEIRS]["seconds"] == {"seconds": 6.0}
-    assert (found[OURS]["ratio"], found[OURS]["least"], found[OURS]["most"]) == (0.25, 0.1, 0.5)
-    assert found[OURS]["whole_over_allowed"] == pytest.approx(1.0)
-    show_accuracy(found, 3)
-    assert "99.01%" in capsys.readouterr().out
-
-
-@pytest.mark.launcher
-def test_one_seed_of_the_fastest_recipe_reaches_99_percent(capsys: pytest.CaptureFixture[str]) -> None:
-    if not find(default_root()):
-        pytest.skip("needs MNIST in mnist_dist's folder of the user's cache; `mnist-dist data fetch` brings it")
-    assert main(["accuracy", "--seeds", "1", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["accuracy"]
-    assert found[OURS]["accuracy"]["mean"] > 0.985  # a single seed; the mean of many is above 0.99
-    assert 0 < found[OURS]["seconds"]["seconds"] < found[OURS]["seconds"]["whole"]
-    assert found[THEIRS]["accuracy"]["mean"] > 0.98
+def test_a_case_that_fails_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"^odd: exit code 2: mnist_dist: error: train\.shards=-9"):
+        compare([Case("odd", ["--train.shards=-9"])], rounds=1, steps=60)
+    with pytest.raises(TrainingError, match=r"^exit code 2: .*--model"):
+        rate_of(Case("odd", ["--model"], reference=comparison.BARE_LOOP), 60)
