@@ -160,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
     ]
     headings = ("bytes", *(f"{world} process{'es' * (world > 1)}" for world in WORLDS))
     print_table(f"all-reduce over gloo, us: medians of {results.title()}", headings, rows)
-    write_json(options.json, {"machine": machine(), "rounds": len(results.rounds), "points": points})
+    write_json(options.json, {"machine": machine(), "rounds": results.complete(), "points": points})
     return results.exit_code()
 
 

@@ -80,7 +80,8 @@ def main(arguments: Sequence[str]) -> int:
         }
         results = run_rounds(cases, options.rounds, describe)
     found, rows = [], []
-    for name, (factor, batch) in chosen.items():
+    for name in results.measured():
+        factor, batch = CASES[name]
         rate, memory = (statistics.median(column) for column in zip(*results.of(name), strict=True))
         found.append({"images": MNIST_IMAGES * factor, "batch": batch, "images_per_second": rate, "memory_mib": memory})
         cells = [f"{rate:,.0f}", f"{1e3 * batch / rate:.1f}", f"{1e6 / rate:.1f}", f"{memory:,.0f}"]

@@ -78,10 +78,10 @@ def describe_accuracy(name: str, values: Mapping[str, TrainingRun]) -> str:
     return f"{summary['test.accuracy']:.2%} after {summary['train.seconds']:.2f} s of training"
 
 
-def summarize_speeds(results: RoundResults[TrainingRun], names: Sequence[str], peak: float) -> list[dict[str, Any]]:
+def summarize_speeds(results: RoundResults[TrainingRun], peak: float) -> list[dict[str, Any]]:
     """Medians of each model, batch and way to compile; prints them as a table."""
     found, rows = [], []
-    for name in names:
+    for name in results.measured():
         (model, batch, mode), runs = SPEEDS[name], results.of(name)
         rate = statistics.median(map(rate_of, runs))
         per_image = [run.summary["train.flops_per_second"] / run.summary["train.images_per_second"] for run in runs]
@@ -91,15 +91,15 @@ def summarize_speeds(results: RoundResults[TrainingRun], names: Sequence[str], p
         cells = [f"{rate:,.0f}", f"{flops / 1e12:.2f}", f"{flops / peak:.2%}", f"{process:.1f}"]
         rows.append([model, str(batch), mode, *cells])
     headings = ("model", "batch", "compile", "images/s", "TFLOP/s", "MFU", "process, s")
-    title = f"peak {peak / 1e12:.1f} TFLOP/s (bf16 matrix product); medians of {results.title()}"
+    title = f"medians of {results.title()}; peak {peak / 1e12:.1f} TFLOP/s (bf16 matrix product)"
     print_table(title, headings, rows, left=("model", "compile"))
     return found
 
 
-def summarize_times(results: RoundResults[TrainingRun], names: Sequence[str]) -> list[dict[str, Any]]:
+def summarize_times(results: RoundResults[TrainingRun]) -> list[dict[str, Any]]:
     """Accuracies and median seconds of each recipe and way to compile; prints them as a table."""
     found, rows = [], []
-    for name in names:
+    for name in results.measured():
         (recipe, mode), runs = TIMES[name], results.of(name)
         accuracies = [run.summary["test.accuracy"] for run in runs]
         training = statistics.median(run.summary["train.seconds"] for run in runs)
@@ -130,14 +130,14 @@ def main(arguments: Sequence[str]) -> int:
     if times := [name for name in names if name in TIMES]:
         trainings = {name: partial(train_for_accuracy, *TIMES[name]) for name in times}
         runs = run_rounds(trainings, options.seeds, describe_accuracy, unit="seed")
-        report["times"] = summarize_times(runs, times)
+        report["times"] = summarize_times(runs)
         write_json(options.json, report)
         runs.exit_code()
     if speeds := [name for name in names if name in SPEEDS]:
         report["peak_flops_per_second"] = peak = measure_peak()
         cases = {name: partial(train_for_speed, *SPEEDS[name], options.steps) for name in speeds}
         runs = run_rounds(cases, options.rounds, describe_speed)
-        report["speeds"] = summarize_speeds(runs, speeds, peak)
+        report["speeds"] = summarize_speeds(runs, peak)
         write_json(options.json, report)
         runs.exit_code()
     return EXIT_DONE

@@ -130,6 +130,8 @@ def summarize(settings: Sequence[Setting], results: RoundResults[dict[str, Any]]
     found = []
     for setting in settings:
         summaries = results.of(str(setting))
+        if not summaries:  # it ended with the first seed
+            continue
         run = {"optimizer": setting.optimizer, "base_lr": setting.base, "rule": setting.rule, "batch": setting.batch}
         run |= {"lr": setting.rate, "workers": setting.batch // WORKER_BATCH, "steps": summaries[0]["train.steps"]}
         found.append(run | {"accuracies": [summary["test.accuracy"] for summary in summaries]})
@@ -142,13 +144,14 @@ def print_accuracies(found: Sequence[Mapping[str, Any]]) -> None:
         runs = [run for run in found if (run["optimizer"], run["base_lr"]) == (optimizer, base)]
         rows = []
         for _, group in itertools.groupby(runs, key=lambda run: run["batch"]):
-            batch, cells = list(group), []
+            batch, cells = list(group), dict.fromkeys(POWERS, "")
             for run in batch:
                 shares = [100 * accuracy for accuracy in run["accuracies"]]
-                cells.append(f"{statistics.mean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})")
-            rows.append([*(str(batch[0][key]) for key in ("batch", "workers", "steps")), *cells])
+                cells[run["rule"]] = f"{statistics.mean(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+            rows.append([*(str(batch[0][key]) for key in ("batch", "workers", "steps")), *cells.values()])
         title = f"{optimizer}, lr {base} at {BASE_BATCH}: test accuracy in %"
-        print_table(title, ("batch", "workers", "steps", *POWERS), rows)
+        if rows:
+            print_table(title, ("batch", "workers", "steps", *POWERS), rows)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -164,7 +167,7 @@ def main(arguments: Sequence[str]) -> int:
     results = run_rounds(cases, options.seeds, describe, unit="seed")
     found = summarize(settings, results)
     print_accuracies(found)
-    write_json(options.json, {"epochs": options.epochs, "seeds": len(results.rounds), "runs": found})
+    write_json(options.json, {"epochs": options.epochs, "seeds": results.complete(), "runs": found})
     return results.exit_code()
 
 

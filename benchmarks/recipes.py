@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     cases = {recipe: partial(train_once, recipe, options.folder) for recipe in recipes}
     results = run_rounds(cases, options.seeds, describe, unit="seed")
     found, rows = {}, []
-    for recipe in cases:
+    for recipe in results.measured():
         summaries = results.of(recipe)
         accuracies = [100 * summary["test.accuracy"] for summary in summaries]
         seconds = [summary["train.seconds"] for summary in summaries]

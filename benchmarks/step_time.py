@@ -78,7 +78,8 @@ def main(arguments: Sequence[str]) -> int:
     }
     results = run_rounds(cases, options.rounds, describe)
     rows = []
-    for name, (processes, batch) in chosen.items():
+    for name in results.measured():
+        processes, batch = CASES[name]
         times = [1e3 * seconds for seconds in results.of(name)]
         spread = f"{min(times):.2f} to {max(times):.2f}"
         rows.append([str(processes), str(batch), f"{statistics.median(times):.2f}", spread])

@@ -69,13 +69,15 @@ def summarize(results: RoundResults[dict[str, float]]) -> dict[str, dict[str, An
     """By recipe: mean accuracy, median seconds, all values; of ours also the ratio of training times."""
     found: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, list[float]]] = {}
-    for name in (REFERENCE, RECIPE):
+    for name in results.measured():
         runs = results.of(name)
         values[name] = {key: [run[key] for run in runs] for key in runs[0]}
         accuracies = values[name]["accuracy"]
         spread = {"mean": statistics.mean(accuracies), "min": min(accuracies), "max": max(accuracies)}
         seconds = {key: statistics.median(times) for key, times in values[name].items() if key != "accuracy"}
         found[name] = {"accuracy": spread, "seconds": seconds, "all": values[name]}
+    if RECIPE not in found:  # it ended with the first run
+        return found
     shares = [run["whole"] / (run["imports"] + run["data"] + ALLOWED * run["seconds"]) for run in results.of(RECIPE)]
     found[RECIPE] |= {
         "baseline": REFERENCE,
@@ -95,6 +97,8 @@ def print_accuracy(title: str, summary: Mapping[str, Mapping[str, Any]]) -> None
         accuracies = [f"{accuracy['mean']:.2%}", f"{accuracy['min']:.2%} to {accuracy['max']:.2%}"]
         rows.append([name, *accuracies, f"{found['seconds']['seconds']:.2f}", ratio, spread])
     print_table(title, ("recipe", "mean accuracy", "range", "training, s", "ratio", "range"), rows, left=("recipe",))
+    if RECIPE not in summary:
+        return
     own = summary[RECIPE]
     times = own["seconds"]
     parts = f"imports {times['imports']:.2f}, data {times['data']:.2f}, training {times['seconds']:.2f}"

@@ -78,7 +78,7 @@ def summarize(results: RoundResults[Cost]) -> dict[str, dict[str, Any]]:
     """By case: medians of rates, of ratios to the baseline and of the epoch's end, and all values."""
     found: dict[str, dict[str, Any]] = {}
     baseline = results.of(BASELINE)
-    for case in CASES:
+    for case in results.measured():
         own = results.of(case)
         found[case] = {
             "steps_per_second": statistics.median(cost.rate for cost in own),
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
         for case, found in summary.items()
     ]
     headings = ("tracker", "steps/s", "ratio", "range", "whole run", "epoch's end, s")
-    print_table(f"medians of {results.title()} of {options.epochs} epochs", headings, rows, left=("tracker",))
+    print_table(f"medians of {results.title()}, {options.epochs} epochs a run", headings, rows, left=("tracker",))
     write_json(options.json, {"machine": machine(), "epochs": options.epochs, "runs": summary})
     return results.exit_code()
 

@@ -97,6 +97,8 @@ def summarize(cases: Sequence[Case], results: RoundResults[float]) -> dict[str, 
     found: dict[str, dict[str, Any]] = {}
     for case in cases:
         rates = results.of(case.name)
+        if not rates:  # it ended in the first round
+            continue
         found[case.name] = {"steps_per_second": statistics.median(rates), "rates": rates}
         if case.baseline:
             found[case.name] |= {"baseline": case.baseline, **ratios(rates, results.of(case.baseline))}
@@ -141,7 +143,7 @@ def comparison_parser(script: str, doc: str | None, steps: int = 600, minimum: i
 
 
 def run_comparison(parser: Parser, cases: Sequence[Case], arguments: Sequence[str]) -> int:
-    """Measure as the arguments say, and print a table of the rounds that were complete; the exit code.
+    """Measure as the arguments say, and print a table; the exit code.
 
     Raises:
         UserError: wrong arguments.
@@ -152,6 +154,6 @@ def run_comparison(parser: Parser, cases: Sequence[Case], arguments: Sequence[st
     cases = with_baselines(cases, options.only)
     results = compare(cases, options.rounds, options.steps)
     summary = summarize(cases, results)
-    print_rates(f"medians of {results.title()} of {options.steps} steps", summary)
+    print_rates(f"medians of {results.title()}, {options.steps} steps a run", summary)
     write_json(options.json, summary)
     return results.exit_code()

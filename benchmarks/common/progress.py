@@ -34,7 +34,7 @@ class BenchmarkProgress:
         self.seconds: dict[str, list[float]] = {}  # of the measurements made, by case
         self.done = 0
         self.started = self.last = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
         self.bar = Progress(
             *columns,
             TimeLeftColumn(self),

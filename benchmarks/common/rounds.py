@@ -1,7 +1,7 @@
 """Interleaved rounds: each round measures every case once, so that whatever else the machine does falls on all alike.
 
-Each measurement is printed when it ends. A benchmark that is interrupted, or of which a run fails, keeps the rounds
-that were complete.
+Each measurement is printed when it ends. A benchmark that is interrupted, or of which a run fails, keeps what it has
+measured.
 """
 
 from __future__ import annotations
@@ -19,23 +19,37 @@ T = TypeVar("T")
 
 @dataclass
 class RoundResults(Generic[T]):
-    """The complete rounds of a benchmark."""
+    """What a benchmark measured."""
 
+    cases: Sequence[str]
+    """Names of the cases, in the order of a round."""
     wanted: int
-    unit: str
+    """Rounds."""
+    unit: str = "round"
     rounds: list[dict[str, T]] = field(default_factory=list)
-    """One entry for each complete round: the value of each case, by name."""
+    """One entry for each round: the value of each case, by name. Of a benchmark that ended early the last may lack
+    some."""
     failure: TrainingError | None = None
-    """Why it ended before all rounds were complete, where a run failed."""
+    """Why it ended early, where a run failed."""
+
+    def measured(self) -> list[str]:
+        """Names of the cases that have values: all, unless it ended in the first round."""
+        return [name for name in self.cases if self.of(name)]
 
     def of(self, name: str) -> list[T]:
         """The values of one case, one a round."""
-        return [values[name] for values in self.rounds]
+        return [values[name] for values in self.rounds if name in values]
+
+    def complete(self) -> int:
+        """How many rounds are complete."""
+        return sum(len(values) == len(self.cases) for values in self.rounds)
 
     def title(self) -> str:
-        """How many rounds there are: `5 rounds`, or `2 of 5 rounds` if it ended early."""
-        count, unit = len(self.rounds), self.unit + "s" * (self.wanted != 1)
-        return f"{count} {unit}" if count == self.wanted else f"{count} of {self.wanted} {unit}"
+        """How many rounds there are: `5 rounds`, or as `2 of 5 rounds and a part of one` if it ended early."""
+        complete, unit = self.complete(), self.unit + "s" * (self.wanted != 1)
+        if complete == self.wanted:
+            return f"{complete} {unit}"
+        return f"{complete} of {self.wanted} {unit}" + " and a part of one" * any(self.rounds[complete:])
 
     def exit_code(self) -> int:
         """EXIT_DONE if all rounds are complete. Call it once the results are shown.
@@ -46,7 +60,7 @@ class RoundResults(Generic[T]):
         """
         if self.failure is not None:
             raise self.failure
-        if len(self.rounds) < self.wanted:
+        if self.complete() < self.wanted:
             raise Stopped(f"interrupted; the figures are of {self.title()}")
         return EXIT_DONE
 
@@ -66,15 +80,16 @@ def run_rounds(
         unit: `round`, or `seed` where the number of the round is the seed.
 
     Raises:
-        TrainingError: a run failed in the first round.
-        Stopped: interrupted in the first round.
+        TrainingError: the first run failed.
+        Stopped: interrupted in the first run.
     """
-    results: RoundResults[T] = RoundResults(rounds, unit)
+    results: RoundResults[T] = RoundResults([*cases], rounds, unit)
     with BenchmarkProgress([*cases] * rounds) as progress:
         try:
             for number in range(rounds):
                 where = f"seed {number}" if unit == "seed" else f"{unit} {number + 1}/{rounds}"
                 values: dict[str, T] = {}
+                results.rounds.append(values)
                 for name, measure in cases.items():
                     progress.begin(f"{where}, {name}")
                     try:
@@ -82,14 +97,13 @@ def run_rounds(
                     except TrainingError as error:
                         raise TrainingError(f"{name}: {error}") from error
                     progress.end(f"{where}, {name}: {describe(name, values)}")
-                results.rounds.append(values)
         except TrainingError as error:
-            if not results.rounds:
+            if not results.measured():
                 raise
             results.failure = error
         except KeyboardInterrupt:
-            if not results.rounds:
-                raise Stopped(f"interrupted before the first {unit} was complete") from None
+            if not results.measured():
+                raise Stopped("interrupted before anything was measured") from None
     return results
 
 
@@ -106,6 +120,9 @@ def choose(names: Sequence[str], text: str) -> list[str]:
 
 
 def ratios(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
-    """Median, minimum and maximum of the ratios of values to those of the baseline in the same round."""
-    found = [a / b for a, b in zip(values, baseline, strict=True)]
+    """Median, minimum and maximum of the ratios of values to those of the baseline in the same round.
+
+    The baseline is measured first: of a benchmark that ended early it may have one value more.
+    """
+    found = [a / b for a, b in zip(values, baseline, strict=False)]
     return {"ratio": statistics.median(found), "min": min(found), "max": max(found)}

@@ -18,7 +18,7 @@ from rich.console import Console
 from common import progress
 from common.idle import measure_when_idle
 from common.progress import BenchmarkProgress
-from common.rounds import RoundResults, run_rounds
+from common.rounds import RoundResults, ratios, run_rounds
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED, Stopped, TrainingError
 
 ROOT = Path(__file__).parents[2]
@@ -70,23 +70,31 @@ def test_seeds_are_named_by_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("[1/1] seed 0, recipe: 0.0")
 
 
-def test_an_interruption_keeps_the_complete_rounds() -> None:
+def test_an_interruption_keeps_what_was_measured() -> None:
     results = run(KeyboardInterrupt(), when=2)
-    assert results.of("first") == results.of("second") == [0.0, 1.0]
+    assert (results.of("first"), results.of("second")) == ([0.0, 1.0, 2.0], [0.0, 1.0])
+    assert ratios(results.of("second"), [2.0, 4.0, 8.0]) == {"ratio": 0.125, "min": 0.0, "max": 0.25}
+    with pytest.raises(Stopped, match=r"^interrupted; the figures are of 2 of 3 rounds and a part of one$"):
+        results.exit_code()
+
+    results = run(KeyboardInterrupt(), when=0)
+    assert (results.measured(), results.of("second")) == (["first"], [])
+    with pytest.raises(Stopped, match=r"^interrupted; the figures are of 0 of 3 rounds and a part of one$"):
+        results.exit_code()
+
+    results = run_rounds({"only": raises(KeyboardInterrupt(), when=2)}, 3, describe)
     assert results.title() == "2 of 3 rounds"
-    with pytest.raises(Stopped, match=r"^interrupted; the figures are of 2 of 3 rounds$"):
-        results.exit_code()
-    with pytest.raises(Stopped, match=r"^interrupted before the first round was complete$"):
-        run(KeyboardInterrupt(), when=0)
+    with pytest.raises(Stopped, match=r"^interrupted before anything was measured$"):
+        run_rounds({"only": raises(KeyboardInterrupt(), when=0)}, 3, describe)
 
 
-def test_a_failure_keeps_the_complete_rounds() -> None:
+def test_a_failure_keeps_what_was_measured() -> None:
     results = run(TrainingError("exit code 1"), when=1)
-    assert results.of("first") == [0.0]
+    assert (results.of("first"), results.of("second")) == ([0.0, 1.0], [0.0])
     with pytest.raises(TrainingError, match=r"^second: exit code 1$"):
         results.exit_code()
-    with pytest.raises(TrainingError, match=r"^second: exit code 1$"):
-        run(TrainingError("exit code 1"), when=0)
+    with pytest.raises(TrainingError, match=r"^only: exit code 1$"):
+        run_rounds({"only": raises(TrainingError("exit code 1"), when=0)}, 3, describe)
 
 
 INTERRUPTED = """\
@@ -118,7 +126,7 @@ run_script(lambda arguments: run_comparison(parser, cases, ["--rounds", "4", "--
 """
 
 
-def test_ctrl_c_prints_the_table_of_the_rounds_so_far_and_ends_the_run(tmp_path: Path) -> None:
+def test_ctrl_c_prints_the_table_of_what_was_measured_and_ends_the_run(tmp_path: Path) -> None:
     pids, figures = tmp_path / "pids", tmp_path / "figures.json"
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, str(pids), str(figures)],
@@ -129,7 +137,7 @@ def test_ctrl_c_prints_the_table_of_the_rounds_so_far_and_ends_the_run(tmp_path:
     )
     *lines, last = done.stderr.splitlines()
     assert done.returncode == EXIT_STOPPED, done.stderr
-    assert last == "mnist_dist: stopped: interrupted; the figures are of 2 of 4 rounds"
+    assert last == "mnist_dist: stopped: interrupted; the figures are of 2 of 4 rounds and a part of one"
     assert [line.partition(" (")[0] for line in lines] == [
         "[1/8] round 1/4, slow: 10.0 steps/s",
         "[2/8] round 1/4, fast: 20.0 steps/s, 2.00 x slow",
@@ -137,7 +145,7 @@ def test_ctrl_c_prints_the_table_of_the_rounds_so_far_and_ends_the_run(tmp_path:
         "[4/8] round 2/4, fast: 30.0 steps/s, 3.00 x slow",
         "[5/8] round 3/4, slow: 10.0 steps/s",
     ]
-    assert "medians of 2 of 4 rounds of 600 steps" in done.stdout
+    assert "medians of 2 of 4 rounds and a part of one, 600 steps a run\n" in done.stdout
     assert "2.00 to 3.00" in done.stdout
     assert json.loads(figures.read_text())["fast"]["ratio"] == 2.5
     assert not [pid for pid in map(int, pids.read_text().split()) if is_running(pid)]

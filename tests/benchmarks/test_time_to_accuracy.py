@@ -17,7 +17,7 @@ from time_to_accuracy import RECIPE, REFERENCE, print_accuracy, summarize
 def test_accuracy_is_a_mean_and_times_are_of_the_same_seed(capsys: pytest.CaptureFixture[str]) -> None:
     reference = [(0.98, 4.0), (1.0, 6.0), (0.99, 30.0)]
     recipe = [(0.99, 1.0, 3.65), (0.99, 3.0, 8.95), (0.9903, 3.0, 2.9725)]
-    results: RoundResults[dict[str, float]] = RoundResults(3, "seed")
+    results: RoundResults[dict[str, float]] = RoundResults([REFERENCE, RECIPE], 3, "seed")
     for theirs, ours in zip(reference, recipe, strict=True):
         own = dict(zip(("accuracy", "seconds", "whole"), ours, strict=True)) | {"imports": 2.0, "data": 0.5}
         results.rounds.append({REFERENCE: dict(zip(("accuracy", "seconds"), theirs, strict=True)), RECIPE: own})
