@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from mnist_dist.console.formatting import duration
@@ -34,10 +35,13 @@ class BenchmarkProgress:
         self.seconds: dict[str, list[float]] = {}  # of the measurements made, by case
         self.done = 0
         self.started = self.last = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
         self.bar = Progress(
-            *columns,
+            MofNCompleteColumn(),
+            BarColumn(bar_width=16),
+            TimeElapsedColumn(),
             TimeLeftColumn(self),
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),  # what has no room is cut
+            expand=True,
             console=CONSOLE,
             transient=True,
             redirect_stdout=False,
