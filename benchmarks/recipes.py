@@ -1,21 +1,27 @@
-"""Train recipes over several seeds and print what they reach: the results table of the README.
+"""Test accuracy of the shipped recipes over several seeds: the results table of the README.
 
-    python benchmarks/recipes.py [--seeds 3] [--folder runs/recipes] [RECIPE ...]
+Runs that the folder already holds are not repeated, so the command can be interrupted and started again.
 
-Runs that the folder already holds are not repeated, so the command can be stopped and started again.
+examples:
+  python benchmarks/recipes.py                                   all recipes, seeds 0 to 2: an hour or more
+  python benchmarks/recipes.py --seeds 1 speed99                 a quick look: some seconds
+  python benchmarks/recipes.py --seeds 10 default seeds/cnn      two recipes, seeds 0 to 9
+  python benchmarks/recipes.py --folder /tmp/recipes speed99     runs in another folder
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import subprocess
-import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from common.cli import add_count, add_json, build_parser, run_script, write_json
+from common.processes import run_python
+from common.rounds import run_rounds
+from common.tables import print_table
 
 TUTORIALS = {
     "seeds/cnn": "-",
@@ -26,42 +32,49 @@ TUTORIALS = {
     "seeds/adam": "-",
 }
 """Recipes and the test accuracy that their tutorials report; a dash where they report a curve or nothing."""
+PARSER = build_parser(__file__, __doc__)
+PARSER.add_argument("recipes", metavar="RECIPE", nargs="*", help=f"default: default {' '.join(TUTORIALS)}")
+add_count(PARSER, "seeds", 3, "seeds, 0 to N-1")
+PARSER.add_argument("--folder", type=Path, default=Path("runs/recipes"), help="of the runs (default: %(default)s)")
+add_json(PARSER)
 
 
-def train(recipe: str, seed: int, folder: Path) -> dict[str, object]:
-    """The summary of one run, trained now unless it is there."""
+def train_once(recipe: str, folder: Path, seed: int) -> dict[str, Any]:
+    """The summary of one run, trained now unless the folder has it."""
     run = folder / f"{recipe}-seed{seed}"
-    summary = run / "summary.json"
-    if not summary.exists():
+    path = run / "summary.json"
+    if not path.exists():
         options = [f"--config={recipe}", f"--run.seed={seed}", f"--run.dir={run}", "--tracking.mode=disabled"]
-        subprocess.run([sys.executable, "-m", "mnist_dist.train", *options, "--run.quiet=true"], check=True)
-    return json.loads(summary.read_text())
+        run_python(["-m", "mnist_dist.train", *options, "--run.quiet=true"])
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", metavar="RECIPE", nargs="*", default=["default", *TUTORIALS])
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/recipes"), help="default: %(default)s")
-    options = parser.parse_args()
-    table = Table(title=f"test accuracy over seeds 0 to {options.seeds - 1}")
-    for heading in ("recipe", "tutorial", "mean", "least", "most", "test images", "training, s"):
-        table.add_column(heading, justify="left" if heading == "recipe" else "right")
-    for recipe in options.recipes:
-        summaries = [train(recipe, seed, options.folder) for seed in range(options.seeds)]
-        accuracies = [100 * float(str(summary["test.accuracy"])) for summary in summaries]
-        table.add_row(
-            recipe,
-            TUTORIALS.get(recipe, "-"),
-            f"{statistics.mean(accuracies):.2f} %",
-            f"{min(accuracies):.2f} %",
-            f"{max(accuracies):.2f} %",
-            str(summaries[0]["test.count"]),
-            f"{statistics.median(float(str(summary['train.seconds'])) for summary in summaries):.1f}",
-        )
-    Console().print(table)
+def describe(name: str, values: Mapping[str, Mapping[str, Any]]) -> str:
+    """What one run found."""
+    return f"{values[name]['test.accuracy']:.2%} after {values[name]['train.seconds']:.1f} s of training"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; the exit code."""
+    options = PARSER.parse_args(arguments)
+    recipes = options.recipes or ["default", *TUTORIALS]
+    cases = {recipe: partial(train_once, recipe, options.folder) for recipe in recipes}
+    results = run_rounds(cases, options.seeds, describe, unit="seed")
+    found, rows = {}, []
+    for recipe in results.measured():
+        summaries = results.of(recipe)
+        accuracies = [100 * summary["test.accuracy"] for summary in summaries]
+        seconds = [summary["train.seconds"] for summary in summaries]
+        found[recipe] = {"accuracies": accuracies, "seconds": seconds}
+        spread = [f"{value:.2f} %" for value in (statistics.mean(accuracies), min(accuracies), max(accuracies))]
+        cells = [str(summaries[0]["test.count"]), f"{statistics.median(seconds):.1f}"]
+        rows.append([recipe, TUTORIALS.get(recipe, "-"), *spread, *cells])
+    headings = ("recipe", "tutorial", "mean", "min", "max", "test images", "training, s")
+    print_table(f"test accuracy: {results.title()}", headings, rows, left=("recipe",))
+    write_json(options.json, found)
+    return results.exit_code()
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

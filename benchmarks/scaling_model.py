@@ -1,14 +1,16 @@
 """A cost model of data-parallel training: fitted to what was measured here, and asked about up to 4096 workers.
 
-    python benchmarks/scaling_model.py [--allreduce FILE] [--steps FILE] > model.json
+It measures nothing: it reads the files of allreduce.py and step_time.py, by default those in benchmarks/results/.
+docs/scaling.md explains the model and has its results.
 
-The files are those of `allreduce.py` and `steps.py`; without them, the ones in benchmarks/results/. Tables go to the
-terminal, JSON to standard output. docs/scaling.md explains the model and has its results.
+examples:
+  python benchmarks/scaling_model.py                                          of the recorded measurements: seconds
+  python benchmarks/scaling_model.py --allreduce allreduce.json --steps step_time.jsonl     of your own
+  python benchmarks/scaling_model.py --json benchmarks/results/model.json     for scaling_plots.py
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -17,14 +19,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from common.cli import add_json, build_parser, run_script, write_json
+from common.tables import print_table
+from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 RESULTS = Path(__file__).parent / "results"
-GRADIENT = 4 * 94_826  # bytes: the default net, fp32
+GRADIENT = 4 * 94_826  # bytes: the default model, fp32
 WORKERS = [2**n for n in range(13)]  # 1 to 4096
 BATCH = 256  # images: the global one in strong scaling, a worker's in weak scaling
+PARSER = build_parser(__file__, __doc__)
+PARSER.add_argument(
+    "--allreduce", type=Path, metavar="FILE", default=RESULTS / "allreduce.json", help="of allreduce.py --json"
+)
+PARSER.add_argument(
+    "--steps", type=Path, metavar="FILE", default=RESULTS / "step_time.jsonl", help="of step_time.py --json"
+)
+add_json(PARSER)
 
 
 class Compute(NamedTuple):
@@ -53,8 +63,8 @@ class Network:
     alpha_inside: float = 0.0
     """Seconds of one message inside a machine."""
 
-    def crowding(self, workers: int) -> float:
-        """How many workers share a core: the factor on everything that a core does."""
+    def oversubscription(self, workers: int) -> float:
+        """Workers that share a core: the factor on everything that a core does."""
         return max(1.0, workers / self.cores)
 
     def allreduce(self, workers: int, size: int) -> float:
@@ -65,11 +75,13 @@ class Network:
         hops = math.ceil(math.log2(machines)) if self.tree else machines - 1
         latency = 2 * ((inside - 1) * self.alpha_inside + hops * self.alpha)
         traffic = 2 * (workers - 1) / workers * size
-        return self.base + self.crowding(workers) * (latency + traffic / self.bandwidth)
+        return self.base + self.oversubscription(workers) * (latency + traffic / self.bandwidth)
 
 
 def least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
     """Coefficients that minimise the sum of squared relative errors of rows @ coefficients against the values."""
+    import torch
+
     target = torch.tensor(values, dtype=torch.float64)
     scaled = torch.tensor(rows, dtype=torch.float64) / target[:, None]
     size = scaled.norm(dim=0)  # columns of like size: seconds an image and seconds a byte are far apart
@@ -87,27 +99,27 @@ def fit_ring(points: Sequence[tuple[int, int, float]], cores: float) -> Network:
     rows, values = [], []
     for workers, size, seconds in points:
         if workers > 1:
-            traffic = unit.crowding(workers) * 2 * (workers - 1) / workers * size
+            traffic = unit.oversubscription(workers) * 2 * (workers - 1) / workers * size
             rows.append((1.0, unit.allreduce(workers, 0), traffic))
             values.append(seconds)
     base, alpha, per_byte = least_squares(rows, values)
     return Network(base, alpha, 1 / per_byte, cores)
 
 
-def step(compute: Compute, network: Network, workers: int, batch: float, size: int = GRADIENT) -> float:
+def step_seconds(compute: Compute, network: Network, workers: int, batch: float, size: int = GRADIENT) -> float:
     """Seconds of a step of `workers` on a global batch of that many images; nothing overlaps."""
     alone = compute.fixed + compute.per_image * batch / workers
-    return network.crowding(workers) * alone + network.allreduce(workers, size)
+    return network.oversubscription(workers) * alone + network.allreduce(workers, size)
 
 
 def strong_efficiency(compute: Compute, network: Network, workers: int, batch: float) -> float:
     """Speed-up over one worker, at the same global batch, as a share of `workers`."""
-    return step(compute, network, 1, batch) / (workers * step(compute, network, workers, batch))
+    return step_seconds(compute, network, 1, batch) / (workers * step_seconds(compute, network, workers, batch))
 
 
 def weak_efficiency(compute: Compute, network: Network, workers: int, batch: float) -> float:
     """Images a second over `workers` times those of one worker, each worker having `batch` images."""
-    return step(compute, network, 1, batch) / step(compute, network, workers, workers * batch)
+    return step_seconds(compute, network, 1, batch) / step_seconds(compute, network, workers, workers * batch)
 
 
 WIRE = {"alpha": 20e-6, "bandwidth": 1.18e9}
@@ -119,7 +131,7 @@ GPU = Compute(fixed=0.4e-3, per_image=0.15e-6)
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The points of steps.py's file: processes, batch, and the median of its runs' seconds."""
+    """The points of step_time.py's file: processes, batch, and the median of its runs' seconds."""
     runs = [json.loads(line) for line in path.read_text().splitlines()]
     points = dict.fromkeys((run["processes"], run["batch"]) for run in runs)
     return [
@@ -134,28 +146,22 @@ def check(points: Sequence[dict[str, Any]], compute: Compute, network: Network) 
     found = []
     for point in points:
         if point["processes"] > 1:
-            predicted = step(compute, network, point["processes"], point["batch"])
+            predicted = step_seconds(compute, network, point["processes"], point["batch"])
             error = predicted / point["seconds"] - 1
             found.append({**point, "predicted": predicted, "error": error})
     return found
 
 
-def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table to the terminal."""
-    shown = Table(title=title, title_justify="left")
-    for heading in headings:
-        shown.add_column(heading, justify="right")
-    for row in rows:
-        shown.add_row(*row)
-    Console(stderr=True, highlight=False).print(shown)
+def main(arguments: Sequence[str]) -> int:
+    """Fit the model and print what it says; the exit code.
 
-
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--allreduce", type=Path, default=RESULTS / "allreduce.json")
-    parser.add_argument("--steps", type=Path, default=RESULTS / "steps.jsonl")
-    options = parser.parse_args()
+    Raises:
+        UserError: wrong arguments, or a file is not there.
+    """
+    options = PARSER.parse_args(arguments)
+    for path in (options.allreduce, options.steps):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; allreduce.py and step_time.py write them with --json")
     measured, steps = json.loads(options.allreduce.read_text()), read_steps(options.steps)
     exchanges, cores = measured["points"], measured["machine"]["cores"]
 
@@ -170,7 +176,7 @@ def main() -> None:
     for p in checked:
         times = [f"{1e3 * p[key]:.2f}" for key in ("seconds", "predicted")]
         cells.append([str(p["processes"]), str(p["batch"]), *times, f"{100 * p['error']:+.0f} %"])
-    table(title, ("processes", "batch", "measured, ms", "predicted, ms", "error"), cells)
+    print_table(title, ("processes", "batch", "measured, ms", "predicted, ms", "error"), cells)
 
     own_core = Network(here.base, here.alpha, here.bandwidth)  # as here, but with a core for each worker
     # What gloo and the kernel do for a message here they do there too; the wire comes on top.
@@ -187,10 +193,11 @@ def main() -> None:
         predictions[name] = {"strong": strong, "weak": weak}
     for kind in ("strong", "weak"):
         cells = [[str(n), *(f"{100 * p[kind][i]:.1f}" for p in predictions.values())] for i, n in enumerate(WORKERS)]
-        table(f"{kind} scaling, batch {BATCH}: efficiency in %", ("workers", *predictions), cells)
+        print_table(f"{kind} scaling, batch {BATCH}: efficiency in %", ("workers", *predictions), cells)
     fitted = {"compute": compute._asdict(), "allreduce": asdict(here)}
-    print(json.dumps({"fitted": fitted, "check": checked, "workers": WORKERS, "predictions": predictions}, indent=1))
+    write_json(options.json, {"fitted": fitted, "check": checked, "workers": WORKERS, "predictions": predictions})
+    return EXIT_DONE
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

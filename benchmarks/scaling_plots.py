@@ -1,22 +1,27 @@
-"""Draw the plots of docs/scaling.md from the files in benchmarks/results/.
+"""Draw the plots of docs/scaling.md from the files in benchmarks/results/. It measures nothing.
 
-pip install -e '.[plots]' && python benchmarks/scaling_plots.py [--folder docs]
+It needs matplotlib: pip install -e '.[plots]'
+
+examples:
+  python benchmarks/scaling_plots.py                        docs/scaling-*.svg anew: seconds
+  python benchmarks/scaling_plots.py --folder /tmp          elsewhere
+  python benchmarks/scaling_plots.py --only batch           one of them
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter
+import common
+from common.cli import add_only, build_parser, run_script
+from common.rounds import choose
+from mnist_dist.utils.errors import EXIT_DONE
 from scaling_model import RESULTS, Network
 
-mpl.use("Agg")
 STYLE = {
     "figure.facecolor": "white",
     "axes.spines.top": False,
@@ -31,11 +36,15 @@ STYLE = {
 }
 TITLES = {"adam": "Adam", "sgd": "SGD with momentum"}
 COLOURS = ("#0b6bb5", "#d1751f", "#2d8f4e", "#8a4fa3")
+PARSER = build_parser(__file__, __doc__)
+PARSER.add_argument("--folder", type=Path, default=Path("docs"), help="of the plots (default: %(default)s)")
+add_only(PARSER)
 
 
 def read(name: str) -> dict[str, Any]:
     """One of the result files."""
-    return json.loads((RESULTS / name).read_text())
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text())
+    return found
 
 
 def binary(number: float, _: Any = None) -> str:
@@ -48,6 +57,9 @@ def binary(number: float, _: Any = None) -> str:
 
 def draw_allreduce(folder: Path) -> None:
     """Measured times by bytes, and the fitted lines."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
     points, fitted = read("allreduce.json")["points"], read("model.json")["fitted"]["allreduce"]
     network = Network(**fitted)
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
@@ -66,6 +78,9 @@ def draw_allreduce(folder: Path) -> None:
 
 def draw_efficiency(folder: Path) -> None:
     """Predicted efficiency from 1 to 4096 workers."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
     model = read("model.json")
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", sharey=True)
     titles = {"strong": "strong scaling: 256 images in all", "weak": "weak scaling: 256 images a worker"}
@@ -83,13 +98,16 @@ def draw_efficiency(folder: Path) -> None:
 
 def draw_batches(folder: Path) -> None:
     """Test error by batch and learning-rate rule: means, and bars from the best seed to the worst."""
-    growth = read("batch_growth.json")
-    settings = list(dict.fromkeys((run["optimizer"], run["base_lr"]) for run in growth["runs"]))
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
+    measured = read("large_batch.json")
+    settings = list(dict.fromkeys((run["optimizer"], run["base_lr"]) for run in measured["runs"]))
     figure, panels = plt.subplots(1, len(settings), figsize=(10, 3.8), layout="constrained", sharey=True)
     for axes, (optimizer, base) in zip(panels, settings, strict=True):
         for colour, rule in zip(COLOURS, ("constant", "sqrt", "linear"), strict=False):
             wanted = (optimizer, base, rule)
-            runs = [run for run in growth["runs"] if (run["optimizer"], run["base_lr"], run["rule"]) == wanted]
+            runs = [run for run in measured["runs"] if (run["optimizer"], run["base_lr"], run["rule"]) == wanted]
             errors = [[100 - 100 * share for share in run["accuracies"]] for run in runs]
             means = [statistics.mean(own) for own in errors]
             below = [mean - min(own) for mean, own in zip(means, errors, strict=True)]
@@ -103,27 +121,35 @@ def draw_batches(folder: Path) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
         axes.minorticks_off()
         axes.set_title(f"{TITLES[optimizer]}, {base:g} at 256", loc="left")
-    panels[0].set_ylabel(f"test error after {growth['epochs']} epoch{'s' * (growth['epochs'] > 1)}, %")
+    panels[0].set_ylabel(f"test error after {measured['epochs']} epoch{'s' * (measured['epochs'] > 1)}, %")
     panels[0].legend(title="learning rate", loc="upper left")
     save(figure, folder / "scaling-batch.svg")
 
 
 def save(figure: Any, path: Path) -> None:
     """Write a picture that does not say when it was made."""
+    import matplotlib.pyplot as plt
+
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("docs"), help="default: %(default)s")
-    folder = parser.parse_args().folder
+PLOTS = {"allreduce": draw_allreduce, "efficiency": draw_efficiency, "batch": draw_batches}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw the plots; the exit code."""
+    options = PARSER.parse_args(arguments)
+    names = choose(list(PLOTS), options.only)
+    common.require("matplotlib", install="pip install -e '.[plots]'")
+    import matplotlib as mpl
+
+    mpl.use("Agg")
     with mpl.rc_context(STYLE):
-        draw_allreduce(folder)
-        draw_efficiency(folder)
-        draw_batches(folder)
+        for name in names:
+            PLOTS[name](options.folder)
+    return EXIT_DONE
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,7 +20,6 @@ COMMANDS = {
     "doctor": "whether a run would work here, on all its processes, and what to do",
     "sweep": "many runs that differ in some settings, as wandb's sweeps, without a server",
     "dashboard": "a wandb workspace and a report, as JSON or saved on a server",
-    "benchmark": "the trainer's speed against other loops, as ratios",
 }
 
 

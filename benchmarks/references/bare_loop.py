@@ -1,9 +1,7 @@
-"""A bare PyTorch loop over tensors that already lie in memory: nothing but gather, forward, backward, step.
+"""A bare PyTorch loop over tensors in memory: gather, forward, backward, step. The baseline of overhead.py.
 
-What the trainer's overhead is measured against. The same net, batch, optimizer, precision and memory format as the
-trainer's; no metrics, no progress, no records, no checkpoints.
-
-    python benchmarks/references/bare_loop.py [--steps 400] [--precision no|bf16]
+The same model, batch, optimizer, precision and memory format as the trainer's; no metrics, no progress, no tracker, no
+checkpoints. It prints one JSON object.
 """
 
 from __future__ import annotations
@@ -20,23 +18,20 @@ from mnist_dist.data.dataset import read_splits
 from mnist_dist.data.prepare import ensure, resolve_root
 from mnist_dist.models import create_model
 
+BATCH_SIZE = 256
+
 
 def main() -> None:
-    """Print steps per second, without the first tenth of the steps."""
+    """Print steps per second, after warming up for a tenth of the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--model", default="cnn")
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--steps", type=int, default=400, help="that are timed (default: %(default)s)")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="default: %(default)s")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
 
     data = read_splits(ensure(resolve_root(""), "auto", lambda text: None), DataConfig(val_size=0), seed=0).train
     images = data.images.float().mul_(1 / 255)
     torch.manual_seed(0)
-    model = create_model(options.model).to(memory_format=torch.channels_last)
+    model = create_model("cnn").to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
     model.train()
     order = torch.randperm(len(data))
@@ -45,8 +40,8 @@ def main() -> None:
     for step in range(warm + options.steps):
         if step == warm:
             start = time.perf_counter()
-        first = step * options.batch_size % (len(data) - options.batch_size)
-        rows = order[first : first + options.batch_size]
+        first = step * BATCH_SIZE % (len(data) - BATCH_SIZE)
+        rows = order[first : first + BATCH_SIZE]
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
             logits = model(images[rows])
         loss = F.cross_entropy(logits.float(), data.labels[rows])

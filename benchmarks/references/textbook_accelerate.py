@@ -1,9 +1,7 @@
 """The accelerate loop of the tutorials: torchvision's dataset and transforms, a DataLoader, `prepare` on everything.
 
-With accelerate's defaults (fp32, PyTorch's memory format, one DataLoader without workers, torch's own threads): workers
-were tried, and at this size they cost more than they bring.
-
-    python benchmarks/references/textbook_accelerate.py [--steps 400]
+With accelerate's defaults: fp32, PyTorch's memory format, torch's own number of threads. The DataLoader has no workers:
+they were tried, and at this size they cost more than they bring. The baseline of loader.py. It prints one JSON object.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from torchvision.datasets import MNIST
 
 
 def build() -> nn.Module:
-    """The net of seeds/cnn, as its tutorial writes it."""
+    """The model of seeds/cnn, as its tutorial writes it."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 5, padding=2),
         nn.ReLU(),
@@ -36,11 +34,11 @@ def build() -> nn.Module:
 
 
 def main() -> None:
-    """Print steps per second, without the first tenth of the steps."""
+    """Print steps per second, after warming up for a tenth of the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="torchvision's root: the folder that holds MNIST/raw")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=200, help="that are timed (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="of the DataLoader (default: %(default)s)")
     options = parser.parse_args()
 
     accelerator = Accelerator(cpu=True)

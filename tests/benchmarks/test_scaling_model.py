@@ -6,13 +6,14 @@ from __future__ import annotations
 import math
 
 import pytest
-from batch_growth import BASE_BATCH, arguments_of, scaled_rate
+
+from large_batch import BASE_BATCH, scaled_rate, train_options
 from scaling_model import (
     Compute,
     Network,
     fit_compute,
     fit_ring,
-    step,
+    step_seconds,
     strong_efficiency,
     weak_efficiency,
 )
@@ -53,7 +54,7 @@ def test_efficiencies_are_one_without_cost_and_fall_to_what_the_steps_say() -> N
     # Strong scaling keeps the fixed cost on every worker: 3 s alone, 2 s on two.
     assert strong_efficiency(Compute(1, 1), free, 2, 2) == pytest.approx(3 / (2 * 2))
     slow = Network(base=1, alpha=0.5, bandwidth=math.inf)
-    assert step(Compute(1, 1), slow, 2, 2) == pytest.approx(2 + 2)
+    assert step_seconds(Compute(1, 1), slow, 2, 2) == pytest.approx(2 + 2)
     assert weak_efficiency(Compute(1, 1), slow, 2, 1) == pytest.approx(2 / 4)
 
 
@@ -66,5 +67,5 @@ def test_two_cores_halve_what_four_workers_get() -> None:
 def test_rules_agree_at_the_base_batch_and_scale_from_there() -> None:
     assert {scaled_rate(0.4, BASE_BATCH, rule) for rule in ("constant", "sqrt", "linear")} == {0.4}
     assert [scaled_rate(0.4, 16 * BASE_BATCH, rule) for rule in ("constant", "sqrt", "linear")] == [0.4, 1.6, 6.4]
-    arguments = arguments_of("sgd", 1.6, 4096, seed=3, epochs=2)
+    arguments = train_options("sgd", 1.6, 4096, seed=3, epochs=2)
     assert {"--train.shards=64", "--train.batch_size=4096", "--optim.lr=1.6", "--run.seed=3"} <= set(arguments)

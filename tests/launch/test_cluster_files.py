@@ -230,7 +230,7 @@ def test_all_that_the_package_is_built_of_is_in_the_images_context() -> None:
     forced = [
         line.split("=")[0].strip(' "') for line in wheel.partition("force-include]")[2].splitlines() if "=" in line
     ]
-    assert forced == ["configs", "benchmarks/references"]
+    assert forced == ["configs"]
     for path in ("pyproject.toml", "README.md", "LICENSE", "mnist_dist/train.py", *forced):
         assert (ROOT / path).exists(), path
         assert taken(path), path
