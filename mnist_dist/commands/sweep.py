@@ -62,13 +62,22 @@ def main(arguments: list[str]) -> int:
 
 
 def build_parser() -> Parser:
-    """The command's parser."""
-    parser = Parser(prog="mnist-dist sweep", description="Run a wandb sweep on this machine, without a server.")
-    parser.add_argument("sweep", metavar="NAME|PATH", help=f"a YAML file, or one of {', '.join(list_sweeps())}")
-    parser.add_argument(
-        "--dir", default="", help="folder of its runs (default: sweeps/<the file's name>); goes on if there"
+    """The parser of this command."""
+    parser = Parser(
+        prog="mnist-dist sweep",
+        description="Run a wandb sweep on this machine, without wandb's server. "
+        "The same command continues a sweep that was stopped.",
+        examples=[
+            "mnist-dist sweep learning_rate",
+            "mnist-dist sweep optimizer --count 20",
+            "mnist-dist sweep configs/sweeps/optimizer.yaml --dir sweeps/second --count 3",
+        ],
     )
-    parser.add_argument("--count", type=int, default=0, metavar="N", help="runs at most (default: the file's run_cap)")
+    parser.add_argument("sweep", metavar="NAME|PATH", help=f"a YAML file, or one of {', '.join(list_sweeps())}")
+    parser.add_argument("--dir", default="", help="folder of the runs and results (default: sweeps/<name of the file>)")
+    parser.add_argument(
+        "--count", type=int, default=0, metavar="N", help="maximum number of runs (default: run_cap of the file)"
+    )
     return parser
 
 

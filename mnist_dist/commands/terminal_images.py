@@ -1,4 +1,4 @@
-"""Draw digits and probabilities in a terminal, with colours and blocks where it has them, in ASCII where not."""
+"""Draw digits and probabilities in a terminal: colours and block characters if it has them, else ASCII."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME_CELLS = 12
 
 
 def is_plain(console: Console) -> bool:
-    """Whether a console shows no colours or cannot encode block characters, and so needs `plain=True` below."""
+    """Whether a console has no colours or cannot encode block characters: draw with `plain=True` then."""
     try:
         "▀█".encode(console.encoding)
     except (UnicodeEncodeError, LookupError):
@@ -30,11 +30,11 @@ def is_plain(console: Console) -> bool:
 
 
 def digit(image: Tensor, plain: bool = False) -> Text:
-    """An image in half as many lines of text, two pixels to a character.
+    """Draw an image as H / 2 lines of text: a character is two pixels, one above the other.
 
     Args:
         image: uint8 (H, W), H even, 0 black to 255 white.
-        plain: ASCII characters of different density instead of grey half blocks.
+        plain: ASCII characters from light to dense instead of grey half blocks.
     """
     pixels = image.tolist()
     lines = []
@@ -48,18 +48,18 @@ def digit(image: Tensor, plain: bool = False) -> Text:
 
 
 def grey(top: int, bottom: int) -> Style:
-    """The style that makes an upper half block two pixels, each 0 to 255."""
+    """The style of an upper half block that shows two pixels, each 0 to 255."""
     return Style(color=Color.from_rgb(top, top, top), bgcolor=Color.from_rgb(bottom, bottom, bottom))
 
 
 def bars(probabilities: Tensor, classes: Sequence[str], truth: int | None = None, plain: bool = False) -> Text:
-    """One line a class: its name, a bar and its probability; `>` marks the prediction, `true` the truth.
+    """Draw one line per class: name, bar and probability. `>` marks the prediction, `true` the label.
 
     Args:
         probabilities: float (C,), each 0 to 1.
         classes: the C names.
-        truth: the true class, where it is known.
-        plain: ASCII characters only, apart from the names.
+        truth: the label, if it is known.
+        plain: ASCII characters only, except in the names.
     """
     values = probabilities.tolist()
     likeliest = max(range(len(values)), key=values.__getitem__)
@@ -75,7 +75,7 @@ def bars(probabilities: Tensor, classes: Sequence[str], truth: int | None = None
 
 
 def style(index: int, likeliest: int, truth: int | None) -> str:
-    """How a class's line looks: the truth green, another prediction red."""
+    """The style of a class's line: the label green, a wrong prediction red."""
     if index == truth:
         return "bold green"
     if index == likeliest:
@@ -84,7 +84,7 @@ def style(index: int, likeliest: int, truth: int | None) -> str:
 
 
 def beside(left: Text, right: Text) -> Table:
-    """Two drawings next to each other, the right one in the middle of the height."""
+    """Two drawings side by side, the right one centred vertically."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True, vertical="middle")
