@@ -171,7 +171,7 @@ def show(options: argparse.Namespace) -> None:
     """Draw the images at the given indices with their labels."""
     from rich.console import Console
 
-    from mnist_dist.commands.terminal_images import digit, is_plain
+    from mnist_dist.commands.terminal_images import draw_digit, is_plain
     from mnist_dist.data.idx import read_pair
     from mnist_dist.data.prepare import SPLITS
 
@@ -181,4 +181,4 @@ def show(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     for index in options.index:
         console.print(f"{options.split} image {index}: label {labels[index]}")
-        console.print(digit(images[index], plain=is_plain(console)))
+        console.print(draw_digit(images[index], plain=is_plain(console)))

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.commands.doctor_checks import (
+    ALL_RANK_CHECKS,
     CHECK_SECONDS,
-    EVERYWHERE,
     NOTE,
     OK,
-    ON_RANK_0,
     PROBLEM,
+    RANK_0_CHECKS,
+    TORCH_CHECKS,
     TORCH_SECONDS,
     VERDICTS,
-    WITH_TORCH,
     Finding,
-    probe,
+    probe_address,
     run_checks,
 )
 from mnist_dist.config.loader import load
@@ -66,9 +66,9 @@ def main(arguments: list[str]) -> int:
     seconds = min(config.run.timeout, RENDEZVOUS_SECONDS)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, timeout=seconds))
     yield_while_waiting()
-    checks = EVERYWHERE | (ON_RANK_0 if topology.is_main else {})
+    checks = ALL_RANK_CHECKS | (RANK_0_CHECKS if topology.is_main else {})
     findings = run_checks(checks, config, topology, CHECK_SECONDS)
-    findings += run_checks(WITH_TORCH, config, topology, TORCH_SECONDS)
+    findings += run_checks(TORCH_CHECKS, config, topology, TORCH_SECONDS)
     if threading.active_count() > 1:
         skip_exit_hooks()  # a check that hangs must not keep this process
     # gloo can take five times its timeout to find that nobody answers; a device can hang for good.
@@ -124,7 +124,7 @@ def gather_findings(config: Config, topology: Topology, findings: list[Finding])
             every = [[Finding(**each) for each in theirs] for _, theirs in answers]
             return merge(every) + check_all_ranks(runtime, [host for host, _ in answers])
     except (TrainingError, UserError) as error:
-        found = f"{topology.address} {probe(topology.address)}" if topology.address else "accelerate"
+        found = f"{topology.address} {probe_address(topology.address)}" if topology.address else "accelerate"
         if not topology.is_main and isinstance(error, TrainingError):
             raise TrainingError(f"{error}; {found}") from error
         advice = f"check that every machine was started, with its own rank and this address; {found}"
@@ -134,7 +134,11 @@ def gather_findings(config: Config, topology: Topology, findings: list[Finding])
 def exit_stuck(topology: Topology, findings: list[Finding], seconds: float, as_json: bool) -> None:
     """Report the findings so far and exit: this process is stuck in the rendezvous or in a collective."""
     told = f"rank {topology.rank} of {topology.world_size} is stuck: no answer within {seconds:g} s"
-    advice = f"{topology.address} {probe(topology.address)}" if topology.address else "is a device or a driver stuck?"
+    advice = (
+        f"{topology.address} {probe_address(topology.address)}"
+        if topology.address
+        else "is a device or a driver stuck?"
+    )
     if topology.is_main:
         show([*findings, Finding("rendezvous", told, PROBLEM, advice)], as_json)
     else:

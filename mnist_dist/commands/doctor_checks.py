@@ -232,17 +232,6 @@ def check_data(config: Config, topology: Topology) -> Finding:
     return Finding("data", f"none in {root}", NOTE, "downloaded when the run starts; or now, by mnist-dist data fetch")
 
 
-EVERYWHERE: dict[str, Check] = {
-    "launcher": check_launcher,
-    "packages": check_packages,
-    "CPU": check_cores,
-    "shared memory": check_shared_memory,
-    "main address": check_address,
-    "data": check_data,
-}
-ON_RANK_0: dict[str, Check] = {"run folder": check_run_folder, "wandb": check_wandb}
-
-
 # Checks with torch
 
 
@@ -289,14 +278,7 @@ def check_precision(config: Config, topology: Topology) -> Finding:
     return Finding("precision", found)
 
 
-WITH_TORCH: dict[str, Check] = {
-    "torchvision": check_torchvision,
-    "device": check_device,
-    "precision": check_precision,
-}
-
-
-def probe(address: str) -> str:
+def probe_address(address: str) -> str:
     """What happens to a connection to the main address: the advice if the rendezvous fails."""
     host, _, port = address.rpartition(":")
     try:
@@ -311,3 +293,20 @@ def probe(address: str) -> str:
 def format_bytes(count: int) -> str:
     """Bytes as MiB or GiB."""
     return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
+
+
+ALL_RANK_CHECKS: dict[str, Check] = {
+    "launcher": check_launcher,
+    "packages": check_packages,
+    "CPU": check_cores,
+    "shared memory": check_shared_memory,
+    "main address": check_address,
+    "data": check_data,
+}
+RANK_0_CHECKS: dict[str, Check] = {"run folder": check_run_folder, "wandb": check_wandb}
+TORCH_CHECKS: dict[str, Check] = {
+    "torchvision": check_torchvision,
+    "device": check_device,
+    "precision": check_precision,
+}
+"""On all ranks, after the others: these import torch."""

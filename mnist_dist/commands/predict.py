@@ -139,18 +139,18 @@ def draw(
         row: float32 (10,), the probabilities.
         truth: the label, if it is known.
     """
-    from mnist_dist.commands.terminal_images import bars, beside, digit, is_plain
+    from mnist_dist.commands.terminal_images import draw_bars, draw_digit, is_plain, side_by_side
 
     plain = is_plain(console)
     likeliest = int(row.argmax())
     verdict = "" if truth is None else ", right" if likeliest == truth else f", wrong: {classes[truth]}"
     console.print(f"{name}: {classes[likeliest]} ({row[likeliest]:.2%}){verdict}", markup=False, soft_wrap=True)
-    console.print(beside(digit(image, plain), bars(row, classes, truth, plain)))
+    console.print(side_by_side(draw_digit(image, plain), draw_bars(row, classes, truth, plain)))
 
 
 def draw_maps(console: Console, loaded: LoadedModel, image: Tensor) -> None:
     """Print the feature maps of each convolution for an image, uint8 (28, 28)."""
-    from mnist_dist.commands.terminal_images import digit, is_plain
+    from mnist_dist.commands.terminal_images import draw_digit, is_plain
     from mnist_dist.data.loader import normalize
     from mnist_dist.models.feature_maps import feature_maps, montage
     from mnist_dist.models.summary import describe
@@ -159,7 +159,7 @@ def draw_maps(console: Console, loaded: LoadedModel, image: Tensor) -> None:
     for name, maps in feature_maps(loaded.model, normalized):
         layer = describe(loaded.model.get_submodule(name))
         console.print(f"\n{layer}, {' x '.join(map(str, maps.shape))}, the first of them:", markup=False)
-        console.print(digit(montage(maps, console.width), is_plain(console)))
+        console.print(draw_digit(montage(maps, console.width), is_plain(console)))
 
 
 def print_rows(console: Console, predicted: list[int], truth: list[int], classes: tuple[str, ...]) -> None:

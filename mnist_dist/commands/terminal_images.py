@@ -29,7 +29,7 @@ def is_plain(console: Console) -> bool:
     return console.color_system is None or console.no_color
 
 
-def digit(image: Tensor, plain: bool = False) -> Text:
+def draw_digit(image: Tensor, plain: bool = False) -> Text:
     """Draw an image as H / 2 lines of text: a character is two pixels, one above the other.
 
     Args:
@@ -43,16 +43,16 @@ def digit(image: Tensor, plain: bool = False) -> Text:
         if plain:
             lines.append(Text("".join(SHADES[(top + bottom) * len(SHADES) // 512] for top, bottom in pairs)))
         else:
-            lines.append(Text.assemble(*(("▀", grey(top, bottom)) for top, bottom in pairs)))
+            lines.append(Text.assemble(*(("▀", grey_style(top, bottom)) for top, bottom in pairs)))
     return Text("\n", no_wrap=True).join(lines)
 
 
-def grey(top: int, bottom: int) -> Style:
+def grey_style(top: int, bottom: int) -> Style:
     """The style of an upper half block that shows two pixels, each 0 to 255."""
     return Style(color=Color.from_rgb(top, top, top), bgcolor=Color.from_rgb(bottom, bottom, bottom))
 
 
-def bars(probabilities: Tensor, classes: Sequence[str], truth: int | None = None, plain: bool = False) -> Text:
+def draw_bars(probabilities: Tensor, classes: Sequence[str], truth: int | None = None, plain: bool = False) -> Text:
     """Draw one line per class: name, bar and probability. `>` marks the prediction, `true` the label.
 
     Args:
@@ -70,11 +70,11 @@ def bars(probabilities: Tensor, classes: Sequence[str], truth: int | None = None
         bar = ("#" if plain else "█") * length + ("." if plain else "·") * (BAR_CELLS - length)
         marked, true = ">" if index == likeliest else " ", " true" if index == truth else ""
         line = f"{marked} {set_cell_size(name, width)} {bar} {value:7.2%}{true}"
-        lines.append(Text(line, style=style(index, likeliest, truth)))
+        lines.append(Text(line, style=line_style(index, likeliest, truth)))
     return Text("\n", no_wrap=True).join(lines)
 
 
-def style(index: int, likeliest: int, truth: int | None) -> str:
+def line_style(index: int, likeliest: int, truth: int | None) -> str:
     """The style of a class's line: the label green, a wrong prediction red."""
     if index == truth:
         return "bold green"
@@ -83,7 +83,7 @@ def style(index: int, likeliest: int, truth: int | None) -> str:
     return "dim"
 
 
-def beside(left: Text, right: Text) -> Table:
+def side_by_side(left: Text, right: Text) -> Table:
     """Two drawings side by side, the right one centred vertically."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)

@@ -18,7 +18,7 @@ from programs import write_digits
 
 import mnist_dist.commands.doctor as doctor
 import mnist_dist.commands.doctor_checks as doctor_checks
-from mnist_dist.commands.doctor_checks import NOTE, OK, PROBLEM, Finding, cpu_limit, probe, run_checks
+from mnist_dist.commands.doctor_checks import NOTE, OK, PROBLEM, Finding, cpu_limit, probe_address, run_checks
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.cluster_environment import ClusterEnvironment
 from mnist_dist.distributed.topology import Topology
@@ -143,9 +143,9 @@ def test_processes_that_are_stuck_say_what_is_known_and_end(folder: Path) -> Non
 def test_a_launcher_that_contradicts_itself_is_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_STEP_NUM_TASKS", "2")
-        patch.setattr(doctor, "EVERYWHERE", {})
-        patch.setattr(doctor, "ON_RANK_0", {})
-        patch.setattr(doctor, "WITH_TORCH", {})
+        patch.setattr(doctor, "ALL_RANK_CHECKS", {})
+        patch.setattr(doctor, "RANK_0_CHECKS", {})
+        patch.setattr(doctor, "TORCH_CHECKS", {})
         patch.setattr(doctor, "gather_findings", lambda config, topology, findings: findings)
         assert doctor.main([]) == 1
     out = capsys.readouterr().out
@@ -197,9 +197,9 @@ def test_a_port_that_is_taken() -> None:
         place = ClusterEnvironment("srun", 0, 2, 0, 1, "127.0.0.1", port, "SLURM_PROCID", "SLURM_NTASKS", 0, 2)
         found = doctor_checks.check_address(CONFIG, two(f"127.0.0.1:{port}", place))
         assert (found.verdict, found.advice) == (PROBLEM, "choose another MASTER_PORT")
-        assert probe(f"127.0.0.1:{port}").startswith("answers")
+        assert probe_address(f"127.0.0.1:{port}").startswith("answers")
     assert doctor_checks.check_address(CONFIG, two(f"127.0.0.1:{port}", place)).verdict == OK
-    assert probe(f"127.0.0.1:{port}") == "cannot be reached: Connection refused"
+    assert probe_address(f"127.0.0.1:{port}") == "cannot be reached: Connection refused"
 
 
 def test_a_machine_that_takes_itself_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
