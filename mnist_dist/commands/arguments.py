@@ -1,8 +1,9 @@
-"""What the commands' argument parsers have in common. Imports no torch."""
+"""The argument parser of the commands, and options that several of them have. Imports no torch."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from mnist_dist.config.schema import DataConfig
@@ -10,17 +11,28 @@ from mnist_dist.utils.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser, also for subcommands, that refuses abbreviated options and raises UserError in one line."""
+    """An argument parser, also of subcommands. It refuses abbreviated options, and raises UserError with one line.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        examples: command lines with which the help ends. Tests parse all of them.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self.examples = examples
+
+    def format_help(self) -> str:
+        """argparse's help, then the examples."""
+        examples = "".join(f"  {example}\n" for example in self.examples)
+        return super().format_help() + (f"\nexamples:\n{examples}" if examples else "")
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of exiting."""
         raise UserError(f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help")
 
 
 def add_data_options(parser: argparse.ArgumentParser, source: str = DataConfig.source) -> None:
-    """Add the configuration's data.root and data.source, as `root` and `source` of the parsed arguments."""
+    """Add the settings data.root and data.source, as `root` and `source` of the parsed arguments."""
     parser.add_argument(
         "--data.root",
         dest="root",
@@ -33,12 +45,24 @@ def add_data_options(parser: argparse.ArgumentParser, source: str = DataConfig.s
         dest="source",
         choices=get_args(get_type_hints(DataConfig)["source"]),
         default=source,
-        help="where absent files come from (default: %(default)s)",
+        help="where missing files come from (default: %(default)s)",
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add RUN and --checkpoint, the arguments of `load_model`, as `run` and `checkpoint` of the parsed arguments."""
+    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="latest|best|STEP|PATH",
+        default="latest",
+        help="checkpoint to load: the newest, the best on the validation split, that of a step, or the one at a path "
+        "(default: %(default)s)",
     )
 
 
 def check_indices(indices: list[int], count: int, split: str) -> None:
-    """Raise UserError for an index that a split of `count` images does not have."""
+    """Raise UserError if an index is outside a split of `count` images."""
     for index in indices:
         if not 0 <= index < count:
             raise UserError(f"index {index}: the {split} split has images 0 to {count - 1}")

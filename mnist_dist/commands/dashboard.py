@@ -1,7 +1,6 @@
 """`mnist-dist dashboard`: a wandb workspace and a report for runs of a configuration, as JSON or saved on the server.
 
-The same sections and panels in both; `mnist_dist/dashboards.py` says which. The workspace's view is to work with, the
-report to read and to share.
+Both have the sections and panels of `dashboard_panels.py`. The workspace is to work with, the report to read and share.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ def main(arguments: list[str]) -> int:
     """Run `mnist-dist dashboard ARGUMENTS`; the exit code.
 
     Raises:
-        UserError: wrong arguments, wandb-workspaces is not installed, no key to save with, or no such folder.
-        TrainingError: the server did not take them.
+        UserError: wrong arguments, wandb-workspaces is not installed, --save without a key, or --out cannot be written.
+        TrainingError: the server could not be reached, or refused.
         SystemExit: 0, after printing the help.
     """
     options, rest = build_parser().parse_known_args(arguments)
@@ -52,20 +51,26 @@ def main(arguments: list[str]) -> int:
 
 
 def build_parser() -> Parser:
-    """The command's parser."""
+    """The parser of this command. The arguments that it does not know are those of training."""
     parser = Parser(
         prog="mnist-dist dashboard",
         usage="%(prog)s [--out FILE] [--save] [--config NAME|PATH]... [--section.key=VALUE]...",
-        description="A wandb workspace and a report for runs of a configuration, which is given as in training. "
-        "What they show depends on model.name, data.val_size, train.profile and tracking.*; they are printed as JSON.",
+        description="Build a wandb workspace and a report for runs of a configuration, which is given as in training, "
+        "and print them as JSON. Their panels depend on model.name, data.val_size, train.profile and tracking.*.",
+        examples=[
+            "mnist-dist dashboard --out dashboard.json",
+            "mnist-dist dashboard --config=debug --tracking.project=digits",
+            "mnist-dist dashboard --save",
+            "mnist-dist dashboard --save --config=strong --tracking.entity=team --tracking.project=digits",
+        ],
     )
-    parser.add_argument("--out", metavar="FILE", default="", help="write the JSON there instead")
-    parser.add_argument("--save", action="store_true", help="save both on the wandb server; needs a key")
+    parser.add_argument("--out", metavar="FILE", default="", help="write the JSON to this file instead")
+    parser.add_argument("--save", action="store_true", help="save both on the wandb server, which needs a key")
     return parser
 
 
 def names(model_name: str) -> tuple[list[str], list[str]]:
-    """Names of a model's convolutions, and of its parameters."""
+    """The names of a model's convolutions, and those of its parameters."""
     from torch import nn
 
     from mnist_dist.models import create_model
@@ -76,7 +81,7 @@ def names(model_name: str) -> tuple[list[str], list[str]]:
 
 
 def to_json(sections: Sequence[Section], config: Config) -> str:
-    """Both as wandb's server takes them; the same configuration gives the same text."""
+    """Workspace and report in the JSON of wandb's server. The same configuration gives the same text."""
     models = {
         "workspace": build_workspace(sections, config.tracking)._to_model(),
         "report": build_report(sections, config.tracking)._to_model(),
@@ -86,7 +91,7 @@ def to_json(sections: Sequence[Section], config: Config) -> str:
 
 
 def write(text: str, out: str) -> None:
-    """Print a text, or write it to a file. Raises UserError where that cannot be written."""
+    """Print a text, or write it to a file. Raises UserError if the file cannot be written."""
     if not out:
         print(text, end="")
         return
@@ -97,7 +102,7 @@ def write(text: str, out: str) -> None:
 
 
 def save(sections: Sequence[Section], tracking: TrackingConfig) -> None:
-    """Save the workspace's view and the report on the server, and print where they are.
+    """Save the report and the workspace view on the server, and print their URLs.
 
     Raises:
         TrainingError: the server could not be reached, or refused.
@@ -116,11 +121,11 @@ def save(sections: Sequence[Section], tracking: TrackingConfig) -> None:
         raise TrainingError(f"--save: the wandb server did not take it ({type(error).__name__}: {first})") from None
 
 
-# Our sections in terms of wandb-workspaces
+# Sections as objects of wandb-workspaces
 
 
 def build_workspace(sections: Sequence[Section], tracking: TrackingConfig) -> Any:
-    """A saved view of the project's workspace, with the first two sections open."""
+    """A saved view of the project's workspace, its first two sections open."""
     import wandb_workspaces.workspaces as ws
 
     return ws.Workspace(
@@ -140,7 +145,7 @@ def build_workspace(sections: Sequence[Section], tracking: TrackingConfig) -> An
 
 
 def build_report(sections: Sequence[Section], tracking: TrackingConfig) -> Any:
-    """A report with a chapter for each section."""
+    """A report with one chapter per section."""
     import wandb_workspaces.reports.v2 as wr
 
     blocks: list[Any] = [wr.TableOfContents()]
@@ -160,7 +165,7 @@ def build_report(sections: Sequence[Section], tracking: TrackingConfig) -> Any:
 
 
 def build_panel(panel: Panel, section: Section) -> Any:
-    """A panel of wandb's. Each call gives a new one: a report's grid lays its panels out in place."""
+    """A panel of wandb-workspaces, a new one in each call: a report's grid changes the layout of its panels."""
     import wandb_workspaces.reports.v2 as wr
 
     keys = list(panel.keys)
@@ -186,5 +191,5 @@ def build_panel(panel: Panel, section: Section) -> Any:
 
 
 def stable_id(*names: str) -> str:
-    """What wandb would draw at random, so that the same dashboard is the same text."""
+    """An id in place of wandb's random one, so that the same dashboard gives the same text."""
     return hashlib.sha256("/".join(names).encode()).hexdigest()[:12]

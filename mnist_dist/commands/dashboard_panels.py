@@ -1,7 +1,7 @@
-"""What wandb's dashboards show of our runs: sections of panels over the keys that a run logs.
+"""The sections and panels of a wandb dashboard, over the keys that a run logs. Imports neither torch nor wandb.
 
-Plain data, from which `commands/dashboard.py` builds a workspace and a report. Tests compare it with what real runs
-log: each panel finds its metric, and each metric has a panel. Imports neither torch nor wandb.
+`dashboard.py` builds a workspace and a report of them. Tests compare them with the logs of real runs: each panel has
+its metric, and each metric its panel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Kind = Literal["lines", "bars", "chart", "table", "images", "histograms", "machi
 
 STEP = "global_step"
 PLAIN = ("_runtime", "_step", "_timestamp", "_wandb", "epoch", STEP)
-"""What wandb logs that needs no panel: time and place, the x axes of the others."""
+"""Logged keys without a panel: times and counters, the x axes of the others."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class Panel:
     table: one with images. images: at each step. histograms: over the steps, as a heat map. machine: lines over
     time, of what wandb itself measures."""
     keys: tuple[str, ...]
-    """As wandb has them, such as `train/loss`; of machine, one regular expression."""
+    """wandb's keys, such as `train/loss`; of `machine` one regular expression."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what a reader should know, and panels."""
+    """A heading, an explanation, and panels."""
 
     title: str
     text: str
     panels: tuple[Panel, ...]
 
 
-def held_out(config: Config) -> str:
-    """The split that is watched while training."""
+def watched_split(config: Config) -> str:
+    """The split that is evaluated during training."""
     return "val" if config.data.val_size else "test"
 
 
@@ -51,8 +51,8 @@ def describe(config: Config, layers: Sequence[str], parameters: Sequence[str]) -
     """The sections for runs of a configuration.
 
     Args:
-        layers: names of the network's convolutions, in order; empty: without their maps and filters.
-        parameters: names of its parameters, in order; empty: without their histograms.
+        layers: names of the model's convolutions, in order; empty: no feature maps and filters.
+        parameters: names of the model's parameters, in order; empty: no histograms.
     """
     sections = [training(), evaluation(config), examples(config, layers), histograms(config, parameters)]
     sections += [speed(config), processes()]
@@ -60,13 +60,13 @@ def describe(config: Config, layers: Sequence[str], parameters: Sequence[str]) -
 
 
 def plotted(config: Config) -> list[str]:
-    """Keys of numbers that change while a run of this configuration trains, on any number of processes."""
+    """The numeric keys that a run of this configuration logs over time, on any number of processes."""
     sections = [training(), evaluation(config), speed(config)]
     return [key for section in sections for panel in section.panels if panel.kind == "lines" for key in panel.keys]
 
 
 def training() -> Section:
-    """What is learned, step by step and epoch by epoch."""
+    """Training metrics by step and by epoch."""
     return Section(
         "Training",
         "Means over all images since the row before, on all processes; `epoch/` over a whole epoch.",
@@ -81,8 +81,8 @@ def training() -> Section:
 
 
 def evaluation(config: Config) -> Section:
-    """What is watched while training, and what the test set says at the end."""
-    split = held_out(config)
+    """Evaluations during training, and the test set at the end."""
+    split = watched_split(config)
     held_out_metrics = (
         Panel(f"Loss, {split}", "lines", (f"{split}/loss",)),
         Panel(f"Accuracy, {split}", "lines", (f"{split}/accuracy", f"{split}/top2")),
@@ -104,7 +104,7 @@ def evaluation(config: Config) -> Section:
 
 
 def classes(prefix: str, of: str) -> tuple[Panel, ...]:
-    """What is known of each class."""
+    """Metrics of each class."""
     return (
         Panel(f"Confusion, {of}", "chart", (f"{prefix}/confusion_table",)),
         Panel(f"Recall of each class, {of}", "chart", (f"{prefix}/recall_table",)),
@@ -113,7 +113,7 @@ def classes(prefix: str, of: str) -> tuple[Panel, ...]:
 
 
 def examples(config: Config, layers: Sequence[str]) -> Section:
-    """Images with what the network makes of them."""
+    """Images with predictions, feature maps and filters."""
     shown = (
         Panel("Worst mistakes", "table", ("mistakes",)),
         Panel("The same images each time", "table", ("samples",)),
@@ -128,7 +128,7 @@ def examples(config: Config, layers: Sequence[str]) -> Section:
 
 
 def histograms(config: Config, parameters: Sequence[str]) -> Section:
-    """How parameters and their gradients are spread."""
+    """Histograms of parameters and gradients."""
     return Section(
         "Histograms",
         "At the end of epochs that `tracking.media_epochs` says. wandb draws them for one run at a time.",
@@ -145,11 +145,11 @@ MACHINE = (
     Panel("Memory of the machine", "machine", ("system/(proc.)?memory.*",)),
     Panel("Disks, network, accelerators", "machine", ("system/(disk|network|gpu|tpu).*",)),
 )
-"""Which of them there are depends on the machine."""
+"""Panels of wandb's own measurements; the keys depend on the machine."""
 
 
 def speed(config: Config) -> Section:
-    """What a run costs."""
+    """Throughput, memory and system load."""
     return Section(
         "Speed and system",
         "Time of training alone: evaluations and checkpoints are left out. Bars are of finished runs.",
@@ -176,7 +176,7 @@ SLOWEST = "step_seconds/slowest_rank"
 
 
 def processes() -> Section:
-    """Whether all processes keep up, and what went wrong."""
+    """Stragglers among the processes, skipped steps and rollbacks."""
     return Section(
         "Distributed health",
         "The quickest and the slowest process's own work for a step, without waiting for others: where they part, one "

@@ -1,4 +1,4 @@
-"""`mnist-dist data`: fetch the data set, check it, show images of it."""
+"""`mnist-dist data`: fetch the data set, check its files, show images of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     """Run `mnist-dist data ARGUMENTS`; the exit code.
 
     Raises:
-        UserError: wrong arguments, or a data set that cannot be brought, is damaged or lacks an index.
+        UserError: wrong arguments, an index outside the split, or a data set that is damaged or cannot be fetched.
         SystemExit: 0, after printing the help.
     """
     options = build_parser().parse_args(arguments)
@@ -31,38 +31,69 @@ def main(arguments: list[str]) -> int:
 
 
 def build_parser() -> Parser:
-    """The parser of the three subcommands."""
-    parser = Parser(prog="mnist-dist data", description="Fetch the data set, check it, show images of it.")
+    """The parser of this command and its three subcommands."""
+    parser = Parser(
+        prog="mnist-dist data",
+        description="Fetch the data set, check its files, show images of it.",
+        examples=["mnist-dist data fetch", "mnist-dist data check", "mnist-dist data show 0 1 2"],
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    fetch_parser = commands.add_parser("fetch", help="bring the original MNIST, unless a data set is there already")
+    fetch_parser = commands.add_parser(
+        "fetch",
+        help="download the original MNIST unless a data set is there already",
+        description="Download the original MNIST unless a data set is there already, and print the paths of its files.",
+        examples=[
+            "mnist-dist data fetch",
+            "mnist-dist data fetch --data.root=data",
+            "mnist-dist data fetch --data.root=data --data.source=mirrors",
+        ],
+    )
     fetch_parser.set_defaults(run=fetch)
     add_data_options(fetch_parser)
-    check_parser = commands.add_parser("check", help="read every file and tell what is in it")
+    check_parser = commands.add_parser(
+        "check",
+        help="read every file and say what is in it",
+        description="Read every file; print size, MD5, pixel statistics, labels, and whether it is the original MNIST.",
+        examples=[
+            "mnist-dist data check",
+            "mnist-dist data check --data.root=data",
+            "mnist-dist data check --data.root=data --data.source=auto",
+        ],
+    )
     check_parser.set_defaults(run=check)
     add_data_options(check_parser, source="local")
-    show_parser = commands.add_parser("show", help="draw images with their labels")
+    show_parser = commands.add_parser(
+        "show",
+        help="draw images with their labels",
+        description="Draw images with their labels in the terminal.",
+        examples=[
+            "mnist-dist data show 0 1 2",
+            "mnist-dist data show 7 --split test",
+            "mnist-dist data show 7 --split test --data.root=data",
+        ],
+    )
     show_parser.set_defaults(run=show)
     show_parser.add_argument("index", metavar="INDEX", type=int, nargs="+", help="position in the split, from 0")
-    show_parser.add_argument("--split", choices=("train", "test"), default="train", help="default: %(default)s")
+    show_parser.add_argument("--split", choices=("train", "test"), default="train", help="(default: %(default)s)")
     add_data_options(show_parser)
     return parser
 
 
 def find_files(options: argparse.Namespace) -> dict[str, Path]:
-    """The data set's files; progress goes to standard error."""
+    """The files of the data set by name. Progress goes to standard error."""
     from mnist_dist.data.prepare import ensure, resolve_root
 
     return ensure(resolve_root(options.root), options.source, lambda line: print(line, file=sys.stderr))
 
 
 def fetch(options: argparse.Namespace) -> None:
-    """Print where each file is, fetched if need be."""
+    """Print the path of each file, downloaded first if missing."""
     for path in find_files(options).values():
         print(path)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Print what the files hold; UserError if one of them is damaged."""
+    """Print what is in the files. Raises UserError if one of them is damaged."""
     from rich.console import Console
 
     from mnist_dist.data.idx import read_pair
@@ -79,14 +110,14 @@ def check(options: argparse.Namespace) -> None:
     if originals and len(originals) < len(FILES):
         changed = ", ".join(str(files[name]) for name in FILES if name not in originals)
         raise UserError(
-            f"{changed}: differs from the original MNIST, although other files are the original ones; if that is "
-            "not on purpose, remove all four and run mnist-dist data fetch"
+            f"{changed}: not the original MNIST, unlike the other files; if that is not intended, remove all four "
+            "and run mnist-dist data fetch"
         )
-    print("the original MNIST" if originals else "a whole data set, but not the original MNIST")
+    print("the original MNIST" if originals else "a complete data set, but not the original MNIST")
 
 
 def content_digest(path: Path) -> str:
-    """MD5 of a file's content, unpacked if it is gz."""
+    """MD5 of a file's content as hex digits, after unpacking if it is gz."""
     from mnist_dist.data.idx import open_content
 
     md5 = hashlib.md5(usedforsecurity=False)
@@ -97,7 +128,7 @@ def content_digest(path: Path) -> str:
 
 
 def files_table(files: dict[str, Path], digests: dict[str, str]) -> Table:
-    """A table of the files with their sizes, digests, and whether they are MNIST's own."""
+    """A table of the files: sizes, MD5, and whether they are those of the original MNIST."""
     from rich.table import Table
     from rich.text import Text
 
@@ -115,14 +146,19 @@ def files_table(files: dict[str, Path], digests: dict[str, str]) -> Table:
 
 
 def split_line(split: str, images: Tensor, labels: Tensor) -> str:
-    """What a split holds: images, pixel mean and deviation in [0, 1], images of each class."""
+    """One line about a split: number of images, mean and standard deviation of pixels in [0, 1], images per class.
+
+    Args:
+        images: uint8 (N, 28, 28).
+        labels: uint8 (N,).
+    """
     mean, std = pixel_statistics(images)
     classes = " ".join(f"{label}:{count}" for label, count in enumerate(labels.bincount(minlength=10).tolist()))
-    return f"{split}: {len(images)} images, pixel mean {mean:.4f}, std {std:.4f}; of each class {classes}"
+    return f"{split}: {len(images)} images, pixel mean {mean:.4f}, std {std:.4f}; per class {classes}"
 
 
 def pixel_statistics(images: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of uint8 pixels, as fractions of 255; exact, from integer sums."""
+    """Mean and standard deviation of uint8 pixels, divided by 255. Exact: computed from integer sums."""
     total = squares = 0
     for part in images.split(4096):
         total += int(part.sum())
@@ -132,10 +168,10 @@ def pixel_statistics(images: Tensor) -> tuple[float, float]:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Draw the images of the given indices."""
+    """Draw the images at the given indices with their labels."""
     from rich.console import Console
 
-    from mnist_dist.commands.terminal_images import digit, is_plain
+    from mnist_dist.commands.terminal_images import draw_digit, is_plain
     from mnist_dist.data.idx import read_pair
     from mnist_dist.data.prepare import SPLITS
 
@@ -145,4 +181,4 @@ def show(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     for index in options.index:
         console.print(f"{options.split} image {index}: label {labels[index]}")
-        console.print(digit(images[index], plain=is_plain(console)))
+        console.print(draw_digit(images[index], plain=is_plain(console)))

@@ -1,7 +1,4 @@
-"""`mnist-dist doctor`: would this run work here? Checks a machine, or under a launcher all of a run's processes.
-
-`accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist doctor` looks at what a run started like that meets.
-"""
+"""`mnist-dist doctor`: check whether a run would work here, on one process or under a launcher on all of them."""
 
 from __future__ import annotations
 
@@ -16,18 +13,19 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mnist_dist.commands.arguments import Parser
 from mnist_dist.commands.doctor_checks import (
+    ALL_RANK_CHECKS,
     CHECK_SECONDS,
-    EVERYWHERE,
     NOTE,
     OK,
-    ON_RANK_0,
     PROBLEM,
+    RANK_0_CHECKS,
+    TORCH_CHECKS,
     TORCH_SECONDS,
     VERDICTS,
-    WITH_TORCH,
     Finding,
-    probe,
+    probe_address,
     run_checks,
 )
 from mnist_dist.config.loader import load
@@ -42,19 +40,12 @@ from mnist_dist.utils.versions import software
 if TYPE_CHECKING:
     from mnist_dist.distributed.runtime import Runtime
 
-MEETING_SECONDS = 60.0
-"""How long processes wait for each other, if run.timeout does not say less."""
-LATE_SECONDS = 30.0
-"""What they may need beyond that to join, measure and leave."""
+RENDEZVOUS_SECONDS = 60.0
+"""Timeout of the rendezvous and the collectives, unless run.timeout is shorter."""
+MARGIN_SECONDS = 30.0
+"""Time beyond that timeout until a process that is still stuck is ended."""
 SLOW_MS = 5.0
-"""An all-reduce of one number that takes longer holds a run of small steps back."""
-
-USAGE = """usage: mnist-dist doctor [--json] [what the training command is given]
-
-Checks what a run needs before it is started, and says what to do. Start it as the run will be: under a launcher it
-looks at all processes, and rank 0 shows one table. Exit code 0: the run would work; 1: it would fail.
-
-  --json  one JSON object instead of the table"""
+"""An all-reduce of one number that takes longer slows down small steps."""
 
 
 def main(arguments: list[str]) -> int:
@@ -62,45 +53,66 @@ def main(arguments: list[str]) -> int:
 
     Raises:
         UserError: wrong arguments.
-        TrainingError: on other ranks than 0, that the processes could not meet.
+        TrainingError: the rendezvous failed; raised on other ranks than 0, which shows it in the table.
+        SystemExit: 0, after printing the help.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return EXIT_DONE
+    options, rest = build_parser().parse_known_args(arguments)
     wrong = []
     try:
         topology = resolve_topology()
     except UserError as error:
         topology, wrong = Topology(), [Finding("launcher", str(error), PROBLEM, "start by one launcher only")]
-    config = load([each for each in arguments if each != "--json"], topology.world_size, topology.fsdp).config
-    seconds = min(config.run.timeout, MEETING_SECONDS)
+    config = load(rest, topology.world_size, topology.fsdp).config
+    seconds = min(config.run.timeout, RENDEZVOUS_SECONDS)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, timeout=seconds))
     yield_while_waiting()
-    checks = EVERYWHERE | (ON_RANK_0 if topology.is_main else {})
+    checks = ALL_RANK_CHECKS | (RANK_0_CHECKS if topology.is_main else {})
     findings = run_checks(checks, config, topology, CHECK_SECONDS)
-    findings += run_checks(WITH_TORCH, config, topology, TORCH_SECONDS)
+    findings += run_checks(TORCH_CHECKS, config, topology, TORCH_SECONDS)
     if threading.active_count() > 1:
         skip_exit_hooks()  # a check that hangs must not keep this process
-    as_json = "--json" in arguments
     # gloo can take five times its timeout to find that nobody answers; a device can hang for good.
-    watch = threading.Timer(seconds + LATE_SECONDS, give_up, [topology, wrong + findings, seconds, as_json])
-    watch.daemon = True
-    watch.start()
-    rows = wrong + meet(config, topology, findings)
-    watch.cancel()
+    stuck = [topology, wrong + findings, seconds, options.json]
+    watchdog = threading.Timer(seconds + MARGIN_SECONDS, exit_stuck, stuck)
+    watchdog.daemon = True
+    watchdog.start()
+    rows = wrong + gather_findings(config, topology, findings)
+    watchdog.cancel()
     if topology.is_main:
-        show(rows, as_json)
+        show(rows, options.json)
     return EXIT_FAILED if any(row.verdict == PROBLEM for row in rows) else EXIT_DONE
 
 
-def meet(config: Config, topology: Topology, findings: list[Finding]) -> list[Finding]:
-    """What all processes found, and what they find together.
+def build_parser() -> Parser:
+    """The parser of this command. The arguments that it does not know are those of training."""
+    parser = Parser(
+        prog="mnist-dist doctor",
+        usage="%(prog)s [--json] [--config NAME|PATH]... [--section.key=VALUE]...",
+        description="Check what a run needs before it is started, and say what to do. Start it like the run, with the "
+        "same launcher and settings: it checks all processes, and rank 0 shows one table. Exit code 0: the run would "
+        "work; 1: it would fail.",
+        examples=[
+            "mnist-dist doctor",
+            "mnist-dist doctor --config=debug --run.dir=runs/digits --tracking.mode=offline",
+            "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist doctor --run.dir=runs/two",
+            "torchrun --nproc_per_node 2 -m mnist_dist doctor --json --run.device=cpu",
+        ],
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    return parser
+
+
+def gather_findings(config: Config, topology: Topology, findings: list[Finding]) -> list[Finding]:
+    """The findings of all processes as one row per check, and the checks that need all of them.
+
+    Args:
+        findings: those of this process.
 
     Raises:
-        TrainingError: on other ranks than 0, why they could not meet.
+        TrainingError: the rendezvous failed; raised on other ranks than 0.
     """
     for finding in findings:
-        if finding.check == "device" and finding.verdict == PROBLEM:  # a run would end here too, on all this machine
+        if finding.check == "device" and finding.verdict == PROBLEM:  # a run would fail here, too, on the whole machine
             if topology.is_main:
                 return findings
             raise TrainingError(f"{finding.found}; {finding.advice}")
@@ -110,29 +122,37 @@ def meet(config: Config, topology: Topology, findings: list[Finding]) -> list[Fi
         with start_runtime(config, topology) as runtime:
             answers = runtime.all_gather_object((socket.gethostname(), [dataclasses.asdict(each) for each in findings]))
             every = [[Finding(**each) for each in theirs] for _, theirs in answers]
-            return merge(every) + together(runtime, [host for host, _ in answers])
+            return merge(every) + check_all_ranks(runtime, [host for host, _ in answers])
     except (TrainingError, UserError) as error:
-        found = f"{topology.address} {probe(topology.address)}" if topology.address else "accelerate"
+        found = f"{topology.address} {probe_address(topology.address)}" if topology.address else "accelerate"
         if not topology.is_main and isinstance(error, TrainingError):
             raise TrainingError(f"{error}; {found}") from error
         advice = f"check that every machine was started, with its own rank and this address; {found}"
-        return [*findings, Finding("meeting", str(error), PROBLEM, advice if topology.world_size > 1 else "")]
+        return [*findings, Finding("rendezvous", str(error), PROBLEM, advice if topology.world_size > 1 else "")]
 
 
-def give_up(topology: Topology, findings: list[Finding], seconds: float, as_json: bool) -> None:
-    """Say what is known, and end this process, which is stuck where the processes meet."""
-    told = f"rank {topology.rank} of {topology.world_size} is stuck: nothing came of it within {seconds:g} s"
-    advice = f"{topology.address} {probe(topology.address)}" if topology.address else "is a device or a driver stuck?"
+def exit_stuck(topology: Topology, findings: list[Finding], seconds: float, as_json: bool) -> None:
+    """Report the findings so far and exit: this process is stuck in the rendezvous or in a collective."""
+    told = f"rank {topology.rank} of {topology.world_size} is stuck: no answer within {seconds:g} s"
+    advice = (
+        f"{topology.address} {probe_address(topology.address)}"
+        if topology.address
+        else "is a device or a driver stuck?"
+    )
     if topology.is_main:
-        show([*findings, Finding("meeting", told, PROBLEM, advice)], as_json)
+        show([*findings, Finding("rendezvous", told, PROBLEM, advice)], as_json)
     else:
         report(f"{told}; {advice}", EXIT_FAILED)
     sys.stdout.flush()
     os._exit(EXIT_FAILED)
 
 
-def together(runtime: Runtime, hosts: Sequence[str]) -> list[Finding]:
-    """What only all processes can find out: what differs between them, and how long an exchange takes."""
+def check_all_ranks(runtime: Runtime, hosts: Sequence[str]) -> list[Finding]:
+    """The checks that need all processes: versions, clocks, rendezvous and the time of an all-reduce.
+
+    Args:
+        hosts: host name of each rank.
+    """
     import torch
 
     world_size = runtime.world_size
@@ -159,14 +179,14 @@ def together(runtime: Runtime, hosts: Sequence[str]) -> list[Finding]:
     return [
         alike,
         Finding("clocks", far_apart or spread, NOTE if far_apart else OK, "set the clocks (NTP)" if far_apart else ""),
-        Finding("meeting", runtime.describe()["processes"]),
+        Finding("rendezvous", runtime.describe()["processes"]),
         Finding("all-reduce", speed, NOTE if slow else OK, "a slow network, or a busy machine" if slow else ""),
         Finding("precision of the run", runtime.precision),
     ]
 
 
 def all_reduce_ms(runtime: Runtime, tensor: object, rounds: int = 11) -> float:
-    """Milliseconds of one all-reduce: the median, the same on every process."""
+    """Median milliseconds of an all-reduce, the same number on every rank."""
     import torch
 
     value = torch.as_tensor(tensor).to(runtime.device)
@@ -174,16 +194,16 @@ def all_reduce_ms(runtime: Runtime, tensor: object, rounds: int = 11) -> float:
     for _ in range(rounds):
         start = time.perf_counter()
         runtime.all_reduce_sum(value)
-        value.flatten()[0].item()  # wait for the device
+        value.flatten()[0].item()  # synchronise the device
         times.append(time.perf_counter() - start)
     return runtime.broadcast(statistics.median(times) * 1000)
 
 
 def merge(every: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """One finding a check from those of all ranks; where they differ, who found what.
+    """One finding per check, the worst of all ranks. If they differ, it names the ranks with what each found.
 
     Args:
-        every: by rank.
+        every: the findings of each rank.
     """
     rows = []
     for check in dict.fromkeys(finding.check for findings in every for finding in findings):
@@ -201,7 +221,7 @@ def merge(every: Sequence[Sequence[Finding]]) -> list[Finding]:
 
 
 def show(rows: Sequence[Finding], as_json: bool) -> None:
-    """Print the table, or the JSON object, and what it comes to."""
+    """Print the table and its verdict, or one JSON object."""
     works = all(row.verdict != PROBLEM for row in rows)
     if as_json:
         print(json.dumps({"works": works, "checks": [dataclasses.asdict(row) for row in rows]}, indent=1))

@@ -1,4 +1,4 @@
-"""What `mnist-dist doctor` looks at on each machine. Every check gives one line, and none is waited for for long."""
+"""The checks of `mnist-dist doctor` that one process does alone. Each gives one finding, and has a deadline."""
 
 from __future__ import annotations
 
@@ -27,38 +27,43 @@ from mnist_dist.utils.versions import installed
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 VERDICTS = (OK, NOTE, PROBLEM)
-"""From best to worst. A note is worth knowing; with a problem the run would fail."""
+"""From best to worst. The run works with a note, and fails with a problem."""
 
 CHECK_SECONDS = 20.0
-"""How long all checks of a process are waited for that need no torch."""
+"""Deadline of the checks without torch, all together."""
 TORCH_SECONDS = 120.0
-"""The same for those that do: a busy network disk takes its time to bring torch."""
+"""Deadline of the checks with torch, which may have to be imported from a busy network disk."""
 ANSWER_SECONDS = 3.0
+"""Timeout of a connection."""
 WRITE_BYTES = 16 << 20
+"""Bytes written to measure a disk."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of one process."""
+    """What a check found on one process."""
 
     check: str
+    """Name of the check."""
     found: str
     verdict: str = OK
     advice: str = ""
+    """What to do about it."""
 
 
 Check = Callable[[Config, Topology], Finding]
 
 
 def run_checks(checks: dict[str, Check], config: Config, topology: Topology, seconds: float) -> list[Finding]:
-    """What all of the checks find, each in a thread of its own; one that hangs is left behind.
+    """Run checks in parallel, each in a daemon thread. A check that has not ended by the deadline is a problem.
 
     Args:
-        seconds: how long to wait for all of them together.
+        checks: by name.
+        seconds: the deadline, from now.
     """
     found: dict[str, Finding] = {}
 
-    def look(name: str, check: Check) -> None:
+    def run_check(name: str, check: Check) -> None:
         try:
             found[name] = check(config, topology)
         except UserError as error:
@@ -67,7 +72,7 @@ def run_checks(checks: dict[str, Check], config: Config, topology: Topology, sec
         except Exception as error:
             found[name] = Finding(name, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", PROBLEM)
 
-    threads = [threading.Thread(target=look, args=item, daemon=True) for item in checks.items()]
+    threads = [threading.Thread(target=run_check, args=item, daemon=True) for item in checks.items()]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + seconds
@@ -81,7 +86,7 @@ def run_checks(checks: dict[str, Check], config: Config, topology: Topology, sec
 
 
 def check_launcher(config: Config, topology: Topology) -> Finding:
-    """Which launcher was recognised."""
+    """The launcher that was detected."""
     tasks = os.environ.get("SLURM_NTASKS", "1")
     if topology.world_size == 1 and tasks not in ("", "1"):
         return Finding("launcher", f"none, in a Slurm job of {tasks} tasks", NOTE, "srun starts one process a task")
@@ -90,11 +95,11 @@ def check_launcher(config: Config, topology: Topology) -> Finding:
 
 
 def check_packages(config: Config, topology: Topology) -> Finding:
-    """Whether what is installed is what this package needs, by its own metadata."""
+    """Installed packages against the versions that mnist_dist requires."""
     try:
         needs = [Requirement(text) for text in requires("mnist_dist") or []]
     except PackageNotFoundError:
-        return Finding("packages", "mnist_dist is not installed", NOTE, "pip install it, to have its versions checked")
+        return Finding("packages", "mnist_dist is not installed", NOTE, "pip install it to have its versions checked")
     wrong = []
     for need in needs:
         if need.marker is None or need.marker.evaluate({"extra": ""}):
@@ -108,21 +113,21 @@ def check_packages(config: Config, topology: Topology) -> Finding:
 
 
 def check_cores(config: Config, topology: Topology) -> Finding:
-    """CPU threads against the cores that this machine, and a container's limit, let us use."""
+    """CPU threads of all processes against the CPUs that the machine and a container's limit allow."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = config.run.threads or topology.default_threads()
     each = topology.local_world_size
     found = f"{each} x {threads} threads, {psutil.cpu_count(logical=False)} cores, {allowed} CPUs allowed"
     limit = cpu_limit()
     if limit is not None:
-        found += f", a limit of {limit:g}"
+        found += f", container limit {limit:g}"
     if each * threads > min(allowed, limit or allowed):
-        return Finding("CPU", found, NOTE, "processes will wait for each other; start fewer, or lower --run.threads")
+        return Finding("CPU", found, NOTE, "threads compete for CPUs: start fewer processes, or lower --run.threads")
     return Finding("CPU", found)
 
 
 def cpu_limit(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """The CPUs that a container may use, by its cgroup (v2); None without a limit."""
+    """The CPU limit of a container (cgroup v2), in CPUs; None without one."""
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = path.read_text().split()
         return int(quota) / int(period)
@@ -130,25 +135,25 @@ def cpu_limit(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
 
 
 def check_shared_memory(config: Config, topology: Topology) -> Finding:
-    """The size of /dev/shm, by which NCCL's processes on one machine talk."""
+    """Free space in /dev/shm, which NCCL uses between processes of one machine."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
         return Finding("shared memory", "no /dev/shm", NOTE, "NCCL needs it between GPUs of one machine")
     verdict = NOTE if free < 256 << 20 and topology.local_world_size > 1 else OK
     advice = "NCCL may need more between GPUs: docker run --shm-size=1g, or an emptyDir of medium Memory"
-    return Finding("shared memory", f"{size(free)} free", verdict, advice if verdict == NOTE else "")
+    return Finding("shared memory", f"{format_bytes(free)} free", verdict, advice if verdict == NOTE else "")
 
 
 def check_address(config: Config, topology: Topology) -> Finding:
-    """Whether this machine can find the main address, and, where rank 0 opens it itself, whether the port is free."""
+    """Whether the main address resolves here, and on rank 0, if it opens the port itself, whether the port is free."""
     if topology.world_size == 1:
         return Finding("main address", "none needed")
     host, _, port = topology.address.rpartition(":")
     try:
         places = sorted({str(place[4][0]) for place in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)})
     except (OSError, ValueError) as error:
-        advice = "correct the address (MASTER_ADDR), or let this machine's DNS or /etc/hosts know it"
+        advice = "correct the address (MASTER_ADDR), or add it to DNS or /etc/hosts"
         return Finding("main address", f"{topology.address}: {error}", PROBLEM, advice)
     found = topology.address + (f" is {', '.join(places)}" if places != [host] else "")
     if topology.is_main and topology.place:
@@ -167,7 +172,7 @@ def check_address(config: Config, topology: Topology) -> Finding:
 
 
 def check_run_folder(config: Config, topology: Topology) -> Finding:
-    """Whether rank 0 can write where the run's folder is or will be, how fast, and what is free there."""
+    """Whether rank 0 can write to the run's folder, or where it will be created; write speed and free space."""
     wanted = Path(config.run.dir or "runs").expanduser()
     folder = next(path for path in (wanted, *wanted.absolute().parents) if path.exists())
     try:
@@ -176,17 +181,17 @@ def check_run_folder(config: Config, topology: Topology) -> Finding:
             file.write(os.urandom(1 << 20) * (WRITE_BYTES >> 20))
             file.flush()
             os.fsync(file.fileno())
-            speed = WRITE_BYTES / max(time.monotonic() - start, 1e-6)
+            written = format_bytes(int(WRITE_BYTES / max(time.monotonic() - start, 1e-6)))
     except OSError as error:
-        advice = "make room or give permission there, or choose another --run.dir"
+        advice = "free space or give permission there, or choose another --run.dir"
         return Finding("run folder", f"{folder}: {error.strerror}", PROBLEM, advice)
     free = shutil.disk_usage(folder).free
     verdict, advice = (NOTE, "checkpoints may fill it") if free < 1 << 30 else (OK, "")
-    return Finding("run folder", f"{wanted}: {size(int(speed))}/s written, {size(free)} free", verdict, advice)
+    return Finding("run folder", f"{wanted}: {written}/s written, {format_bytes(free)} free", verdict, advice)
 
 
 def check_wandb(config: Config, topology: Topology) -> Finding:
-    """Where wandb will record, and whether its server answers. Training never waits for it."""
+    """The mode of wandb, and online whether its server answers and takes the key. Training never waits for it."""
     from mnist_dist.tracking.wandb_auth import (
         check_tracking,
         describe_tracking,
@@ -216,7 +221,7 @@ def check_wandb(config: Config, topology: Topology) -> Finding:
 
 
 def check_data(config: Config, topology: Topology) -> Finding:
-    """Whether the data set is on this machine; nothing is fetched."""
+    """Whether the data set is on this machine. Nothing is downloaded."""
     from mnist_dist.data.prepare import find, resolve_root
 
     root = resolve_root(config.data.root)
@@ -224,25 +229,14 @@ def check_data(config: Config, topology: Topology) -> Finding:
         return Finding("data", f"{next(iter(found.values())).parent}")
     if config.data.source == "local":
         return Finding("data", f"none in {root}", PROBLEM, "mnist-dist data fetch, or --data.source=auto")
-    return Finding("data", f"none in {root}", NOTE, "fetched at the start; before it, by mnist-dist data fetch")
-
-
-EVERYWHERE: dict[str, Check] = {
-    "launcher": check_launcher,
-    "packages": check_packages,
-    "CPU": check_cores,
-    "shared memory": check_shared_memory,
-    "main address": check_address,
-    "data": check_data,
-}
-ON_RANK_0: dict[str, Check] = {"run folder": check_run_folder, "wandb": check_wandb}
+    return Finding("data", f"none in {root}", NOTE, "downloaded when the run starts; or now, by mnist-dist data fetch")
 
 
 # Checks with torch
 
 
 def check_torchvision(config: Config, topology: Topology) -> Finding:
-    """Whether torchvision was built for this torch. Only the public mirrors' addresses are read from it."""
+    """Whether torchvision was built for this torch. It is only needed for the addresses of MNIST's mirrors."""
     try:
         import torchvision
     except Exception as error:
@@ -253,7 +247,7 @@ def check_torchvision(config: Config, topology: Topology) -> Finding:
 
 
 def check_device(config: Config, topology: Topology) -> Finding:
-    """What this process would train on; too many processes for the GPUs are refused here as by a run."""
+    """The device that this process would train on. Raises UserError if there are more processes than GPUs."""
     import torch
 
     from mnist_dist.distributed.device import use_cpu
@@ -262,16 +256,16 @@ def check_device(config: Config, topology: Topology) -> Finding:
     if cpu or not torch.cuda.is_available():
         kind = "cpu" if cpu else str(torch.accelerator.current_accelerator())
         idle = torch.cuda.device_count() if cpu else 0
-        advice = f"{idle} GPU{'s' * (idle > 1)} here stay unused" if idle else ""
+        advice = f"{idle} GPU{'s' * (idle > 1)} of this machine will be idle" if idle else ""
         return Finding("device", f"{kind}, {torch.backends.cpu.get_cpu_capability()}", NOTE if idle else OK, advice)
     count, used = torch.cuda.device_count(), topology.local_world_size
     found = f"{used} of {count} x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    advice = f"{count - used} of this machine's GPUs stay unused: start {count} processes" if used < count else ""
+    advice = f"{count - used} GPUs of this machine will be idle: start {count} processes" if used < count else ""
     return Finding("device", found, NOTE if advice else OK, advice)
 
 
 def check_precision(config: Config, topology: Topology) -> Finding:
-    """Which precisions the device computes natively."""
+    """The precisions of the device, and whether that of the run is among them and fast."""
     from mnist_dist.distributed.device import native_precision, use_cpu
 
     cpu = use_cpu(config, topology)
@@ -284,15 +278,8 @@ def check_precision(config: Config, topology: Topology) -> Finding:
     return Finding("precision", found)
 
 
-WITH_TORCH: dict[str, Check] = {
-    "torchvision": check_torchvision,
-    "device": check_device,
-    "precision": check_precision,
-}
-
-
-def probe(address: str) -> str:
-    """What a connection to the main address meets with, for when processes could not meet."""
+def probe_address(address: str) -> str:
+    """What happens to a connection to the main address: the advice if the rendezvous fails."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
@@ -300,9 +287,26 @@ def probe(address: str) -> str:
         return "does not answer: a firewall drops it, or the machine is off"
     except OSError as error:
         return f"cannot be reached: {error.strerror or error}"
-    return "answers: another process is missing, or was given a rank twice"
+    return "answers: another process is missing, or two have the same rank"
 
 
-def size(count: int) -> str:
-    """Bytes, for people."""
+def format_bytes(count: int) -> str:
+    """Bytes as MiB or GiB."""
     return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
+
+
+ALL_RANK_CHECKS: dict[str, Check] = {
+    "launcher": check_launcher,
+    "packages": check_packages,
+    "CPU": check_cores,
+    "shared memory": check_shared_memory,
+    "main address": check_address,
+    "data": check_data,
+}
+RANK_0_CHECKS: dict[str, Check] = {"run folder": check_run_folder, "wandb": check_wandb}
+TORCH_CHECKS: dict[str, Check] = {
+    "torchvision": check_torchvision,
+    "device": check_device,
+    "precision": check_precision,
+}
+"""On all ranks, after the others: these import torch."""

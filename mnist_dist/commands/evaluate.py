@@ -1,13 +1,10 @@
-"""`mnist-dist evaluate RUN`: a run's metrics on a split, on any number of processes.
-
-On several: `accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist evaluate RUN`.
-"""
+"""`mnist-dist evaluate RUN`: the metrics of a trained model on a split, on any number of processes."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from mnist_dist.commands.arguments import Parser
+from mnist_dist.commands.arguments import Parser, add_run_arguments
 from mnist_dist.distributed.topology import resolve_topology, yield_while_waiting
 from mnist_dist.utils.errors import EXIT_DONE, UserError
 
@@ -23,7 +20,7 @@ def main(arguments: list[str]) -> int:
     topology = resolve_topology()
     yield_while_waiting()
 
-    from mnist_dist.commands.load_model import restore
+    from mnist_dist.commands.load_model import load_model
     from mnist_dist.console.console import open_console
     from mnist_dist.data.dataset import read_splits
     from mnist_dist.data.prepare import ensure, resolve_root
@@ -31,8 +28,8 @@ def main(arguments: list[str]) -> int:
     from mnist_dist.training.evaluation import evaluate
     from mnist_dist.utils.strict_json import dump_strict
 
-    restored = restore(options.run, options.checkpoint)
-    config = restored.config
+    loaded = load_model(options.run, options.checkpoint)
+    config = loaded.config
     if options.precision:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=options.precision))
     console = open_console(topology.is_main, options.json)
@@ -43,14 +40,14 @@ def main(arguments: list[str]) -> int:
         splits = read_splits(ensure(root, "local", console.say), config.data, config.run.seed, config.train_limit)
         data = getattr(splits, options.split)
         if not len(data):
-            raise UserError(f"--split {options.split}: this run held nothing out (data.val_size=0); use test or train")
-        model = runtime.to_device(restored.model)
+            raise UserError(f"--split {options.split}: this run has none (data.val_size=0); use test or train")
+        model = runtime.to_device(loaded.model)
         size = config.train.eval_batch_size
         metrics = evaluate(model, data.to(runtime.device), config.data, runtime, size)
-        result = metrics.row(options.split) | {"step": restored.step, "world_size": runtime.world_size}
+        result = metrics.row(options.split) | {"step": loaded.step, "world_size": runtime.world_size}
         if topology.is_main and options.json:
             print(dump_strict(result | metrics.details(options.split)))
-        facts = {"checkpoint step": str(restored.step), "split": f"{options.split}, {len(data)} images"}
+        facts = {"checkpoint step": str(loaded.step), "split": f"{options.split}, {len(data)} images"}
         console.header(runtime.describe() | facts)
         console.summary(
             {key.replace(f"{options.split}.", "test.", 1): value for key, value in metrics.row(options.split).items()},
@@ -61,16 +58,19 @@ def main(arguments: list[str]) -> int:
 
 
 def build_parser() -> Parser:
-    """The command's parser."""
-    parser = Parser(prog="mnist-dist evaluate", description="A run's metrics on a split, on any number of processes.")
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="default: %(default)s")
-    parser.add_argument(
-        "--checkpoint",
-        metavar="latest|best|STEP|PATH",
-        default="latest",
-        help="which of the run's checkpoints (default: %(default)s)",
+    """The parser of this command."""
+    parser = Parser(
+        prog="mnist-dist evaluate",
+        description="Evaluate the trained model of a run on a split. Under a launcher, all processes share the work.",
+        examples=[
+            "mnist-dist evaluate runs/digits",
+            "mnist-dist evaluate runs/digits --split val --checkpoint best",
+            "mnist-dist evaluate runs/digits --precision no --json",
+            "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist evaluate runs/digits",
+        ],
     )
-    parser.add_argument("--precision", choices=("no", "fp16", "bf16"), help="default: as in training")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    add_run_arguments(parser)
+    parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="(default: %(default)s)")
+    parser.add_argument("--precision", choices=("no", "fp16", "bf16"), help="(default: as in training)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser

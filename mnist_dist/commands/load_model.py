@@ -1,4 +1,4 @@
-"""A trained network back from a run's folder, for the commands that use it."""
+"""Load the trained model of a run from one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -18,38 +18,44 @@ from mnist_dist.utils.strict_json import type_error
 
 
 @dataclass(frozen=True)
-class Restored:
-    """A network in eval mode on the CPU (the moving average of the weights where the run had one), and its origin."""
+class LoadedModel:
+    """The model of a checkpoint, on the CPU and in eval mode. Its weights are the EMA if the run had one."""
 
     config: Config
     model: ImageClassifier
     step: int
+    """Optimizer steps of the checkpoint."""
     folder: Path
+    """The run's."""
 
 
-def restore(run: str, checkpoint: str = "latest") -> Restored:
-    """Load a run's network.
+def load_model(run: str, checkpoint: str = "latest") -> LoadedModel:
+    """Load the model of a run.
 
     Args:
         run: the run's folder.
-        checkpoint: `latest`, `best` (on the validation split), a step, or the path of a checkpoint's folder.
+        checkpoint: `latest`, `best` (on the validation split), a step, or the path of a checkpoint.
 
     Raises:
-        UserError: no such run or checkpoint, or it is damaged.
+        UserError: there is no such run or checkpoint, or it is damaged.
     """
     folder = Path(run).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{run}: no such folder; give a run's folder, as the run printed it at its end")
-    chosen = choose(folder, checkpoint)
-    saved = chosen.parse()
-    config = read_config(saved.state["config"], chosen.folder)
+        raise UserError(f"{run}: no such folder; give the folder of a run, which it prints at its end")
+    verified = find_checkpoint(folder, checkpoint)
+    saved = verified.parse()
+    config = read_config(saved.state["config"], verified.folder)
     model = create_model(config.model.name)
-    load_weights(model, saved.ema or saved.model, str(chosen.folder))
-    return Restored(config, model.eval(), step_of(chosen.folder), folder)
+    load_weights(model, saved.ema or saved.model, str(verified.folder))
+    return LoadedModel(config, model.eval(), step_of(verified.folder), folder)
 
 
-def choose(folder: Path, checkpoint: str) -> VerifiedCheckpoint:
-    """The checkpoint that is meant."""
+def find_checkpoint(folder: Path, checkpoint: str) -> VerifiedCheckpoint:
+    """The checkpoint that `load_model` loads: its files verified, its tensors not yet parsed.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     root = folder / CHECKPOINTS
     if checkpoint.isdecimal():
         return load_verified(root / f"step-{int(checkpoint):08d}")
@@ -59,10 +65,10 @@ def choose(folder: Path, checkpoint: str) -> VerifiedCheckpoint:
     if checkpoint == "best":
         best = newest.parse().state["progress"]["best"] if newest else {}
         if not best:
-            raise UserError(f"{folder}: has no best checkpoint; that needs data.val_size above 0 and a whole epoch")
+            raise UserError(f"{folder}: has no best checkpoint; it needs data.val_size above 0 and one epoch")
         return load_verified(root / f"step-{best['step']:08d}")
     if newest is None:
-        raise UserError(f"{folder}: holds no whole checkpoint; give the folder of a run that wrote one")
+        raise UserError(f"{folder}: has no complete checkpoint; give the folder of a run that wrote one")
     return newest
 
 

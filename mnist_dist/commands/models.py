@@ -1,4 +1,4 @@
-"""`mnist-dist models`: the registered networks, what each costs, and the walk of shapes through one."""
+"""`mnist-dist models`: the registered models with parameters, FLOPs and the output shape of every layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ def main(arguments: list[str]) -> int:
         UserError: wrong arguments, or an unknown model.
         SystemExit: 0, after printing the help.
     """
-    parser = Parser(prog="mnist-dist models", description="The networks: parameters, cost, and every layer's shape.")
-    parser.add_argument("names", metavar="NAME", nargs="*", help="only these")
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
 
     from rich.console import Console
     from rich.table import Table
@@ -30,7 +28,7 @@ def main(arguments: list[str]) -> int:
     console = Console(highlight=False)
     for name in options.names or known:
         summary = summarize(create_model(name))
-        cost = f"{summary.parameters:,} parameters, {summary.flops / 1e6:.2f} MFLOPs an image forward"
+        cost = f"{summary.parameters:,} parameters, {summary.flops / 1e6:.2f} MFLOPs to classify one image"
         console.print(f"[bold]{name}[/bold]: {cost}\n{describe_model(name)}", soft_wrap=True)
         table = Table(box=None, pad_edge=False)
         for heading, justify in (("layer", "left"), ("kind", "left"), ("output", "right"), ("parameters", "right")):
@@ -42,3 +40,14 @@ def main(arguments: list[str]) -> int:
         console.print(table)
         console.print()
     return EXIT_DONE
+
+
+def build_parser() -> Parser:
+    """The parser of this command."""
+    parser = Parser(
+        prog="mnist-dist models",
+        description="List the models: parameters, FLOPs, and the output shape of every layer.",
+        examples=["mnist-dist models", "mnist-dist models unshuffle", "mnist-dist models basic cnn"],
+    )
+    parser.add_argument("names", metavar="NAME", nargs="*", help="list only these models (default: all)")
+    return parser

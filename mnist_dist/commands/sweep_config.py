@@ -1,21 +1,21 @@
 """A sweep's YAML file, in wandb's own schema, checked before anything starts.
 
-wandb's agent would find out run by run that a parameter is no setting, or that a value is out of its range.
+wandb checks such a file on its server, and its agent would find out run by run that a parameter is no setting, or that
+a value is out of its range.
 """
 
 from __future__ import annotations
 
 import difflib
-import warnings
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
 
 from mnist_dist.commands.dashboard_panels import plotted
+from mnist_dist.commands.sweep_search_space import example_values, grid_size, to_distribution
 from mnist_dist.config.loader import load, parse_value
 from mnist_dist.config.schema import Config
 from mnist_dist.config.yaml_files import Setting, check_key, compose, entries, shown
@@ -26,10 +26,20 @@ KEYS = (
     *("name", "description", "project", "entity", "program", "command", "method"),
     *("metric", "parameters", "early_terminate", "run_cap"),
 )
-DECIDES = ("method", "metric", "parameters", "early_terminate")  # what the runs will be
+METHODS = ("grid", "random", "bayes")
+GOALS = ("minimize", "maximize")
 PER_RUN = ("run.dir", "run.resume")
-PERCENTILES = [1e-9, *(step / 10 for step in range(1, 11))]  # 0 is below all whole numbers
-INSTALL = "sweeps need the package `sweeps`: pip install 'mnist_dist[sweeps]'"
+"""Settings that each run has a value of its own of."""
+
+
+@dataclass(frozen=True)
+class EarlyTermination:
+    """wandb's hyperband: a run is compared with the others after min_iter, min_iter x eta, ... evaluations."""
+
+    min_iter: int
+    eta: int
+    max_iter: float
+    """Runs of so many evaluations are not compared any more; inf: there is no such limit."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +48,36 @@ class Sweep:
 
     name: str
     definition: dict[str, Any]
-    """What decides the runs, as the library takes it, with its defaults filled in."""
+    """method, metric (with its goal), parameters and early_terminate as in the file: what decides the runs."""
     command: tuple[str, ...]
     program: str
-    metric: str
-    """The key of the rows in metrics.jsonl, such as `val.accuracy`."""
-    maximize: bool
-    run_cap: int
+    run_cap: int = 0
     """Runs at most; 0: until the grid is done."""
-    varied: tuple[str, ...]
-    """Parameters that differ between runs."""
+
+    @property
+    def metric(self) -> str:
+        """The key of the rows in metrics.jsonl, such as `val.accuracy`."""
+        return str(self.definition["metric"]["name"]).replace("/", ".")
+
+    @property
+    def goal(self) -> str:
+        """`minimize` or `maximize`."""
+        return str(self.definition["metric"]["goal"])
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """The parameters that differ between runs."""
+        return tuple(name for name, parameter in self.definition["parameters"].items() if "value" not in parameter)
+
+    def search_space(self) -> dict[str, Any]:
+        """Optuna's distribution of each parameter."""
+        return {name: to_distribution(parameter) for name, parameter in self.definition["parameters"].items()}
+
+    def early_terminate(self) -> EarlyTermination | None:
+        """When runs are compared; None without early_terminate."""
+        return (
+            parse_early_terminate(self.definition["early_terminate"]) if "early_terminate" in self.definition else None
+        )
 
     def arguments(self, parameters: dict[str, Any]) -> list[str]:
         """The command that wandb's agent would start for these parameters; its macros replaced."""
@@ -61,17 +91,6 @@ class Sweep:
         return [word for part in self.command for word in macros.get(part, [part])]
 
 
-def sweeps_library() -> ModuleType:
-    """The library that wandb's own controller uses. Raises UserError where it is not installed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydantic's, of names in the library that have changed
-            import sweeps
-    except ImportError:
-        raise UserError(INSTALL) from None
-    return sweeps
-
-
 def read_sweep(path: Path, count: int = 0) -> Sweep:
     """Read a sweep and check all of it.
 
@@ -82,34 +101,43 @@ def read_sweep(path: Path, count: int = 0) -> Sweep:
         UserError: the first thing that is wrong, with its line.
     """
     root, content = compose(path, build=True)
-    origins, parameters = outline(root, path)
-    method = content.get("method")
-    if method not in ("grid", "random", "bayes"):
-        raise UserError(f"method={method} ({origins.get('method', path)}): must be one of grid, random, bayes")
+    origins, parameter_origins = find_origins(root, path)
+    method = content["method"]
+    if method not in METHODS:
+        raise UserError(f"method={shown(str(method))} ({origins['method']}): must be one of {', '.join(METHODS)}")
     run_cap = content.get("run_cap", 0)
     if type(run_cap) is not int or run_cap < 0:
         raise UserError(f"run_cap={shown(str(run_cap))} ({origins['run_cap']}): must be a whole number, at least 1")
-    definition = with_defaults(content, path, parameters)
-    check_parameters(definition["parameters"], parameters)
+    if not isinstance(content["command"], list):
+        raise UserError(f"command ({origins['command']}): must be a list of words")
+    check_parameters(content["parameters"], parameter_origins, method)
+    definition = {
+        "method": method,
+        "metric": parse_metric(content["metric"], origins["metric"]),
+        "parameters": content["parameters"],
+    }
+    if "early_terminate" in content:
+        definition["early_terminate"] = content["early_terminate"]
+        try:
+            parse_early_terminate(content["early_terminate"])
+        except ValueError as error:
+            raise UserError(f"early_terminate ({origins['early_terminate']}): {error}") from None
     sweep = Sweep(
         name=str(content.get("name") or path.stem),
         definition=definition,
-        command=tuple(str(part) for part in content.get("command", ())),
+        command=tuple(str(part) for part in content["command"]),
         program=str(content.get("program", MODULE)),
-        metric=definition["metric"]["name"].replace("/", "."),
-        maximize=definition["metric"]["goal"] == "maximize",
         run_cap=count or run_cap,
-        varied=tuple(key for key, values in definition["parameters"].items() if "value" not in values),
     )
     if method != "grid" and not sweep.run_cap:
         raise UserError(f"method={method} ({origins['method']}): never ends; give run_cap, or --count N")
-    config = check_command(sweep, origins.get("command", str(path)))
-    check_metric(content["metric"]["name"], config, origins["metric"])
+    config = check_command(sweep, origins["command"])
+    check_metric(definition["metric"]["name"], config, origins["metric"])
     return sweep
 
 
-def outline(root: yaml.Node | None, path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Where each key and each parameter of the file stands. Raises UserError for unknown and double ones."""
+def find_origins(root: yaml.Node | None, path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """File and line of each key, and of each parameter. Raises UserError for unknown, double and missing keys."""
     if root is None:
         raise UserError(f"{path}: is empty; a sweep has method, metric, command and parameters")
     origins: dict[str, str] = {}
@@ -117,86 +145,98 @@ def outline(root: yaml.Node | None, path: Path) -> tuple[dict[str, str], dict[st
     for key, origin, node in entries(root, path, "what makes a sweep (method, metric, command, parameters, ...)"):
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(KEYS)}"
+            hint = f"; did you mean {near[0]}?" if near else f"; supported: {', '.join(KEYS)}"
             raise UserError(f"{key} ({origin}): no part of a sweep{hint}")
-        once(key, origin, origins)
+        add_origin(key, origin, origins)
         if key == "parameters":
             for name, where, _ in entries(node, path, "settings and their values"):
                 check_key(name, where)
-                once(name, where, parameters)
+                add_origin(name, where, parameters)
                 if name in PER_RUN:
-                    raise UserError(f"{name} ({where}): is each run's own; leave it out")
+                    raise UserError(f"{name} ({where}): each run has its own; leave it out")
     for key in ("method", "metric", "command", "parameters"):
         if key not in origins:
             raise UserError(f"{path}: has no {key}")
+    if not parameters:
+        raise UserError(f"parameters ({origins['parameters']}): is empty; give settings and their values")
     return origins, parameters
 
 
-def once(key: str, origin: str, origins: dict[str, str]) -> None:
-    """Note where a key stands, unless it was there before."""
+def add_origin(key: str, origin: str, origins: dict[str, str]) -> None:
+    """Note the origin of a key. Raises UserError if the key has one already."""
     if key in origins:
         raise UserError(f"{key} ({origin}): given twice, first in {origins[key]}")
     origins[key] = origin
 
 
-def with_defaults(content: dict[str, Any], path: Path, parameters: dict[str, str]) -> dict[str, Any]:
-    """What decides the runs, as the library takes it.
+def parse_metric(metric: Any, origin: str) -> dict[str, Any]:
+    """The metric with its goal.
 
     Raises:
-        UserError: the library would not take it.
+        UserError: it is not one, or has a key that is not supported.
     """
-    library = sweeps_library()
-    from sweeps.config import fill_parameter
+    example = "must be as in {name: val/accuracy, goal: maximize}"
+    if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
+        raise UserError(f"metric ({origin}): {example}")
+    for key, value in metric.items():
+        if key not in ("name", "goal", "target", "impute"):
+            raise UserError(f"metric ({origin}): {shown(str(key))} is not supported; {example}")
+        if key == "goal" and value not in GOALS:
+            raise UserError(f"metric ({origin}): goal={shown(str(value))} must be one of {', '.join(GOALS)}")
+        if key == "target" and type(value) not in (int, float):
+            raise UserError(f"metric ({origin}): target={shown(str(value))} must be a number")
+        if key == "impute" and value != "worst":
+            raise UserError(f"metric ({origin}): impute={shown(str(value))} is not supported; use worst")
+    return {"goal": "minimize", **metric}
 
-    if not isinstance(content["metric"], dict) or not isinstance(content["metric"].get("name"), str):
-        raise UserError(f"metric ({path}): must be as in {{name: val/accuracy, goal: maximize}}")
-    for name, origin in parameters.items():
-        values = content["parameters"][name]
-        if isinstance(values, dict) and "parameters" in values:
+
+def parse_early_terminate(early: Any) -> EarlyTermination:
+    """When runs are compared, from early_terminate of the file.
+
+    Raises:
+        ValueError: what is wrong, or what Optuna's pruner cannot do.
+    """
+    if not isinstance(early, dict) or early.get("type") != "hyperband":
+        raise ValueError("must be as in {type: hyperband, min_iter: 2, eta: 2}")
+    numbers = {key: value for key, value in {"eta": 3, **early}.items() if key not in ("type", "strict")}
+    if early.get("strict") not in (None, True):
+        raise ValueError("strict=false is not supported; leave it out")
+    for key, value in numbers.items():
+        least = 2 if key == "eta" else 1
+        if key not in ("min_iter", "max_iter", "s", "eta"):
+            raise ValueError(f"{key!r:.40} is not supported; hyperband takes min_iter and eta, or max_iter, s and eta")
+        if type(value) is not int or value < least:
+            raise ValueError(f"{key}={value!r:.40} must be a whole number, at least {least}")
+    if numbers.keys() == {"min_iter", "eta"}:
+        return EarlyTermination(numbers["min_iter"], numbers["eta"], math.inf)
+    if numbers.keys() != {"max_iter", "s", "eta"}:
+        raise ValueError("give min_iter, or max_iter and s")
+    min_iter, rest = divmod(numbers["max_iter"], numbers["eta"] ** min(numbers["s"], 64))
+    if rest:
+        raise ValueError(f"max_iter={numbers['max_iter']} must be a multiple of eta^s; or give min_iter")
+    return EarlyTermination(min_iter, numbers["eta"], numbers["max_iter"])
+
+
+def check_parameters(parameters: dict[str, Any], origins: dict[str, str], method: str) -> None:
+    """Check that a sweep of this method can draw each parameter, and only values that its setting allows.
+
+    Raises:
+        UserError: the first one that is wrong.
+    """
+    for name, origin in origins.items():
+        parameter = parameters[name]
+        if not isinstance(parameter, dict):
+            raise UserError(f"{name} ({origin}): must be as in {{values: [0.001, 0.01]}}, or {{min: 0.0, max: 0.5}}")
+        if "parameters" in parameter:
             raise UserError(f"{name} ({origin}): cannot hold parameters; write each as section.key")
         try:
-            known = isinstance(values, dict) and fill_parameter(name, values)
+            distribution = to_distribution(parameter)
+            for value in example_values(distribution):
+                parse_value(Setting(name, str(value), origin))
+            if method == "grid":
+                grid_size(distribution)
         except ValueError as error:
             raise UserError(f"{name} ({origin}): {error}") from None
-        if not known:
-            raise UserError(
-                f"{name} ({origin}): {shown(str(values))} is no distribution; give value, values, or min and max "
-                "as plain numbers (YAML takes 1e-4 for a text; write 0.0001)"
-            )
-    try:
-        violations = library.schema_violations_from_proposed_config(content)
-    except ValueError as error:
-        violations = [str(error)]
-    if violations:
-        raise UserError(f"{path}: {violations[0]}")
-    filled = library.SweepConfig({key: content[key] for key in DECIDES if key in content})
-    filled["metric"] = {"goal": "minimize", "impute": "worst", **content["metric"]}
-    return dict(filled)
-
-
-def check_parameters(parameters: dict[str, Any], origins: dict[str, str]) -> None:
-    """Raise UserError unless whatever a sweep may give a setting is within that setting's type and range."""
-    for name, values in parameters.items():
-        for value in possible(name, values):
-            parse_value(Setting(name, str(value), origins[name]))
-
-
-def possible(name: str, values: dict[str, Any]) -> Iterator[Any]:
-    """All values that a parameter may have, or of a distribution its ends and what lies between them."""
-    from sweeps.params import HyperParameter
-
-    if "value" in values:
-        yield values["value"]
-    elif "values" in values:
-        yield from values["values"]
-    else:
-        parameter = HyperParameter(name, values)
-        yield from (plain(parameter.ppf(percentile)) for percentile in PERCENTILES)
-
-
-def plain(value: Any) -> Any:
-    """A number of numpy's as one of Python's."""
-    return value.item() if hasattr(value, "item") else value
 
 
 def check_command(sweep: Sweep, origin: str) -> Config:
@@ -207,7 +247,7 @@ def check_command(sweep: Sweep, origin: str) -> Config:
     """
     if not {"${args}", "${args_no_equals}"} & set(sweep.command):
         raise UserError(f"command ({origin}): has no ${{args}}, by which the parameters reach every process")
-    first = {name: next(possible(name, values)) for name, values in sweep.definition["parameters"].items()}
+    first = {name: example_values(distribution)[0] for name, distribution in sweep.search_space().items()}
     words = sweep.arguments(first)
     left = [word for word in words if word.startswith("${")]
     if left:

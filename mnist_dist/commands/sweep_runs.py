@@ -1,4 +1,4 @@
-"""The runs of a sweep: what is known of each, kept in one file, and each one's processes."""
+"""The runs of a sweep: the processes of each, what is known of it, and the sweep's folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ import psutil
 from mnist_dist.config.yaml_files import shown
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.files import atomic_write, read_json
-from mnist_dist.utils.strict_json import dump_strict, type_error
+from mnist_dist.utils.strict_json import dump_strict
 
-METRICS, SUMMARY = "metrics.jsonl", "summary.json"  # as in run_folder.py, which imports torch
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"  # as in checkpoint/run_dir.py, which imports torch
 RESULTS, LOCK = "results.json", ".lock"
 FINISHED, STOPPED_EARLY, FAILED, INTERRUPTED, RUNNING = "finished", "stopped early", "failed", "interrupted", "running"
 DONE = (FINISHED, STOPPED_EARLY)
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 60.0  # for a checkpoint and for wandb, before processes are killed
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]  # that of this Python, wherever PATH leads
+GRACE_SECONDS = 60.0
+"""From SIGTERM to SIGKILL: time for a checkpoint and for wandb."""
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]  # of this Python, whatever PATH says
 
 
 @dataclass
@@ -36,10 +37,11 @@ class Run:
     """One run of a sweep, as results.json has it."""
 
     number: int
+    """From 1."""
     parameters: dict[str, Any]
     state: str = RUNNING
     values: list[float] = field(default_factory=list)
-    """The metric, each time it was recorded."""
+    """The metric, each time it was logged."""
     seconds: float = 0.0
     error: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
@@ -47,21 +49,29 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder, within the sweep's."""
+        """Name of its folder in the sweep's."""
         return f"{self.number:03d}"
 
 
-def best(run: Run, maximize: bool) -> float | None:
-    """The best value of a run's metric; None if it recorded none."""
-    return (max if maximize else min)(run.values) if run.values else None
+def best_value(run: Run, goal: str) -> float | None:
+    """The best value of a run's metric; None if it logged none.
+
+    Args:
+        goal: `minimize` or `maximize`.
+    """
+    return (max if goal == "maximize" else min)(run.values) if run.values else None
 
 
 # The sweep's folder
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Create a sweep's folder and hold it for this process. Raises UserError if another one does, or it cannot be."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create a sweep's folder and lock it for this process.
+
+    Raises:
+        UserError: another process has the lock, or the folder cannot be created.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -76,29 +86,8 @@ def held(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def read_results(folder: Path, definition: dict[str, Any]) -> list[Run]:
-    """The runs that an earlier call left in a sweep's folder, those that ended badly as interrupted.
-
-    Raises:
-        UserError: they are another sweep's, or the file makes no sense.
-    """
-    path = folder / RESULTS
-    try:
-        found = read_json(path)
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; remove it, or choose another --dir") from None
-    if found.get("definition") != json.loads(dump_strict(definition)):
-        raise UserError(f"{path}: belongs to another sweep, or to this one before it was changed; choose another --dir")
-    odd = type_error(found.get("runs"), list[Run], "runs")
-    if odd:
-        raise UserError(f"{path}: {odd}; remove it, or choose another --dir")
-    return [Run(**run) for run in found["runs"]]
-
-
 def write_results(folder: Path, facts: dict[str, Any], runs: list[Run]) -> None:
-    """Write results.json, whole: the sweep's facts and its runs."""
+    """Write results.json atomically: the sweep's facts and its runs."""
     with atomic_write(folder / RESULTS) as path:
         path.write_text(dump_strict(facts | {"runs": [asdict(run) for run in runs]}) + "\n")
 
@@ -106,47 +95,52 @@ def write_results(folder: Path, facts: dict[str, Any], runs: list[Run]) -> None:
 # One run
 
 
-def carry_out(
-    run: Run, command: list[str], folder: Path, metric: str, stopping: Callable[[], bool], hopeless: Callable[[], bool]
+def execute(
+    run: Run,
+    command: list[str],
+    folder: Path,
+    metric: str,
+    stopping: Callable[[], bool],
+    should_prune: Callable[[], bool],
 ) -> None:
-    """Run a command to its end and note how it went; what it prints goes to a file beside the run's folder.
+    """Run a command to its end and note in `run` how it went. Its output goes to a file beside the run's folder.
 
     Args:
         command: words, of which `accelerate` and `python` mean those of this Python.
         folder: the run's.
         metric: the key whose values are noted.
-        stopping: whether the sweep is to stop; the run then writes a checkpoint, and ends.
-        hopeless: whether the run is to end early; asked after each new value.
+        stopping: whether the sweep is to stop; the run then writes a checkpoint and ends.
+        should_prune: whether the run is to end early; asked after new values.
     """
     started = time.monotonic()
     log = folder.with_suffix(".log")
     run.state, run.error = RUNNING, ""
-    with log.open("ab") as output, child(own(command), output) as process:
+    with log.open("ab") as output, start_process(resolve_program(command), output) as process:
         while process.poll() is None and run.state == RUNNING:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(POLL_SECONDS)
             before, run.values = len(run.values), read_values(folder / METRICS, metric)
             if process.poll() is None and stopping():
                 run.state = INTERRUPTED
-            elif process.poll() is None and len(run.values) > before and hopeless():
+            elif process.poll() is None and len(run.values) > before and should_prune():
                 run.state = STOPPED_EARLY
     run.seconds += time.monotonic() - started
     run.values = read_values(folder / METRICS, metric)
     if process.returncode == 0:  # also if it was just then asked to stop
         run.state, run.summary = FINISHED, read_summary(folder / SUMMARY)
     elif run.state == RUNNING:
-        run.state, run.error = FAILED, last_words(log, process.returncode)
+        run.state, run.error = FAILED, describe_failure(log, process.returncode)
 
 
-def own(command: list[str]) -> list[str]:
+def resolve_program(command: list[str]) -> list[str]:
     """The command with this Python's own accelerate and interpreter."""
     replaced = {"accelerate": ACCELERATE, "python": [sys.executable]}
     return [*replaced.get(command[0], command[:1]), *command[1:]]
 
 
 @contextlib.contextmanager
-def child(command: list[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process out of Ctrl-C's reach; asked to stop at the end, with all it started, and none of them is left then.
+def start_process(command: list[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command that Ctrl-C does not reach. On leaving: SIGTERM, then SIGKILL to all that is left of its tree.
 
     Raises:
         UserError: there is no such program.
@@ -157,25 +151,25 @@ def child(command: list[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
         )
     except OSError as error:
         raise UserError(f"command: {command[0]}: {error.strerror}") from None
-    family: list[psutil.Process] = []
+    tree: list[psutil.Process] = []
     try:
         yield process
-        family = family_of(process.pid)
+        tree = process_tree(process.pid)
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS)  # psutil would keep the exit code from it
-            psutil.wait_procs(family[1:], timeout=GRACE_SECONDS)
+                process.wait(GRACE_SECONDS)  # before psutil waits, which would take the exit code
+            psutil.wait_procs(tree[1:], timeout=GRACE_SECONDS)
     finally:
-        for member in family or family_of(process.pid):
+        for member in tree or process_tree(process.pid):
             with contextlib.suppress(psutil.Error):
                 member.kill()
         process.wait()
 
 
-def family_of(pid: int) -> list[psutil.Process]:
-    """A process and all that it started and that still has it for an ancestor."""
+def process_tree(pid: int) -> list[psutil.Process]:
+    """A process and its descendants; nothing if it is gone."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -183,7 +177,7 @@ def family_of(pid: int) -> list[psutil.Process]:
 
 
 def read_values(path: Path, metric: str) -> list[float]:
-    """The metric in the whole rows of a metrics.jsonl; none where there is no such file."""
+    """The metric in the complete rows of a metrics.jsonl; nothing if there is no such file."""
     values = []
     with contextlib.suppress(OSError):
         for line in path.read_bytes().splitlines():
@@ -194,7 +188,7 @@ def read_values(path: Path, metric: str) -> list[float]:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """What is kept of a run's summary.json."""
+    """test.*, train.* and weights_sha256 of a run's summary.json; nothing if there is no such file."""
     with contextlib.suppress(OSError, ValueError):
         return {
             key: value
@@ -204,8 +198,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     return {}
 
 
-def last_words(log: Path, code: int) -> str:
-    """Why a run failed, in one line: our own error if there is one, else the last line that it wrote."""
+def describe_failure(log: Path, code: int) -> str:
+    """Why a run failed, in one line: our own error message if there is one, else the last line of its output."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     ours = [line.removeprefix("mnist_dist: ") for line in lines if line.startswith("mnist_dist: ")]
     words = [*lines[-1:], *ours[-1:]] or ["it wrote nothing"]

@@ -1,4 +1,4 @@
-"""Draw digits and probabilities in a terminal, with colours and blocks where it has them, in ASCII where not."""
+"""Draw digits and probabilities in a terminal: colours and block characters if it has them, else ASCII."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME_CELLS = 12
 
 
 def is_plain(console: Console) -> bool:
-    """Whether a console shows no colours or cannot encode block characters, and so needs `plain=True` below."""
+    """Whether a console has no colours or cannot encode block characters: draw with `plain=True` then."""
     try:
         "▀█".encode(console.encoding)
     except (UnicodeEncodeError, LookupError):
@@ -29,12 +29,12 @@ def is_plain(console: Console) -> bool:
     return console.color_system is None or console.no_color
 
 
-def digit(image: Tensor, plain: bool = False) -> Text:
-    """An image in half as many lines of text, two pixels to a character.
+def draw_digit(image: Tensor, plain: bool = False) -> Text:
+    """Draw an image as H / 2 lines of text: a character is two pixels, one above the other.
 
     Args:
         image: uint8 (H, W), H even, 0 black to 255 white.
-        plain: ASCII characters of different density instead of grey half blocks.
+        plain: ASCII characters from light to dense instead of grey half blocks.
     """
     pixels = image.tolist()
     lines = []
@@ -43,23 +43,23 @@ def digit(image: Tensor, plain: bool = False) -> Text:
         if plain:
             lines.append(Text("".join(SHADES[(top + bottom) * len(SHADES) // 512] for top, bottom in pairs)))
         else:
-            lines.append(Text.assemble(*(("▀", grey(top, bottom)) for top, bottom in pairs)))
+            lines.append(Text.assemble(*(("▀", grey_style(top, bottom)) for top, bottom in pairs)))
     return Text("\n", no_wrap=True).join(lines)
 
 
-def grey(top: int, bottom: int) -> Style:
-    """The style that makes an upper half block two pixels, each 0 to 255."""
+def grey_style(top: int, bottom: int) -> Style:
+    """The style of an upper half block that shows two pixels, each 0 to 255."""
     return Style(color=Color.from_rgb(top, top, top), bgcolor=Color.from_rgb(bottom, bottom, bottom))
 
 
-def bars(probabilities: Tensor, classes: Sequence[str], truth: int | None = None, plain: bool = False) -> Text:
-    """One line a class: its name, a bar and its probability; `>` marks the prediction, `true` the truth.
+def draw_bars(probabilities: Tensor, classes: Sequence[str], truth: int | None = None, plain: bool = False) -> Text:
+    """Draw one line per class: name, bar and probability. `>` marks the prediction, `true` the label.
 
     Args:
         probabilities: float (C,), each 0 to 1.
         classes: the C names.
-        truth: the true class, where it is known.
-        plain: ASCII characters only, apart from the names.
+        truth: the label, if it is known.
+        plain: ASCII characters only, except in the names.
     """
     values = probabilities.tolist()
     likeliest = max(range(len(values)), key=values.__getitem__)
@@ -70,12 +70,12 @@ def bars(probabilities: Tensor, classes: Sequence[str], truth: int | None = None
         bar = ("#" if plain else "█") * length + ("." if plain else "·") * (BAR_CELLS - length)
         marked, true = ">" if index == likeliest else " ", " true" if index == truth else ""
         line = f"{marked} {set_cell_size(name, width)} {bar} {value:7.2%}{true}"
-        lines.append(Text(line, style=style(index, likeliest, truth)))
+        lines.append(Text(line, style=line_style(index, likeliest, truth)))
     return Text("\n", no_wrap=True).join(lines)
 
 
-def style(index: int, likeliest: int, truth: int | None) -> str:
-    """How a class's line looks: the truth green, another prediction red."""
+def line_style(index: int, likeliest: int, truth: int | None) -> str:
+    """The style of a class's line: the label green, a wrong prediction red."""
     if index == truth:
         return "bold green"
     if index == likeliest:
@@ -83,8 +83,8 @@ def style(index: int, likeliest: int, truth: int | None) -> str:
     return "dim"
 
 
-def beside(left: Text, right: Text) -> Table:
-    """Two drawings next to each other, the right one in the middle of the height."""
+def side_by_side(left: Text, right: Text) -> Table:
+    """Two drawings side by side, the right one centred vertically."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True, vertical="middle")

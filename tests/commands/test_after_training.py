@@ -17,7 +17,7 @@ from small_checkpoint import replace_file
 from mnist_dist import __version__
 from mnist_dist.__main__ import COMMANDS, main
 from mnist_dist.checkpoint.tensors import weights_sha256
-from mnist_dist.commands.load_model import restore
+from mnist_dist.commands.load_model import load_model
 from mnist_dist.data.idx import write_idx
 from mnist_dist.data.prepare import FILES
 from mnist_dist.models import list_models
@@ -120,27 +120,27 @@ def test_evaluate_gives_the_summary_again(home: Path) -> None:
     assert f"{summary['val.correct']} of 100" in shown.stdout
 
 
-def test_restored_weights_are_the_evaluated_ones(run: str) -> None:
+def test_loaded_weights_are_the_evaluated_ones(run: str) -> None:
     """With a moving average, that is what the summary's digest is of."""
-    restored = restore(run)
-    assert restored.step == 20
-    assert weights_sha256(restored.model) == json.loads(Path("run/summary.json").read_text())["weights_sha256"]
-    assert not restored.model.training
+    loaded = load_model(run)
+    assert loaded.step == 20
+    assert weights_sha256(loaded.model) == json.loads(Path("run/summary.json").read_text())["weights_sha256"]
+    assert not loaded.model.training
 
 
 def test_each_way_to_name_a_checkpoint(run: str) -> None:
-    assert restore(run, "10").step == 10
-    assert restore(run, "run/checkpoints/step-00000010").step == 10
-    assert restore(run, "best").step in (10, 20)
+    assert load_model(run, "10").step == 10
+    assert load_model(run, "run/checkpoints/step-00000010").step == 10
+    assert load_model(run, "best").step in (10, 20)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("nowhere",), "no such folder"), (("data",), "no whole checkpoint"), (("run", "7"), "step-00000007")],
+    [(("nowhere",), "no such folder"), (("data",), "no complete checkpoint"), (("run", "7"), "step-00000007")],
 )
-def test_what_cannot_be_restored_is_one_line(run: str, arguments: tuple[str, ...], said: str) -> None:
+def test_what_cannot_be_loaded_is_one_line(run: str, arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
-        restore(*arguments)
+        load_model(*arguments)
     assert "\n" not in str(error.value)
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     shutil.copytree(run, tmp_path / "run")
     weights = tmp_path / "run/checkpoints/step-00000020/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
-    assert restore(str(tmp_path / "run")).step == 10
+    assert load_model(str(tmp_path / "run")).step == 10
     assert "step-00000020" in capsys.readouterr().err
 
 
@@ -175,7 +175,7 @@ def test_a_forged_configuration_is_one_line(
     state["config"][section][key] = value
     replace_file(folder, "state.json", json.dumps(state).encode())
     with pytest.raises(UserError, match=rf"was written by another version of mnist_dist \(.*{said}") as error:
-        restore(str(tmp_path / "run"))
+        load_model(str(tmp_path / "run"))
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -225,7 +225,7 @@ def test_help_comes_without_torch(name: str, tmp_path: Path) -> None:
 
 
 def test_feature_maps_are_the_convolutions_own_output(run: str) -> None:
-    model = restore(run).model
+    model = load_model(run).model
     image = torch.rand(1, 28, 28)
     (name, first), (_, second) = feature_maps(model, image)
     assert name == "body.0"

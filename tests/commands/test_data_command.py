@@ -59,9 +59,9 @@ def test_check_tells_what_is_there(root: Path, capsys: pytest.CaptureFixture[str
     line = next(line for line in out.splitlines() if line.startswith(f"{packed.name}.gz"))
     assert line.split() == [f"{packed.name}.gz", str((root / f"{packed.name}.gz").stat().st_size), digest, "no"]
     # One image of 12 is 1, the others 0: mean 1/12, std sqrt(1/12 - 1/144).
-    assert "train: 12 images, pixel mean 0.0833, std 0.2764; of each class 0:2 1:2 2:1 3:1" in out
-    assert "test: 10 images, pixel mean 0.1000, std 0.3000; of each class 0:1" in out
-    assert out.endswith("a whole data set, but not the original MNIST\n")
+    assert "train: 12 images, pixel mean 0.0833, std 0.2764; per class 0:2 1:2 2:1 3:1" in out
+    assert "test: 10 images, pixel mean 0.1000, std 0.3000; per class 0:1" in out
+    assert out.endswith("a complete data set, but not the original MNIST\n")
 
 
 def test_check_knows_the_original(
@@ -72,7 +72,7 @@ def test_check_knows_the_original(
     assert capsys.readouterr().out.endswith("the original MNIST\n")
     damaged = root / "t10k-labels-idx1-ubyte"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte: differs from the original"):
+    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte: not the original MNIST"):
         main(["check", f"--data.root={root}"])
 
 

@@ -18,7 +18,7 @@ from programs import write_digits
 
 import mnist_dist.commands.doctor as doctor
 import mnist_dist.commands.doctor_checks as doctor_checks
-from mnist_dist.commands.doctor_checks import NOTE, OK, PROBLEM, Finding, cpu_limit, probe, run_checks
+from mnist_dist.commands.doctor_checks import NOTE, OK, PROBLEM, Finding, cpu_limit, probe_address, run_checks
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.cluster_environment import ClusterEnvironment
 from mnist_dist.distributed.topology import Topology
@@ -81,9 +81,9 @@ def test_two_processes_are_one_table(folder: Path) -> None:
     assert [code for code, _ in run_ranks(2, examine, folder, [], machines=2)] == [0, 0]
     works, checks = report(folder)
     assert works
-    assert {"clocks", "meeting", "all-reduce"} <= set(checks)
+    assert {"clocks", "rendezvous", "all-reduce"} <= set(checks)
     assert checks["launcher"]["found"] == "RANK in the environment, 2 in all, 2 machines"
-    assert checks["meeting"]["found"] == "2 on 2 machines, gloo"
+    assert checks["rendezvous"]["found"] == "2 on 2 machines, gloo"
     assert checks["software"]["found"].startswith("the same everywhere: mnist_dist ")
     assert (folder / "out-1").read_text() == ""
 
@@ -112,8 +112,8 @@ def test_a_process_that_is_missing_is_named_in_time(folder: Path) -> None:
     assert first.value[1] < 30
     works, checks = report(folder)
     assert not works
-    assert checks["meeting"]["found"].startswith("rank 0 of 3 could not meet rank 1 at 127.0.0.1:")
-    assert "answers: another process is missing" in checks["meeting"]["advice"]
+    assert checks["rendezvous"]["found"].startswith("rank 0 of 3 could not meet rank 1 at 127.0.0.1:")
+    assert "answers: another process is missing" in checks["rendezvous"]["advice"]
     assert checks["data"]["verdict"] == OK  # what it found alone is shown all the same
     assert isinstance(third.error, TrainingError)
     assert "could not meet" in str(third.error)
@@ -124,8 +124,8 @@ def examine_stuck(folder: Path) -> None:
     rank = os.environ["RANK"]
     with (folder / f"err-{rank}").open("w") as file:
         os.dup2(file.fileno(), 2)
-    doctor.LATE_SECONDS = 0.5
-    doctor.meet = lambda config, topology, findings: threading.Event().wait()
+    doctor.MARGIN_SECONDS = 0.5
+    doctor.gather_findings = lambda config, topology, findings: threading.Event().wait()
     examine(folder, ["--run.timeout=1"])
 
 
@@ -134,27 +134,28 @@ def test_processes_that_are_stuck_say_what_is_known_and_end(folder: Path) -> Non
     assert [outcome.exit_code for outcome in outcomes] == [1, 1]
     works, checks = report(folder)
     assert not works
-    assert checks["meeting"]["found"] == "rank 0 of 2 is stuck: nothing came of it within 1 s"
+    assert checks["rendezvous"]["found"] == "rank 0 of 2 is stuck: no answer within 1 s"
     assert checks["data"]["verdict"] == OK
     (line,) = (folder / "err-1").read_text().splitlines()
-    assert line.startswith("mnist_dist: error: rank 1 of 2 is stuck: nothing came of it within 1 s; 127.0.0.1:")
+    assert line.startswith("mnist_dist: error: rank 1 of 2 is stuck: no answer within 1 s; 127.0.0.1:")
 
 
 def test_a_launcher_that_contradicts_itself_is_a_problem(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_STEP_NUM_TASKS", "2")
-        patch.setattr(doctor, "EVERYWHERE", {})
-        patch.setattr(doctor, "ON_RANK_0", {})
-        patch.setattr(doctor, "WITH_TORCH", {})
-        patch.setattr(doctor, "meet", lambda config, topology, findings: findings)
+        patch.setattr(doctor, "ALL_RANK_CHECKS", {})
+        patch.setattr(doctor, "RANK_0_CHECKS", {})
+        patch.setattr(doctor, "TORCH_CHECKS", {})
+        patch.setattr(doctor, "gather_findings", lambda config, topology, findings: findings)
         assert doctor.main([]) == 1
     out = capsys.readouterr().out
     assert "SLURM_PROCID is not set" in out
     assert out.endswith("this run would fail: see the problems above\n")
 
 
-def test_help_comes_without_looking(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main(["--help"]) == 0
+def test_help_comes_before_any_check(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        doctor.main(["--help"])
     assert "mnist-dist doctor" in capsys.readouterr().out
 
 
@@ -196,9 +197,9 @@ def test_a_port_that_is_taken() -> None:
         place = ClusterEnvironment("srun", 0, 2, 0, 1, "127.0.0.1", port, "SLURM_PROCID", "SLURM_NTASKS", 0, 2)
         found = doctor_checks.check_address(CONFIG, two(f"127.0.0.1:{port}", place))
         assert (found.verdict, found.advice) == (PROBLEM, "choose another MASTER_PORT")
-        assert probe(f"127.0.0.1:{port}").startswith("answers")
+        assert probe_address(f"127.0.0.1:{port}").startswith("answers")
     assert doctor_checks.check_address(CONFIG, two(f"127.0.0.1:{port}", place)).verdict == OK
-    assert probe(f"127.0.0.1:{port}") == "cannot be reached: Connection refused"
+    assert probe_address(f"127.0.0.1:{port}") == "cannot be reached: Connection refused"
 
 
 def test_a_machine_that_takes_itself_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,8 +254,8 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         "2 processes on this machine, which has 1 GPU: start at most 1, or train on the CPU with --run.device=cpu"
     )
     with pytest.raises(TrainingError, match="2 processes on this machine"):
-        doctor.meet(CONFIG, topology, [device])
-    assert doctor.meet(CONFIG, Topology(0, 2, 0, 2, "127.0.0.1:1"), [device]) == [device]
+        doctor.gather_findings(CONFIG, topology, [device])
+    assert doctor.gather_findings(CONFIG, Topology(0, 2, 0, 2, "127.0.0.1:1"), [device]) == [device]
 
 
 def test_absent_data(tmp_path: Path) -> None:

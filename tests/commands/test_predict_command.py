@@ -46,7 +46,7 @@ SURE = "85.85%"
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """A run whose test set is 0 to 9 four times, each seventh label wrong; what `restore` was asked for."""
+    """A run whose test set is 0 to 9 four times, each seventh label wrong; what `load_model` was asked for."""
     true = torch.arange(40, dtype=torch.uint8) % 10
     labels = torch.where(torch.arange(40) % 7 == 6, (true + 1) % 10, true)
     for name in FILES:
@@ -55,15 +55,15 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, data: DataConfig) -> list[tuple[str, str]]:
-    """Make `restore` give RowReader with this configuration; records what it is asked for."""
+    """Make `load_model` give RowReader with this configuration; records what it is asked for."""
     asked: list[tuple[str, str]] = []
 
-    def restore(run: str, checkpoint: str = "latest") -> types.SimpleNamespace:
+    def load_model(run: str, checkpoint: str = "latest") -> types.SimpleNamespace:
         asked.append((run, checkpoint))
         return types.SimpleNamespace(config=Config(data=data), model=RowReader().eval(), step=1, folder=Path(run))
 
     module = types.ModuleType("mnist_dist.commands.load_model")
-    module.restore = restore  # type: ignore[attr-defined]
+    module.load_model = load_model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return asked
 

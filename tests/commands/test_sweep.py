@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import random
 import signal
@@ -21,16 +22,17 @@ from programs import LAUNCH, PYTHON, run, started, write_digits
 
 from mnist_dist.__main__ import main as mnist_dist
 from mnist_dist.checkpoint import run_dir
-from mnist_dist.commands import sweep_config as sweep_file
-from mnist_dist.commands import sweep_runs
-from mnist_dist.commands.sweep import Runner, ranked, show
-from mnist_dist.commands.sweep_config import Sweep, plain, read_sweep
-from mnist_dist.commands.sweep_runs import FAILED, FINISHED, INTERRUPTED, STOPPED_EARLY
+from mnist_dist.commands import sweep_config, sweep_runs
+from mnist_dist.commands.sweep import SweepRunner, main, rank, show
+from mnist_dist.commands.sweep_config import Sweep, parse_early_terminate, read_sweep
+from mnist_dist.commands.sweep_runs import FAILED, FINISHED, INTERRUPTED, STOPPED_EARLY, Run
+from mnist_dist.commands.sweep_search_space import grid_point, to_distribution
+from mnist_dist.commands.sweep_study import JOURNAL, STUDY, SweepStudy
 from mnist_dist.config.loader import load
 from mnist_dist.config.yaml_files import find_sweep, list_recipes, list_sweeps
 from mnist_dist.utils.errors import UserError
 
-pytest.importorskip("sweeps", reason="needs the extra `sweeps`")
+optuna = pytest.importorskip("optuna", reason="needs the extra `sweeps`")
 
 GRID = """\
 method: grid
@@ -74,15 +76,14 @@ def test_shipped_sweeps_are_good_and_go_through_accelerate(
 
 @pytest.mark.parametrize("name", list_sweeps())
 def test_wandb_takes_the_same_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """wandb's own reader, the validator of its controller and server, and its agent, up to the process it starts."""
-    import sweeps
+    """wandb's own reader, and its agent up to the process it starts, with parameters as they are drawn here."""
     from wandb import wandb_agent
     from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
     config = load_sweep_config(str(find_sweep(name)))
     assert config
-    assert sweeps.schema_violations_from_proposed_config(config) == []
-    drawn = sweeps.next_run(config, [], validate=True)
+    sweep = read_sweep(find_sweep(name))
+    drawn = SweepStudy(sweep, tmp_path).next_run()
     assert drawn is not None
 
     commands: list[list[str]] = []
@@ -97,14 +98,13 @@ def test_wandb_takes_the_same_file(name: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     agent = wandb_agent.Agent(None, None)
     agent._sweep_command = list(config["command"])
-    parameters = {key: plain(entry["value"]) for key, entry in drawn.config.items()}
-    arguments = {key: {"value": value} for key, value in parameters.items()}
+    arguments = {key: {"value": value} for key, value in drawn.parameters.items()}
     agent._command_run({"run_id": "r1", "program": config["program"], "args": arguments})
-    assert commands == [read_sweep(find_sweep(name)).arguments(parameters)]
+    assert commands == [sweep.arguments(drawn.parameters)]
     (command,) = commands
     assert command[:4] == ["accelerate", "launch", "-m", "mnist_dist.train"]
     loaded = load(command[4:]).config.to_dict()
-    for key, value in parameters.items():
+    for key, value in drawn.parameters.items():
         section, _, field = key.partition(".")
         assert loaded[section][field] == value
 
@@ -174,25 +174,48 @@ def test_wandb_sweep_and_wandb_agent_carry_out_the_same_file(tmp_path: Path) -> 
         ("method: grid\n", "", "has no method"),
         ("method: grid", "method: random", "method=random (mine.yaml:1): never ends; give run_cap, or --count N"),
         ("method: grid", "method: grid\nrun_cap: -1", "run_cap=-1"),
-        ("method: grid", "method: grid\nearly_terminate: {type: hyperband}", "is not valid under any"),
-        ("{name: val/accuracy, goal: maximize}", "val/accuracy", "metric (mine.yaml): must be as in {name: "),
-        ("goal: maximize", "goal: most", "'most' is not one of"),
+        ("method: grid", "method: grid\nearly_terminate: {type: hyperband}", "give min_iter, or max_iter and s"),
+        ("method: grid", "method: grid\nearly_terminate: hyperband", "early_terminate (mine.yaml:2): must be as in"),
+        ("method: grid", "method: [grid]", "method=['grid'] (mine.yaml:1): must be one of grid"),
+        ("{name: val/accuracy, goal: maximize}", "val/accuracy", "metric (mine.yaml:2): must be as in {name: "),
+        ("goal: maximize", "goal: most", "metric (mine.yaml:2): goal=most must be one of minimize, maximize"),
+        ("goal: maximize", "goals: maximize", "metric (mine.yaml:2): goals is not supported; must be as in"),
+        ("goal: maximize", "impute: best", "metric (mine.yaml:2): impute=best is not supported; use worst"),
+        ("goal: maximize", "target: high", "metric (mine.yaml:2): target=high must be a number"),
         ("val/accuracy", "val/acuracy", "metric val/acuracy (mine.yaml:2): runs do not log it; did you mean val/accur"),
         ("val/accuracy", "test/accuracy", "metric test/accuracy (mine.yaml:2): runs do not log it; did you mean"),
         ("optim.lr", "optim.rate", "optim.rate (mine.yaml:5): unknown setting"),
         ("optim.lr", "optim.l", "optim.l (mine.yaml:5): unknown setting; did you mean optim.lr?"),
-        ("optim.lr", "run.dir", "run.dir (mine.yaml:5): is each run's own; leave it out"),
+        ("optim.lr", "run.dir", "run.dir (mine.yaml:5): each run has its own; leave it out"),
         ("0.1]", "-0.1]", "optim.lr=-0.1 (mine.yaml:5): must be at least 0"),
         ("0.1]", "high]", "optim.lr=high (mine.yaml:5): must be a number"),
         ("value: true", "value: 3", "optim.nesterov=3 (mine.yaml:6): must be true or false"),
-        ("{values: [0.001, 0.1]}", "{vales: [0.001]}", "is no distribution; give value, values, or min and max"),
+        (
+            "{values: [0.001, 0.1]}",
+            "{vales: [0.001]}",
+            "(mine.yaml:5): has no distribution; give value, values, or min",
+        ),
+        ("{values: [0.001, 0.1]}", "0.1", "optim.lr (mine.yaml:5): must be as in {values: [0.001, 0.01]}"),
+        ("[0.001, 0.1]", "[]", "optim.lr (mine.yaml:5): values must be a list of at least one value"),
+        ("[0.001, 0.1]", "[0.1, 0.1]", "optim.lr (mine.yaml:5): 0.1 is there twice"),
+        ("[0.001, 0.1]", "[null]", "optim.lr (mine.yaml:5): a value must be a number, a text, true, false"),
+        ("[0.001, 0.1]", "[2020-01-01]", "optim.lr (mine.yaml:5): a value must be a number, a text"),
+        ("0.1]}", "0.1], probabilities: [1, 0]}", "'probabilities' is not supported; categorical takes values"),
+        ("{values: [0.001, 0.1]}", "{min: 0.1, max: .inf}", "max must be between -1e+15 and 1e+15"),
+        ("{values: [0.001, 0.1]}", "{min: 0.01, max: 0.1}", "a grid takes value, values, int_uniform and q_unif"),
         ("{values: [0.001, 0.1]}", "{min: 1e-4, max: 0.1}", "YAML takes 1e-4 for a text"),
         ("{values: [0.001, 0.1]}", "{min: 0.2, max: 0.1}", "min 0.2 is not less than max 0.1"),
-        ("{values: [0.001, 0.1]}", "{distribution: normal}", "(mine.yaml:5): must be at least 0"),
+        ("{values: [0.001, 0.1]}", "{distribution: normal}", "distribution 'normal' is not supported; supported:"),
+        ("{values: [0.001, 0.1]}", "{distribution: q_uniform, min: 0.01, max: 0.1, q: 0.02}", "must be multiples of q"),
         ("optim.lr: {values: [0.001, 0.1]}", "optim: {parameters: {lr: {value: 1}}}", "optim (mine.yaml:5): is a sec"),
         ("optim.lr: {values: [0.001, 0.1]}", "train.epochs: {min: 1.0, max: 3.0}", "must be a whole number"),
         ('"${args}"', "--optim.lr=1", "command (mine.yaml:3): has no ${args}, by which the parameters reach every"),
         ('"${args}"', '"${args}", "${hydra}"', "command (mine.yaml:3): ${hydra} is unknown here; use ${args}"),
+        (
+            '[accelerate, launch, -m, mnist_dist.train, --config=debug, "${args}"]',
+            "",
+            "command (mine.yaml:3): must be a",
+        ),
         ("mnist_dist.train", "train.py", "command (mine.yaml:3): does not start mnist_dist.train"),
         ("--config=debug", "--config=debgu", "--config=debgu: neither a recipe nor a file; did you mean debug?"),
         ("--config=debug", "--train.shards=3", "cannot be divided by"),
@@ -211,9 +234,9 @@ def test_mistakes_are_one_line_before_anything_starts(
 
 
 def test_an_absent_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sweeps", None)
+    monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install 'mnist_dist\[sweeps\]'"):
-        read_sweep(find_sweep("learning_rate"))
+        main(["learning_rate"])
 
 
 def test_unknown_sweeps_are_one_line() -> None:
@@ -266,11 +289,11 @@ def stand_in(folder: Path, values: list[str], **more: Any) -> Sweep:
     script.write_text(STAND_IN)
     definition = {
         "method": "grid",
-        "metric": {"name": "val/accuracy", "goal": "maximize", "impute": "worst"},
+        "metric": {"name": "val/accuracy", "goal": "maximize"},
         "parameters": {"does": {"values": values}},
         **more,
     }
-    return Sweep("mine", definition, ("python", str(script), "${args}"), "", "val.accuracy", True, 0, ("does",))
+    return Sweep("mine", definition, ("python", str(script), "${args}"), "")
 
 
 def calls(folder: Path) -> list[dict[str, str]]:
@@ -282,10 +305,10 @@ def test_failed_runs_do_not_end_a_sweep_and_are_started_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = stand_in(tmp_path, ["fail", "0.7", "0.9"])
-    runs = Runner(sweep, tmp_path, threading.Event()).run_all()
+    runs = SweepRunner(sweep, tmp_path, threading.Event()).run_all()
     assert [run.state for run in runs] == [FAILED, FINISHED, FINISHED]
     assert runs[0].error == "exit code 2: error: no such luck"
-    assert [run.name for run in ranked(sweep, runs)] == ["003", "002"]
+    assert [run.name for run in rank(sweep, runs)] == ["003", "002"]
     assert runs[2].values == [0.1, 0.9, 0.9, 0.9]
     assert runs[2].summary == {"test.accuracy": 0.9}
     (call,) = calls(tmp_path / "002")
@@ -299,7 +322,7 @@ def test_failed_runs_do_not_end_a_sweep_and_are_started_again(
     assert (saved["best"], [run["state"] for run in saved["runs"]]) == ("003", [FAILED, FINISHED, FINISHED])
 
     (tmp_path / "mended").touch()
-    runs = Runner(sweep, tmp_path, threading.Event()).run_all()
+    runs = SweepRunner(sweep, tmp_path, threading.Event()).run_all()
     assert [run.state for run in runs] == [FINISHED] * 3
     assert [len(calls(tmp_path / name)) for name in ("001", "002", "003")] == [2, 1, 1]
 
@@ -311,13 +334,13 @@ def test_a_stop_ends_the_run_in_progress_and_the_same_call_goes_on(
     sweep, stop = stand_in(tmp_path, ["0.3", "wait", "0.6"]), threading.Event()
     waiting, others = tmp_path / "waiting", psutil.Process().children()  # as other tests' fork server
     monkeypatch.setattr(sweep_runs, "read_values", lambda *args: (waiting.exists() and stop.set()) or [0.1])
-    runs = Runner(sweep, tmp_path, stop).run_all()
+    runs = SweepRunner(sweep, tmp_path, stop).run_all()
     assert [run.state for run in runs] == [FINISHED, INTERRUPTED]
     assert psutil.Process().children() == others
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mended").touch()
-    runs = Runner(sweep, tmp_path, threading.Event()).run_all()
+    runs = SweepRunner(sweep, tmp_path, threading.Event()).run_all()
     assert [run.state for run in runs] == [FINISHED] * 3
     assert [len(calls(tmp_path / name)) for name in ("001", "002", "003")] == [1, 2, 1]
 
@@ -326,9 +349,9 @@ def test_hyperband_ends_a_run_that_is_behind(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     hyperband = {"type": "hyperband", "min_iter": 2, "eta": 2}
     sweep = stand_in(tmp_path, ["0.8", "0.9", "0.2", "0.85"], early_terminate=hyperband)
-    runs = Runner(sweep, tmp_path, threading.Event()).run_all()
+    runs = SweepRunner(sweep, tmp_path, threading.Event()).run_all()
     assert [run.state for run in runs] == [FINISHED, FINISHED, STOPPED_EARLY, FINISHED]
-    assert [run.name for run in ranked(sweep, runs)] == ["002", "004", "001", "003"]
+    assert [run.name for run in rank(sweep, runs)] == ["002", "004", "001", "003"]
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
@@ -341,35 +364,247 @@ def test_the_same_search_draws_the_same_runs(method: str, tmp_path: Path, monkey
         definition = sweep.definition | {"method": method, "parameters": {"does": {"min": 0.01, "max": 0.99}}}
         sweep = dataclasses.replace(sweep, definition=definition, run_cap=4)
         random.seed(len(drawn))
-        drawn.append([run.parameters["does"] for run in Runner(sweep, folder, threading.Event()).run_all()])
+        drawn.append([run.parameters["does"] for run in SweepRunner(sweep, folder, threading.Event()).run_all()])
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0])) == 4
     assert all(0.01 <= value <= 0.99 for value in drawn[0])
 
 
+def test_bayes_learns_where_the_best_values_are(tmp_path: Path) -> None:
+    sweep = stand_in(tmp_path, [])
+    definition = sweep.definition | {"method": "bayes", "parameters": {"does": {"min": 0.0, "max": 1.0}}}
+    study = SweepStudy(dataclasses.replace(sweep, definition=definition), tmp_path)
+    drawn = []
+    for _ in range(30):
+        run = study.next_run()
+        assert run is not None
+        drawn.append(run.parameters["does"])
+        run.state, run.values = FINISHED, [0.0, 1 - abs(drawn[-1] - 0.7)]
+        study.record(run)
+    first, last = ([abs(value - 0.7) for value in part] for part in (drawn[:10], drawn[-10:]))
+    assert sum(last) < sum(first) / 2
+
+
+@pytest.mark.parametrize("method", ["grid", "random", "bayes"])
+def test_a_sweep_that_is_killed_at_any_line_of_its_journal_goes_on(method: str, tmp_path: Path) -> None:
+    """Whatever part of the journal was written, torn lines too: the same runs, which keep what they had drawn."""
+    sweep = stand_in(tmp_path, [])
+    parameters = {"does": {"values": ["0.3", "0.4"]}, "steps": {"min": 1, "max": 2}, "optim.betas": {"value": [0.9, 1]}}
+    definition = sweep.definition | {"method": method, "parameters": parameters}
+    sweep = dataclasses.replace(sweep, definition=definition)
+
+    def carry_on(folder: Path) -> list[Run]:
+        study = SweepStudy(sweep, folder)
+        runs = study.runs()
+        while len(runs) < 3 or any(run.state != FINISHED for run in runs):
+            run = next((run for run in runs if run.state != FINISHED), None) or study.next_run()
+            assert run is not None
+            run.state, run.values, run.seconds = FINISHED, [0.5, 0.1 * run.number], 1.0
+            study.record(run)
+            runs = study.runs()
+        return runs
+
+    (tmp_path / "whole").mkdir()
+    expected = carry_on(tmp_path / "whole")
+    assert [run.number for run in expected] == [1, 2, 3]
+    assert expected[0].parameters["optim.betas"] == "[0.9, 1]"
+    journal = (tmp_path / "whole" / JOURNAL).read_bytes()
+    lines = journal.splitlines(keepends=True)
+    drawing = [count for count, line in enumerate(lines) if b'"param_name"' in line]  # the rest is drawn anew
+    for count in range(len(lines)):
+        for torn in (b"", lines[count][:9]):
+            folder = tmp_path / f"{count}{len(torn)}"
+            folder.mkdir()
+            (folder / JOURNAL).write_bytes(b"".join(lines[:count]) + torn)
+            found = carry_on(folder)
+            if method == "grid" or count not in drawing:
+                assert found == expected, count
+            assert [(each.number, each.values) for each in found] == [(each.number, each.values) for each in expected]
+            assert [list(each.parameters) for each in found] == [list(parameters)] * 3
+
+
+def test_optuna_opens_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    SweepRunner(stand_in(tmp_path, ["0.3", "fail", "0.7"]), tmp_path, threading.Event()).run_all()
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / JOURNAL))
+    study = optuna.load_study(study_name=STUDY, storage=optuna.storages.JournalStorage(backend))
+    assert study.best_params == {"does": "0.7"}
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING", "COMPLETE"]
+    assert study.best_trial.intermediate_values == {1: 0.1, 2: 0.7, 3: 0.7, 4: 0.7}
+
+
+def test_the_target_ends_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    metric = {"name": "val/accuracy", "goal": "maximize", "target": 0.7}
+    sweep = stand_in(tmp_path, ["0.3", "0.7", "0.9"], metric=metric)
+    assert [run.state for run in SweepRunner(sweep, tmp_path, threading.Event()).run_all()] == [FINISHED] * 2
+
+
+# The search space
+
+
+@pytest.mark.parametrize(
+    ("parameter", "distribution"),
+    [
+        ({"value": 3}, optuna.distributions.CategoricalDistribution([3])),
+        ({"values": ["a", 0.5, True]}, optuna.distributions.CategoricalDistribution(["a", 0.5, True])),
+        ({"values": [[0.9, 0.99]]}, optuna.distributions.CategoricalDistribution(["[0.9, 0.99]"])),
+        ({"min": 1, "max": 8}, optuna.distributions.IntDistribution(1, 8)),
+        ({"min": 0, "max": 0.5}, optuna.distributions.FloatDistribution(0, 0.5)),
+        (
+            {"distribution": "q_uniform", "min": 32, "max": 96, "q": 32},
+            optuna.distributions.IntDistribution(32, 96, step=32),
+        ),
+        (
+            {"distribution": "q_uniform", "min": 0.1, "max": 0.7, "q": 0.2},
+            None,  # 0.1 is no multiple of 0.2: wandb draws 0.0, 0.2, ...
+        ),
+        (
+            {"distribution": "q_uniform", "min": 0.2, "max": 0.8, "q": 0.2},
+            optuna.distributions.FloatDistribution(0.2, 0.8, step=0.2),
+        ),
+        (
+            {"distribution": "log_uniform_values", "min": 0.001, "max": 1},
+            optuna.distributions.FloatDistribution(0.001, 1, log=True),
+        ),
+        (
+            {"distribution": "inv_log_uniform_values", "min": 0.001, "max": 1},
+            optuna.distributions.FloatDistribution(0.001, 1, log=True),
+        ),
+        (
+            {"distribution": "q_log_uniform_values", "min": 1, "max": 64},
+            optuna.distributions.IntDistribution(1, 64, log=True),
+        ),
+        ({"distribution": "q_log_uniform_values", "min": 16, "max": 64, "q": 8}, None),
+        ({"distribution": "q_log_uniform_values", "min": 0, "max": 64}, None),
+        (
+            {"distribution": "log_uniform", "min": -1, "max": 0},
+            optuna.distributions.FloatDistribution(math.exp(-1), 1.0, log=True),
+        ),
+        (
+            {"distribution": "inv_log_uniform", "min": 0, "max": 1},
+            optuna.distributions.FloatDistribution(math.exp(-1), 1.0, log=True),
+        ),
+        ({"distribution": "log_uniform", "min": 0, "max": 1000}, None),
+        ({"distribution": "int_uniform", "min": 0.5, "max": 1.5}, None),
+        ({"distribution": "uniform", "min": 0}, None),
+        ({"distribution": "normal", "mu": 0, "sigma": 1}, None),
+        ({"distribution": "beta"}, None),
+        ({"distribution": ["uniform"], "min": 0, "max": 1}, None),
+        ({"min": 0, "max": 10**400}, None),
+        ({"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 1e-300}, None),
+        ({"values": [1, True]}, None),
+        ({"values": [[[1]]]}, None),
+    ],
+)
+def test_distributions_are_optunas_or_refused(parameter: dict[str, Any], distribution: Any) -> None:
+    if distribution is None:
+        with pytest.raises(ValueError, match=r"; |must be |takes|there twice"):
+            to_distribution(parameter)
+        return
+    assert to_distribution(parameter) == distribution
+
+
+WANDBS_OWN = [
+    *({"value": 3}, {"values": ["a", 0.5, True]}, {"min": 1, "max": 8}, {"min": 0.0, "max": 0.5}),
+    {"distribution": "q_uniform", "min": 32, "max": 96, "q": 32},
+    {"distribution": "log_uniform_values", "min": 0.001, "max": 1.0},
+    {"distribution": "q_log_uniform_values", "min": 1, "max": 64},
+]
+
+
+@pytest.mark.parametrize("parameter", WANDBS_OWN)
+def test_distributions_are_those_of_wandbs_own_optuna_scheduler(parameter: dict[str, Any]) -> None:
+    scheduler = pytest.importorskip("wandb.sdk.sweeps.scheduler.optuna", reason="needs wandb 0.31")
+    assert to_distribution(parameter) == scheduler.sweep_parameter_to_distribution(parameter)
+
+
+def test_a_grid_has_every_point_once_the_last_parameter_fastest() -> None:
+    space = {
+        "a": to_distribution({"values": ["x", "y"]}),
+        "b": to_distribution({"distribution": "q_uniform", "min": 0.1, "max": 0.3, "q": 0.1}),
+        "c": to_distribution({"min": 4, "max": 5}),
+    }
+    points = [grid_point(space, index) for index in range(12)]
+    assert points[:3] == [{"a": "x", "b": 0.1, "c": 4}, {"a": "x", "b": 0.1, "c": 5}, {"a": "x", "b": 0.2, "c": 4}]
+    assert len({tuple(point.values()) for point in points if point}) == 12
+    assert grid_point(space, 12) is None
+    assert grid_point({"many": to_distribution({"min": 0, "max": 10**15})}, 7) == {"many": 7}
+
+
+@pytest.mark.parametrize(
+    ("early", "expected"),
+    [
+        ({"min_iter": 2, "eta": 2}, (2, 2, math.inf)),
+        ({"min_iter": 3, "strict": True}, (3, 3, math.inf)),
+        ({"max_iter": 27, "s": 2}, (3, 3, 27)),
+        ({"max_iter": 8, "s": 2, "eta": 2}, (2, 2, 8)),
+        ({"max_iter": 10, "s": 2}, None),
+        ({"max_iter": 27, "s": 4}, None),
+        ({"max_iter": 27}, None),
+        ({"min_iter": 1, "max_iter": 27, "s": 1}, None),
+        ({"min_iter": 0}, None),
+        ({"min_iter": 1, "eta": 1.5}, None),
+        ({"min_iter": 1, "strict": False}, None),
+        ({"min_iter": True}, None),
+        ({"min_iter": 1, "type": "median"}, None),
+    ],
+)
+def test_hyperband_is_read_or_refused(early: dict[str, Any], expected: tuple[float, ...] | None) -> None:
+    early = {"type": "hyperband", **early}
+    if expected is None:
+        with pytest.raises(ValueError, match=r"must be|give|leave it out"):
+            parse_early_terminate(early)
+        return
+    assert dataclasses.astuple(parse_early_terminate(early)) == expected
+
+
+def test_runs_are_compared_at_each_rung_below_max_iter(tmp_path: Path) -> None:
+    early = {"type": "hyperband", "max_iter": 4, "s": 2, "eta": 2}
+    study = SweepStudy(stand_in(tmp_path, [str(number) for number in range(9)], early_terminate=early), tmp_path)
+
+    def report(values: list[float]) -> bool:
+        run = study.next_run()
+        assert run is not None
+        run.state, run.values = FINISHED, values
+        pruned = study.report(run)
+        study.record(run)
+        return pruned
+
+    assert not report([0.5, 0.5, 0.5, 0.5])
+    assert report([0.4])  # after one evaluation, which only one of two may pass
+    assert not report([0.6, 0.6])
+    assert not report([0.55, 0.65, 0.0, 0.0])  # among the better half, and never compared after three or four
+    assert report([0.9, 0.1, 0.9])  # after two evaluations, whatever comes later
+
+
 def test_a_folder_is_one_sweeps_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = stand_in(tmp_path, ["0.3"])
-    Runner(sweep, tmp_path, threading.Event()).run_all()
-    with pytest.raises(UserError, match=r"results\.json: belongs to another sweep, or to this one before"):
-        Runner(stand_in(tmp_path, ["0.4"]), tmp_path, threading.Event())
-    (tmp_path / "results.json").write_text("{}" * 2)
-    with pytest.raises(UserError, match=r"results\.json: .*; remove it, or choose another --dir"):
-        Runner(sweep, tmp_path, threading.Event())
+    SweepRunner(sweep, tmp_path, threading.Event()).run_all()
+    with pytest.raises(UserError, match=r"study\.journal: belongs to another sweep, or to this one before"):
+        SweepRunner(stand_in(tmp_path, ["0.4"]), tmp_path, threading.Event())
+    with (tmp_path / JOURNAL).open("a") as journal:
+        journal.write("{}\n")
+    with pytest.raises(UserError, match=r"study\.journal: cannot be read \(.*\); remove .*, or choose another --dir"):
+        SweepRunner(sweep, tmp_path, threading.Event())
+    (tmp_path / JOURNAL).unlink()
+    with pytest.raises(UserError, match=r"holds a sweep without study\.journal, .*; choose another --dir"):
+        SweepRunner(sweep, tmp_path, threading.Event())
     with (
-        sweep_runs.held(tmp_path),
+        sweep_runs.lock_folder(tmp_path),
         pytest.raises(UserError, match="another sweep runs there"),
-        sweep_runs.held(tmp_path),
+        sweep_runs.lock_folder(tmp_path),
     ):
         pass
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Not a directory"), sweep_runs.held(tmp_path / "file" / "x"):
+    with pytest.raises(UserError, match="Not a directory"), sweep_runs.lock_folder(tmp_path / "file" / "x"):
         pass
 
 
 def test_names_are_those_of_a_runs_folder() -> None:
     assert (sweep_runs.METRICS, sweep_runs.SUMMARY) == (run_dir.METRICS, run_dir.SUMMARY)
-    assert sweep_file.MODULE == "mnist_dist.train"
+    assert sweep_config.MODULE == "mnist_dist.train"
 
 
 # Real runs

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from mnist_dist.commands.terminal_images import bars, beside, digit, is_plain
+from mnist_dist.commands.terminal_images import draw_bars, draw_digit, is_plain, side_by_side
 
 DIGITS = tuple("0123456789")
 
@@ -34,7 +34,7 @@ def console(encoding: str = "utf-8", **options: object) -> tuple[Console, io.Byt
 
 
 def test_half_blocks_hold_two_pixels() -> None:
-    text = digit(image())
+    text = draw_digit(image())
     lines = text.split("\n")
     assert [line.plain for line in lines] == ["▀" * 28] * 14
     target, buffer = console(force_terminal=True, color_system="truecolor")
@@ -46,7 +46,7 @@ def test_half_blocks_hold_two_pixels() -> None:
 
 
 def test_plain_shades_are_ascii() -> None:
-    lines = digit(image(), plain=True).plain.split("\n")
+    lines = draw_digit(image(), plain=True).plain.split("\n")
     assert len(lines) == 14
     assert lines[0] == "==" + " " * 26
     assert lines[13] == " " * 27 + "@"
@@ -67,23 +67,23 @@ def test_plain_shades_are_ascii() -> None:
 def test_plain_where_colours_or_blocks_are_missing(options: dict[str, object], plain: bool) -> None:
     target, buffer = console(**options)  # type: ignore[arg-type]
     assert is_plain(target) is plain
-    target.print(beside(digit(image(), plain), bars(likely(3), DIGITS, 5, plain)))
+    target.print(side_by_side(draw_digit(image(), plain), draw_bars(likely(3), DIGITS, 5, plain)))
     assert buffer.getvalue().isascii() is plain
 
 
 def test_bars_mark_prediction_and_truth() -> None:
-    lines = bars(likely(3), DIGITS, truth=5, plain=True).plain.split("\n")
+    lines = draw_bars(likely(3), DIGITS, truth=5, plain=True).plain.split("\n")
     assert lines[3] == "> 3 ##################..  91.00%"
     assert lines[5] == "  5 ....................   1.00% true"
     assert len(lines) == 10
     assert sum(line.startswith(">") for line in lines) == sum(line.endswith("true") for line in lines) == 1
-    assert bars(likely(3), DIGITS, 3, True).plain.split("\n")[3] == "> 3 ##################..  91.00% true"
-    assert "true" not in bars(likely(3), DIGITS, plain=True).plain
+    assert draw_bars(likely(3), DIGITS, 3, True).plain.split("\n")[3] == "> 3 ##################..  91.00% true"
+    assert "true" not in draw_bars(likely(3), DIGITS, plain=True).plain
 
 
 def test_colours_say_right_and_wrong() -> None:
     def colours(truth: int | None) -> list[str]:
-        return [str(line.spans[0].style) for line in bars(likely(3), DIGITS, truth).split("\n")]
+        return [str(line.spans[0].style) for line in draw_bars(likely(3), DIGITS, truth).split("\n")]
 
     assert colours(3) == ["dim"] * 3 + ["bold green"] + ["dim"] * 6
     assert colours(5) == ["dim"] * 3 + ["bold red", "dim", "bold green"] + ["dim"] * 4
@@ -92,7 +92,7 @@ def test_colours_say_right_and_wrong() -> None:
 
 def test_names_are_aligned_and_never_markup() -> None:
     names = ("[red]x", "宽宽", "a very long name of a class", *"3456789")
-    lines = bars(likely(0, 1.0), names, plain=True).plain.split("\n")
+    lines = draw_bars(likely(0, 1.0), names, plain=True).plain.split("\n")
     assert lines[0] == "> [red]x       #################### 100.00%"
     assert lines[1] == "  宽宽         ....................   0.00%"
     assert lines[2] == "  a very long  ....................   0.00%"
@@ -100,7 +100,7 @@ def test_names_are_aligned_and_never_markup() -> None:
 
 def test_a_drawing_fits_80_columns() -> None:
     target, buffer = console()
-    target.print(beside(digit(image(), True), bars(likely(0, 1.0), ["a very long name"] * 10, 0, True)))
+    target.print(side_by_side(draw_digit(image(), True), draw_bars(likely(0, 1.0), ["a very long name"] * 10, 0, True)))
     lines = buffer.getvalue().decode().splitlines()
     assert len(lines) == 14
     assert lines[2].rstrip().endswith("100.00% true")

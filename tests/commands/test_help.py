@@ -1,0 +1,98 @@
+"""The examples with which each command's --help ends: its own parser takes them, and they run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from harness import run_ranks
+from PIL import Image
+from programs import write_digits
+
+from mnist_dist.__main__ import main
+from mnist_dist.config.loader import load
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = (
+    "evaluate",
+    "predict",
+    "models",
+    "data",
+    "data fetch",
+    "data check",
+    "data show",
+    "doctor",
+    "sweep",
+    "dashboard",
+)
+WITH_SETTINGS = ("doctor", "dashboard")
+"""Commands that hand the arguments which they do not know to the configuration's loader."""
+RUN = (
+    *("--data.root=data", "--data.source=local", "--data.val_size=50", "--run.dir=runs/digits", "--run.threads=1"),
+    *("--model.name=basic", "--train.epochs=1", "--train.batch_size=50", "--train.precision=no", "--run.device=cpu"),
+    *("--tracking.mode=disabled", "--run.quiet=true"),
+)
+CHEAP = ("evaluate", "predict", "models", "data check", "data show")
+"""Commands whose examples run here, except those that would start a launcher or need MNIST itself."""
+
+
+def read_examples(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The examples in a command's help, as a user sees them."""
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    _, heading, examples = capsys.readouterr().out.partition("\nexamples:\n")
+    assert heading, f"{command} --help has no examples"
+    return [line.removeprefix("  ") for line in examples.splitlines()]
+
+
+def arguments_of(example: str) -> list[str]:
+    """What follows `mnist-dist` or `-m mnist_dist` in an example."""
+    words = shlex.split(example)
+    return words[1:] if words[0] == "mnist-dist" else words[words.index("mnist_dist") + 1 :]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_examples_that_the_parser_takes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = read_examples(command, capsys)
+    assert 3 <= len(examples) <= 5
+    name = command.split()[0]
+    parser = import_module(f"mnist_dist.commands.{name}").build_parser()
+    for example in examples:
+        assert arguments_of(example)[: len(command.split())] == command.split(), example
+        _, settings = parser.parse_known_args(arguments_of(example)[1:])
+        assert name in WITH_SETTINGS or settings == [], example
+        load(settings)
+        for path in shlex.split(example):
+            assert not path.startswith(("launch/", "configs/")) or (ROOT / path).is_file(), example
+
+
+def run_commands(home: Path, commands: list[list[str]]) -> list[int]:
+    """Run commands in a folder, one after the other; their exit codes."""
+    os.chdir(home)
+    return [main(command) for command in commands]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples name: data in `data`, a run in `runs/digits`, and a picture."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "data").mkdir()
+    write_digits(home / "data", train=250, test=50)
+    picture = Image.new("L", (28, 28))
+    picture.paste(255, (8, 8, 20, 12))
+    picture.save(home / "seven.png")
+    assert run_ranks(1, run_commands, home, [["train", *RUN]]) == [[0]]
+    return home
+
+
+@pytest.mark.parametrize("command", CHEAP)
+def test_examples_run(command: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = [shlex.split(example) for example in read_examples(command, capsys)]
+    here = [words[1:] for words in examples if words[0] == "mnist-dist"]
+    if command.startswith("data"):
+        here = [words for words in here if "--data.root=data" in words]
+    assert here
+    assert run_ranks(1, run_commands, home, here) == [[0] * len(here)]
