@@ -48,7 +48,7 @@ DELETING = ".deleting-"
 
 @dataclass(frozen=True)
 class CheckpointData:
-    """What a checkpoint holds: named tensors of the model, the optimizer and the EMA (empty without one), and the state."""
+    """What a checkpoint holds: named tensors of the model, optimizer and EMA (empty without one), and the state."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
