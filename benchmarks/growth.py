@@ -21,7 +21,7 @@ from rich.table import Table
 from mnist_dist.commands.benchmark import TASK, TRAINER
 from mnist_dist.commands.benchmark_runner import Contestant, run
 from mnist_dist.data.idx import read_pair, write_idx
-from mnist_dist.data.prepare import ensure, resolve_root
+from mnist_dist.data.prepare import ensure_files, resolve_root
 
 ALONE = [*TRAINER, *TASK, "--tracking.mode=disabled", "--data.source=local"]
 FACTORS = (1, 4, 16)
@@ -33,7 +33,7 @@ LEAST_STEPS, ROWS = 24, 8
 def write_copies(folder: Path, factor: int) -> None:
     """MNIST with its training images `factor` times over, as raw IDX files."""
     folder.mkdir()
-    files = ensure(resolve_root(""), "auto", lambda text: None)
+    files = ensure_files(resolve_root(""), "auto", lambda text: None)
     for part, times in (("train", factor), ("t10k", 1)):
         names = (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte")
         for name, tensor in zip(names, read_pair(files[names[0]], files[names[1]]), strict=True):

@@ -29,7 +29,7 @@ from quiet import machine, when_quiet
 from mnist_dist.config.loader import load
 from mnist_dist.console.console import Console
 from mnist_dist.data.dataset import read_splits
-from mnist_dist.data.prepare import ensure, resolve_root
+from mnist_dist.data.prepare import ensure_files, resolve_root
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import create_model
@@ -76,7 +76,7 @@ def insights_milliseconds(times: int) -> dict[str, float]:
     """Medians of what an epoch's end takes beside its evaluation, by part, after some steps of the default recipe."""
     config = load(["--run.device=cpu", "--tracking.mode=disabled", "--train.max_steps=20"]).config
     with start_runtime(config, Topology()) as runtime, tempfile.TemporaryDirectory() as folder:
-        splits = read_splits(ensure(resolve_root(""), "auto", lambda line: None), config.data, config.run.seed)
+        splits = read_splits(ensure_files(resolve_root(""), "auto", lambda line: None), config.data, config.run.seed)
         torch.manual_seed(config.run.seed)
         trainer = Trainer(config, runtime, runtime.place(create_model(config.model.name)), splits, Console(), "id")
         trainer.train(Path(folder), lambda row: None)

@@ -57,7 +57,7 @@ def train(loaded: LoadedConfig, topology: Topology, key: WandbKeyCheck | None) -
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
     from mnist_dist.data.dataset import read_splits
-    from mnist_dist.data.prepare import ensure, resolve_root
+    from mnist_dist.data.prepare import ensure_files, resolve_root
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.models import create_model
     from mnist_dist.training.trainer import Trainer
@@ -70,7 +70,7 @@ def train(loaded: LoadedConfig, topology: Topology, key: WandbKeyCheck | None) -
     # The data: one process a machine fetches it, before any process waits for another.
     root = resolve_root(config.data.root)
     if topology.is_local_main:
-        ensure(root, config.data.source, console.say)
+        ensure_files(root, config.data.source, console.say)
 
     with RunLock(topology.launcher) as lock, start_runtime(config, topology) as runtime:
         alike = {
@@ -83,7 +83,7 @@ def train(loaded: LoadedConfig, topology: Topology, key: WandbKeyCheck | None) -
         far_apart = describe_clocks(runtime.check_ranks_agree(alike))
         if far_apart:
             console.warn(far_apart)
-        files = ensure(root, "local", console.say)
+        files = ensure_files(root, "local", console.say)
         splits = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
 
         # The folder, from here on this run's alone, and the checkpoint to go on from. The main process decides and

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from mnist_dist.config.schema import DataConfig
 from mnist_dist.data.dataset import read_splits
-from mnist_dist.data.prepare import ensure, resolve_root
+from mnist_dist.data.prepare import ensure_files, resolve_root
 from mnist_dist.models import create_model
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
 
-    data = read_splits(ensure(resolve_root(""), "auto", lambda text: None), DataConfig(val_size=0), seed=0).train
+    data = read_splits(ensure_files(resolve_root(""), "auto", lambda text: None), DataConfig(val_size=0), seed=0).train
     images = data.images.float().mul_(1 / 255)
     torch.manual_seed(0)
     model = create_model(options.model).to(memory_format=torch.channels_last)

@@ -26,10 +26,10 @@ IMPORTS = Contestant(
         "import time, torch, accelerate, mnist_dist.train, mnist_dist.training.trainer, mnist_dist.training.summary\n"
         "import mnist_dist.console.console\n"
         "from mnist_dist.config.schema import DataConfig\n"
-        "from mnist_dist.data.prepare import ensure, resolve_root\n"
+        "from mnist_dist.data.prepare import ensure_files, resolve_root\n"
         "from mnist_dist.data.dataset import read_splits\n"
         "start = time.perf_counter()\n"
-        "read_splits(ensure(resolve_root(''), 'auto', lambda text: None), DataConfig(), 0)\n"
+        "read_splits(ensure_files(resolve_root(''), 'auto', lambda text: None), DataConfig(), 0)\n"
         "print(time.perf_counter() - start)",
     ],
 )

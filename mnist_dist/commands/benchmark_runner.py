@@ -62,13 +62,13 @@ def rate_of(contestant: Contestant, steps: int) -> float:
 
 def run_reference(contestant: Contestant, steps: int, folder: Path) -> float:
     """Steps per second of one of the loops in benchmarks/references/."""
-    from mnist_dist.data.prepare import ensure, resolve_root
+    from mnist_dist.data.prepare import ensure_files, resolve_root
 
     script, *options = contestant.command
     if script == TEXTBOOK:
         raw = folder / "MNIST" / "raw"  # as torchvision lays it out
         raw.mkdir(parents=True)
-        for name, path in ensure(resolve_root(""), "auto", lambda text: None).items():
+        for name, path in ensure_files(resolve_root(""), "auto", lambda text: None).items():
             (raw / name).symlink_to(path.resolve())
         options = [f"--root={folder}", *options]
     out = run(contestant, [str(references_folder() / script), *options, f"--steps={steps}"])

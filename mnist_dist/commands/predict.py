@@ -99,9 +99,9 @@ def predict_split(console: Console, restored: Restored, options: argparse.Namesp
 def read_split(config: DataConfig, split: str) -> tuple[Tensor, Tensor]:
     """A split's images uint8 (N, 28, 28) and labels uint8 (N,), fetched if need be."""
     from mnist_dist.data.idx import read_pair
-    from mnist_dist.data.prepare import SPLITS, ensure, resolve_root
+    from mnist_dist.data.prepare import SPLITS, ensure_files, resolve_root
 
-    files = ensure(resolve_root(config.root), config.source, lambda line: print(line, file=sys.stderr))
+    files = ensure_files(resolve_root(config.root), config.source, lambda line: print(line, file=sys.stderr))
     return read_pair(*(files[name] for name in SPLITS[split]))
 
 
@@ -136,11 +136,11 @@ def draw_maps(console: Console, restored: Restored, image: Tensor) -> None:
     from mnist_dist.commands.terminal_images import digit, is_plain
     from mnist_dist.data.loader import normalize
     from mnist_dist.models.feature_maps import feature_maps, montage
-    from mnist_dist.models.summary import describe
+    from mnist_dist.models.summary import describe_layer
 
     normalized = normalize(image.unsqueeze(0), restored.config.data)
     for name, maps in feature_maps(restored.model, normalized):
-        layer = describe(restored.model.get_submodule(name))
+        layer = describe_layer(restored.model.get_submodule(name))
         console.print(f"\n{layer}, {' x '.join(map(str, maps.shape))}, the first of them:", markup=False)
         console.print(digit(montage(maps, console.width), is_plain(console)))
 

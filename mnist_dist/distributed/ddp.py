@@ -62,7 +62,7 @@ class DDPStrategy:
         self.model.zero_grad()
         seed_generator(derive_seed(config.run.seed, "dropout", step, runtime.rank), runtime.device)
         seen = []
-        for part, (images, labels) in enumerate(batch.parts(0), start=1):
+        for part, (images, labels) in enumerate(batch.microbatches(0), start=1):
             with runtime.no_sync(self.model, last=part == config.train.accumulate):
                 logits = self.predict(images)
                 losses = losses_of(logits, labels, config)

@@ -27,7 +27,7 @@ from mnist_dist.commands.benchmark_runner import (
     rate_of,
     references_folder,
 )
-from mnist_dist.data.prepare import default_root, find
+from mnist_dist.data.prepare import default_root, find_files
 from mnist_dist.utils.errors import TrainingError, UserError
 
 
@@ -69,7 +69,7 @@ def test_mistakes_are_one_line(arguments: list[str], said: str) -> None:
 def test_one_round_of_real_processes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    if not find(default_root()):
+    if not find_files(default_root()):
         pytest.skip("needs MNIST in mnist_dist's folder of the user's cache; `mnist-dist data fetch` brings it")
     monkeypatch.setattr(benchmark, "KINDS", {"overhead": KINDS["overhead"][:2]})
     assert main(["overhead", "--rounds", "1", "--steps", "60", "--json"]) == 0
@@ -111,7 +111,7 @@ def test_accuracy_is_a_mean_and_times_are_of_the_same_seed(
 
 @pytest.mark.launcher
 def test_one_seed_of_the_fastest_recipe_reaches_99_percent(capsys: pytest.CaptureFixture[str]) -> None:
-    if not find(default_root()):
+    if not find_files(default_root()):
         pytest.skip("needs MNIST in mnist_dist's folder of the user's cache; `mnist-dist data fetch` brings it")
     assert main(["accuracy", "--seeds", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["accuracy"]

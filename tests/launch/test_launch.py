@@ -25,7 +25,7 @@ from small_checkpoint import corruption
 
 from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint
 from mnist_dist.checkpoint.tensors import load_weights, weights_sha256
-from mnist_dist.data.prepare import default_root, find
+from mnist_dist.data.prepare import default_root, find_files
 from mnist_dist.models import create_model
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED
 
@@ -49,7 +49,7 @@ FOUR_EPOCHS = [*SMALL, "--train.epochs=4"]  # long enough to be stopped in the m
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The option that names the data: MNIST where it has been fetched already, else digits made up here."""
     root = default_root()
-    if not find(root):
+    if not find_files(root):
         root = tmp_path_factory.mktemp("digits")
         write_digits(root, train=31000, test=TESTED)
     return f"--data.root={root}"
