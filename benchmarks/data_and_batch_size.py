@@ -25,7 +25,7 @@ from common.processes import train
 from common.rounds import choose, run_rounds
 from common.tables import print_table
 from mnist_dist.data.idx import read_pair, write_idx
-from mnist_dist.data.prepare import ensure, resolve_root
+from mnist_dist.data.prepare import ensure_files, resolve_root
 
 TASK = [*REFERENCE_TASK, "--tracking.mode=disabled", "--data.source=local"]
 MNIST_IMAGES = 60_000
@@ -46,7 +46,7 @@ add_json(PARSER)
 def write_copies(folder: Path, factor: int) -> None:
     """Write MNIST with its training images `factor` times over, as raw IDX files."""
     folder.mkdir()
-    files = ensure(resolve_root(""), "auto", lambda text: None)
+    files = ensure_files(resolve_root(""), "auto", lambda text: None)
     for part, times in (("train", factor), ("t10k", 1)):
         names = (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte")
         for name, tensor in zip(names, read_pair(files[names[0]], files[names[1]]), strict=True):

@@ -28,10 +28,10 @@ IMPORT_AND_READ = """\
 import time, torch, accelerate, mnist_dist.train, mnist_dist.training.trainer, mnist_dist.training.summary
 import mnist_dist.console.console
 from mnist_dist.config.schema import DataConfig
-from mnist_dist.data.prepare import ensure, resolve_root
+from mnist_dist.data.prepare import ensure_files, resolve_root
 from mnist_dist.data.dataset import read_splits
 start = time.perf_counter()
-read_splits(ensure(resolve_root(''), 'auto', lambda text: None), DataConfig(), 0)
+read_splits(ensure_files(resolve_root(''), 'auto', lambda text: None), DataConfig(), 0)
 print(time.perf_counter() - start)
 """
 PARSER = build_parser(__file__, __doc__)

@@ -61,7 +61,7 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
     from mnist_dist.data.dataset import read_splits
-    from mnist_dist.data.prepare import ensure, resolve_root
+    from mnist_dist.data.prepare import ensure_files, resolve_root
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
@@ -76,11 +76,11 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
     # The data files: one process per machine fetches them, before any rank waits for another.
     root = resolve_root(config.data.root)
     if topology.is_local_main:
-        ensure(root, config.data.source, console.say)
+        ensure_files(root, config.data.source, console.say)
 
     with RunLock(topology.launcher) as lock, start_runtime(config, topology) as runtime:
         check_ranks(loaded, runtime, console)
-        files = ensure(root, "local", console.say)
+        files = ensure_files(root, "local", console.say)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
 
         # The run directory, locked, and the checkpoint to go on from. Rank 0 decides and reads for all ranks: the

@@ -19,7 +19,7 @@ from common.processes import run_reference, train
 from common.rounds import RoundResults, choose, ratios, run_rounds
 from common.tables import print_table
 from mnist_dist.commands.arguments import Parser
-from mnist_dist.data.prepare import ensure, resolve_root
+from mnist_dist.data.prepare import ensure_files, resolve_root
 
 BARE_LOOP, TEXTBOOK = "bare_loop.py", "textbook_accelerate.py"
 MIN_STEPS = 60  # a row every 20 steps; the first 20, before the first row, warm up
@@ -70,7 +70,7 @@ def link_for_torchvision(root: Path) -> None:
     """Link the MNIST files where torchvision looks for them."""
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name, path in ensure(resolve_root(""), "auto", lambda text: None).items():
+    for name, path in ensure_files(resolve_root(""), "auto", lambda text: None).items():
         (raw / name).symlink_to(path.resolve())
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from mnist_dist.config.schema import DataConfig
 from mnist_dist.data.dataset import read_splits
-from mnist_dist.data.prepare import ensure, resolve_root
+from mnist_dist.data.prepare import ensure_files, resolve_root
 from mnist_dist.models import create_model
 
 BATCH_SIZE = 256
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="default: %(default)s")
     options = parser.parse_args()
 
-    data = read_splits(ensure(resolve_root(""), "auto", lambda text: None), DataConfig(val_size=0), seed=0).train
+    data = read_splits(ensure_files(resolve_root(""), "auto", lambda text: None), DataConfig(val_size=0), seed=0).train
     images = data.images.float().mul_(1 / 255)
     torch.manual_seed(0)
     model = create_model("cnn").to(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ from torch import nn
 from mnist_dist.config.schema import DataConfig
 from mnist_dist.data.dataset import Splits, read_splits
 from mnist_dist.data.loader import normalize
-from mnist_dist.data.prepare import ensure, resolve_root
+from mnist_dist.data.prepare import ensure_files, resolve_root
 
 
 def build() -> nn.Module:
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
     options = parser.parse_args()
     config = DataConfig(val_size=0)
-    splits = read_splits(ensure(resolve_root(""), "auto", lambda text: None), config, seed=0)
+    splits = read_splits(ensure_files(resolve_root(""), "auto", lambda text: None), config, seed=0)
     for seed in range(options.first, options.first + options.seeds):
         accuracy, seconds = train(seed, splits, config)
         print(json.dumps({"seed": seed, "accuracy": accuracy, "seconds": seconds}), flush=True)

@@ -1,4 +1,7 @@
-"""Writes checkpoints while training goes on: one at a time, in a thread of its own."""
+"""Write checkpoints in a background thread while training goes on, at most one at a time.
+
+`torch.distributed.checkpoint.async_save` is not used: see `checkpoint.manager`.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,44 @@ from mnist_dist.utils.errors import TrainingError
 
 
 class CheckpointWriter:
-    """Writes what it is given, in order, and deletes what is not to be kept. For the main process only.
+    """Writes checkpoints in the order of `submit`, and prunes after each. For the main process only.
 
-    The thread dies with the process: a checkpoint that it was writing then does not exist, all earlier ones do.
+    The thread is a daemon: if the process ends during a write, that checkpoint does not exist and all earlier ones do.
 
     Args:
-        root: the folder the checkpoints go to.
-        keep: newest checkpoints kept, beside the best one.
+        root: the folder that holds the checkpoints.
+        keep: number of newest checkpoints to keep, in addition to the best one.
         warn: takes one line for each checkpoint that could not be written; called from the thread.
     """
 
     def __init__(self, root: Path, keep: int, warn: Callable[[str], None]) -> None:
         self.root, self.keep, self.warn = root, keep, warn
         self.thread: Thread | None = None
-        self.failure: Exception | None = None  # of the last one submitted
+        self.failure: Exception | None = None  # of the last checkpoint submitted
 
-    def submit(self, step: int, saved: CheckpointData, best_step: int | None) -> None:
-        """Start to write a checkpoint, once the one before is written.
+    def submit(self, step: int, data: CheckpointData, best_step: int | None) -> None:
+        """Wait for the write in flight, then start to write this checkpoint.
 
         Args:
-            saved: private copies, as `CheckpointData.to_host` gives them: they are read after this returns.
-            best_step: the checkpoint to keep, however old.
+            data: private copies, as `CheckpointData.to_host` makes them: the thread reads them after this returns.
+            best_step: step of the checkpoint to keep at any age; None without one.
         """
         self.wait()
         self.failure = None
-        self.thread = Thread(target=self.write, args=(step, saved, best_step), name="checkpoint", daemon=True)
+        self.thread = Thread(target=self.write, args=(step, data, best_step), name="checkpoint", daemon=True)
         self.thread.start()
 
+    def wait(self) -> None:
+        """Wait for the write in flight, if there is one. A failure of it was a warning."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+
     def finish(self) -> None:
-        """Wait until everything is written.
+        """Wait for the write in flight; the last checkpoint must have been written, or the run must not end well.
 
         Raises:
-            TrainingError: the last one could not be, so that the run's end or stop must not pretend it was.
+            TrainingError: the last checkpoint cannot be written.
         """
         self.wait()
         if isinstance(self.failure, TrainingError):
@@ -50,16 +59,10 @@ class CheckpointWriter:
         if self.failure is not None:
             raise self.failure
 
-    def wait(self) -> None:
-        """Wait for the write in flight, if there is one."""
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
-
-    def write(self, step: int, saved: CheckpointData, best_step: int | None) -> None:
-        """The thread's work."""
+    def write(self, step: int, data: CheckpointData, best_step: int | None) -> None:
+        """Save and prune, in the thread."""
         try:
-            save_checkpoint(self.root, step, saved)
+            save_checkpoint(self.root, step, data)
             prune_checkpoints(self.root, self.keep, best_step, step)
         except Exception as error:
             self.failure = error

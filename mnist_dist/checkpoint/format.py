@@ -1,7 +1,15 @@
-"""A checkpoint's files: each read once, at a bounded size, checked against the manifest, and parsed from those bytes.
+"""On-disk format of a checkpoint: its files, the manifest, and how they are read without trusting them.
 
-Whoever may write into a run's folder may have written these files, so nothing in them is trusted: what is odd is
-refused in one line, before memory is spent on it.
+    checkpoints/step-00000215/
+        model.safetensors      weights and buffers, without wrapper prefixes
+        optimizer.safetensors  optimizer state as `{parameter}/{key}`, for example `head.weight/exp_avg`
+        ema.safetensors        only with optim.ema
+        state.json             progress, counts and the configuration: see `checkpoint.state`
+        manifest.json          step, and the size and SHA-256 of each other file
+
+Tensors are safetensors and everything else is JSON, so loading a checkpoint cannot execute code. Whoever can write into
+the run directory may have written these files: each is read once, at a bounded size, checked against the manifest, and
+parsed from those same bytes.
 """
 
 from __future__ import annotations
@@ -9,19 +17,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mnist_dist.utils.files import MAX_JSON_BYTES, read_bounded
 from mnist_dist.utils.strict_json import parse_strict, type_error
 
+FORMAT_VERSION = 1
 MANIFEST, STATE = "manifest.json", "state.json"
-PARTS = ("model", "optimizer", "ema")
-TENSOR_FILES = {part: f"{part}.safetensors" for part in PARTS}
-FORMAT = 1
+TENSOR_FILES = {part: f"{part}.safetensors" for part in ("model", "optimizer", "ema")}
+REQUIRED_FILES = (STATE, TENSOR_FILES["model"], TENSOR_FILES["optimizer"])
 
-MAX_TENSOR_BYTES = 1 << 28  # of one file: two hundred times the largest registered model with Adam's state
-LIMITS = {STATE: MAX_JSON_BYTES} | dict.fromkeys(TENSOR_FILES.values(), MAX_TENSOR_BYTES)
+MAX_TENSOR_BYTES = 1 << 28  # per file: two hundred times the largest registered model with Adam's state
+MAX_BYTES = {STATE: MAX_JSON_BYTES} | dict.fromkeys(TENSOR_FILES.values(), MAX_TENSOR_BYTES)
 
 
 class CorruptCheckpoint(Exception):
@@ -29,55 +38,66 @@ class CorruptCheckpoint(Exception):
 
 
 def read_files(folder: Path, step: int) -> dict[str, bytes]:
-    """The content of the files that the manifest names, each as long and with the digest that it says.
+    """Read every file that the manifest lists, each of the listed size and SHA-256.
 
     Args:
-        step: what the checkpoint must be of.
+        folder: the checkpoint's folder.
+        step: the step that the manifest must name.
 
     Raises:
-        CorruptCheckpoint: a file is absent, no regular file, too large, or not what was written.
+        CorruptCheckpoint: a file is missing, not a regular file, too large, or differs from the manifest.
     """
     name = MANIFEST
     try:
         data = read_bounded(folder / MANIFEST, MAX_JSON_BYTES)
-        described = check_manifest(manifest := parse_strict(data), step)
-        if data != dump_manifest(manifest["step"], described):
-            raise ValueError("is not spaced as it was written")
+        entries = check_manifest(parse_strict(data), step)
+        if data != dump_manifest(step, entries):
+            raise ValueError("is not formatted as it was written")
         files = {}
-        for name, expected in described.items():
-            files[name] = read_bounded(folder / name, LIMITS[name], expected["bytes"])
-            if hashlib.sha256(files[name]).hexdigest() != expected["sha256"]:
-                raise ValueError("its content is not what was written")
+        for name, entry in entries.items():
+            files[name] = read_bounded(folder / name, MAX_BYTES[name], entry["bytes"])
+            if hashlib.sha256(files[name]).hexdigest() != entry["sha256"]:
+                raise ValueError("does not match its SHA-256 in the manifest")
     except OSError as error:
-        linked = error.errno == errno.ELOOP
-        raise CorruptCheckpoint(f"{name}: {'is a link, not a file' if linked else error.strerror}") from None
+        reason = "is a link, not a file" if error.errno == errno.ELOOP else error.strerror
+        raise CorruptCheckpoint(f"{name}: {reason}") from None
     except ValueError as error:
         raise CorruptCheckpoint(f"{name}: {error}") from None
     return files
 
 
-def dump_manifest(step: int, described: dict[str, dict[str, Any]]) -> bytes:
-    """The manifest of a checkpoint of this step, from each file's `sha256` and `bytes`."""
-    return json.dumps({"format": FORMAT, "step": step, "files": described}, indent=1).encode()
+def check_manifest(manifest: Mapping[str, Any], step: int) -> dict[str, dict[str, Any]]:
+    """The manifest's entries, `{file: {"sha256", "bytes"}}`, once everything in it is checked.
 
-
-def check_manifest(manifest: dict[str, Any], step: int) -> dict[str, dict[str, Any]]:
-    """The manifest's description of each file. Raises ValueError."""
-    if (found := manifest.get("format")) != FORMAT or type(found) is not int:
-        raise ValueError(f"format {found!r:.40}, this version reads {FORMAT}")
+    Raises:
+        ValueError: another format version or step, or entries that no checkpoint has.
+    """
+    version = manifest.get("format")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(f"format {version!r:.40}, this version reads {FORMAT_VERSION}")
     if manifest.keys() != {"format", "step", "files"}:
-        raise ValueError("names other things than format, step and files")
+        raise ValueError("has other keys than format, step and files")
     if type(manifest["step"]) is not int or manifest["step"] != step:
-        raise ValueError(f"is of step {manifest['step']!r:.40}, which is not the folder's name")
-    files = manifest["files"]
-    if wrong := type_error(files, dict[str, dict[str, Any]], "files"):
+        raise ValueError(f"step {manifest['step']!r:.40} is not the step in the folder's name")
+    entries = manifest["files"]
+    if wrong := type_error(entries, dict[str, dict[str, Any]], "files"):
         raise ValueError(wrong)
-    if unknown := sorted(files.keys() - LIMITS.keys()):
+    if unknown := sorted(entries.keys() - MAX_BYTES.keys()):
         raise ValueError(f"{unknown[0]!r:.40} is not a file of a checkpoint")
-    if {STATE, TENSOR_FILES["model"], TENSOR_FILES["optimizer"]} - files.keys():
-        raise ValueError("names too few files")
-    for name, description in files.items():
-        size, digest = description.get("bytes"), description.get("sha256")
-        if description.keys() != {"bytes", "sha256"} or type(size) is not int or type(digest) is not str:
-            raise ValueError(f"does not describe {name} by bytes and sha256")
-    return files
+    if missing := [name for name in REQUIRED_FILES if name not in entries]:
+        raise ValueError(f"does not list {missing[0]}")
+    for name, entry in entries.items():
+        if entry.keys() != {"bytes", "sha256"} or type(entry["bytes"]) is not int or type(entry["sha256"]) is not str:
+            raise ValueError(f"does not list {name} with bytes and sha256 alone")
+    return entries
+
+
+def build_manifest(step: int, files: Mapping[str, bytes]) -> bytes:
+    """The manifest of a checkpoint of `step` that holds these files."""
+    entries = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
+    return dump_manifest(step, entries)
+
+
+def dump_manifest(step: int, entries: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """The one spelling of a manifest; any other is refused when read."""
+    return json.dumps({"format": FORMAT_VERSION, "step": step, "files": entries}, indent=1).encode()

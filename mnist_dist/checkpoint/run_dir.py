@@ -1,4 +1,16 @@
-"""A run's folder: its name, what is in it, and which checkpoint a run goes on from."""
+"""The run directory: open and lock it, choose the checkpoint to resume from, and write its config and summary.
+
+    run.dir/
+        .lock          see `checkpoint.run_lock`
+        config.yaml    the resolved configuration, ready for `--config`
+        metrics.jsonl  see `tracking.metrics_file`
+        checkpoints/   see `checkpoint.manager`
+        profile/       only with train.profile
+        summary.json   written last: a run directory with it holds a finished run
+
+Why no library: accelerate's `ProjectConfiguration` names and counts checkpoint folders; it does not lock the directory,
+nor refuse to resume with settings that change what the run computes.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mnist_dist.checkpoint.format import MANIFEST
 from mnist_dist.checkpoint.manager import (
     CheckpointData,
     VerifiedCheckpoint,
@@ -26,15 +39,11 @@ from mnist_dist.utils.errors import TrainingError, UserError
 from mnist_dist.utils.files import atomic_write, read_json
 from mnist_dist.utils.strict_json import dump_strict
 
-if TYPE_CHECKING:
-    pass
-
-
 RUNS = Path("runs")
+"""Parent of the run directories that are named by the program."""
 CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
 PROFILE = "profile"
 
-# Settings that may change when a run goes on: none of them changes what it computes.
 RESUME_OVERRIDABLE = {
     "run.dir",
     "run.resume",
@@ -51,123 +60,104 @@ RESUME_OVERRIDABLE = {
     "train.keep",
     "train.profile",
 }
+"""Settings that a resumed run may change: none of them changes what it computes. Nor do those of `tracking`."""
+
+
+# Opening a run
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """A run's folder that is ours alone, and what was found there. Plain values, for every process."""
+    """A locked run directory and the checkpoint to resume from. Plain values, so it can be sent to other processes."""
 
     folder: Path
     checkpoint: VerifiedCheckpoint | None
-    """What the run goes on from."""
+    """What to resume from; None starts from step 0."""
     same_run: bool
-    """Whether that is the run's own checkpoint, so that its records go on too."""
+    """Whether the checkpoint is this directory's own, so that its metrics and its tracker's run continue too."""
 
     def load(self) -> CheckpointData | None:
-        """The checkpoint's content, parsed from the bytes that the main process checked."""
+        """The checkpoint's content, from the bytes that the main process verified; None without a checkpoint."""
         return self.checkpoint.parse() if self.checkpoint else None
 
 
 def open_run_dir(config: Config, recipes: Sequence[str], lock: RunLock, warn: Callable[[str], None]) -> RunDir:
-    """Lock the run's folder, creating it if it is absent, and read the checkpoint to go on from. Main process only.
+    """Create the run directory if it is missing, lock it, and read the checkpoint that run.resume asks for.
 
-    Processes that their launcher starts again find the folder of their own run and go on with it, whatever run.resume
-    says: that is for the first start.
+    Only for the main process. Processes that a launcher restarted find their own run directory and resume from its
+    newest checkpoint, whatever run.resume says: that is for the first start.
+
+    Args:
+        recipes: names of the recipes in use, for the name of a new run directory.
+        lock: not acquired yet.
+        warn: takes one line for each damaged checkpoint, and if the file system has no locks.
 
     Raises:
-        UserError: it cannot be created or written, another run is in it, or run.resume names no whole checkpoint.
+        UserError: the folder cannot be created or written, another run holds it, or run.resume names no whole
+            checkpoint.
     """
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    given = config.run.dir or lock.find_ours(RUNS)
-    path = Path(given or RUNS / f"{'-'.join(recipes) or 'default'}-{stamp}").expanduser()
+    timestamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    named = config.run.dir or lock.find_restarted_run(RUNS)
+    path = Path(named or RUNS / f"{'-'.join(recipes) or 'default'}-{timestamp}").expanduser()
     try:
-        lock.made = [each for each in path.parents if not each.exists()]
-        if not (given and path.exists()):
-            path = create(path, anew=not given)
-            lock.made = [path, *lock.made]
-        lock.take(path, warn)
-        if config.run.resume != "never" or lock.is_ours:
+        lock.created = [parent for parent in path.parents if not parent.exists()]
+        if not (named and path.exists()):
+            path = create_folder(path) if named else create_new_folder(path)
+            lock.created = [path, *lock.created]
+        lock.acquire(path, warn)
+        if config.run.resume != "never" or lock.is_restart:
             recover(path / CHECKPOINTS)
-        if config.run.resume == "auto" or lock.is_ours:
-            own = newest_verified(path / CHECKPOINTS, warn)
-            if own:
-                return RunDir(path, own, same_run=True)
+        if config.run.resume == "auto" or lock.is_restart:
+            newest = newest_verified(path / CHECKPOINTS, warn)
+            if newest:
+                return RunDir(path, newest, same_run=True)
     except OSError as error:
-        raise cannot_be_written(path, error) from error
+        raise not_writable(path, error) from error
     if config.run.resume in ("auto", "never"):
         return RunDir(path, None, same_run=False)
-    return RunDir(path, find_checkpoint(Path(config.run.resume).expanduser(), "run.resume", warn), same_run=False)
+    return RunDir(path, resolve_checkpoint(Path(config.run.resume).expanduser(), warn), same_run=False)
 
 
-def prepare_run_dir(claim: RunDir, config: Config, lock: RunLock) -> bool:
-    """Make the folder ready to be trained into. Main process only, and only once nothing is left to be refused.
-
-    Returns:
-        Whether the run in it has finished before.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        (claim.folder / CHECKPOINTS).mkdir(exist_ok=True)
-        if config.run.resume == "never" and not claim.same_run:
-            delete_old_run(claim.folder)
-        lock.begin()
-    except OSError as error:
-        raise cannot_be_written(claim.folder, error) from error
-    return claim.same_run and read_summary(claim.folder) is not None
-
-
-def cannot_be_written(path: Path, error: OSError) -> UserError:
-    """What to raise for a run's folder that the system refuses."""
-    return UserError(f"run.dir={path}: cannot be written ({error.strerror}); choose another --run.dir")
-
-
-def create(path: Path, anew: bool) -> Path:
-    """Create this folder; if `anew`, one with a number behind its name where another run has just taken the name."""
+def create_folder(path: Path) -> Path:
+    """Create a folder, its parents too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = path
-    for number in itertools.count(2):
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def create_new_folder(path: Path) -> Path:
+    """Create a folder that did not exist: `path`, or the first free one of `path-2`, `path-3` and so on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    candidates = itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
+    for candidate in candidates:
         try:
-            name.mkdir(exist_ok=not anew)
+            candidate.mkdir()
         except FileExistsError:
-            if not anew:
-                raise
-            name = path.with_name(f"{path.name}-{number}")
-        else:
-            break
-    return name
+            continue
+        break
+    return candidate
 
 
-def delete_old_run(path: Path) -> None:
-    """Delete what an earlier run left in this folder, half-done checkpoints too."""
-    recover(path / CHECKPOINTS)
-    for folder in list_checkpoints(path / CHECKPOINTS):
-        shutil.rmtree(folder)
-    if (path / PROFILE).is_dir():
-        shutil.rmtree(path / PROFILE)
-    for name in (METRICS, SUMMARY):
-        (path / name).unlink(missing_ok=True)
-
-
-def find_checkpoint(path: Path, key: str, warn: Callable[[str], None]) -> VerifiedCheckpoint:
-    """The checkpoint at a path: itself, or the newest of a run's folder.
+def resolve_checkpoint(path: Path, warn: Callable[[str], None]) -> VerifiedCheckpoint:
+    """The checkpoint that `run.resume=path` means: the one at that path, or the newest whole one of that run directory.
 
     Raises:
-        UserError: neither is there, or it is damaged; the message names the path as the value of `key`.
+        UserError: there is none, or the one at that path is damaged.
     """
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         return load_verified(path)
     newest = newest_verified(path / CHECKPOINTS, warn)
     if newest is None:
-        raise UserError(f"{key}={path}: is neither a checkpoint's folder nor a run's folder with a whole checkpoint")
+        raise UserError(f"run.resume={path}: holds no whole checkpoint; give a checkpoint's folder or a run directory")
     return newest
 
 
 def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], checkpoint: Path) -> None:
-    """Refuse to go on from a checkpoint with settings that would change what the run computes.
+    """Refuse to resume with settings that would change what the run computes.
 
-    Settings that the checkpoint does not know yet had their defaults.
+    Args:
+        saved: the configuration in the checkpoint, by section. A setting that it lacks had its default.
+        checkpoint: the checkpoint's folder, for the message.
 
     Raises:
         UserError: names the settings that differ.
@@ -186,8 +176,67 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
         )
 
 
+def warn_if_other_hardware(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:
+    """Warn if a run resumes with other versions or on other hardware, where kernels may round differently.
+
+    Args:
+        before: `machine` in the checkpoint's state.
+        now: the same facts of this process.
+    """
+    other = ", ".join(f"{key} {now[key]} instead of {before.get(key)}" for key in now if before.get(key) != now[key])
+    if other:
+        warn(f"this run resumes with {other}: its weights may differ, in the last bits, from an uninterrupted run's")
+
+
+# Starting it
+
+
+def prepare_run_dir(run_dir: RunDir, config: Config, lock: RunLock) -> bool:
+    """Make the folder ready for training: delete an earlier run if run.resume=never, and mark the run as started.
+
+    Only for the main process, and only once everything that could be refused was accepted.
+
+    Returns:
+        Whether the run in this folder has finished before.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        (run_dir.folder / CHECKPOINTS).mkdir(exist_ok=True)
+        if config.run.resume == "never" and not run_dir.same_run:
+            delete_old_run(run_dir.folder)
+        lock.mark_started()
+    except OSError as error:
+        raise not_writable(run_dir.folder, error) from error
+    return run_dir.same_run and read_summary(run_dir.folder) is not None
+
+
+def delete_old_run(folder: Path) -> None:
+    """Delete the checkpoints (incomplete ones too), profile, metrics and summary of an earlier run; nothing else.
+
+    Raises:
+        OSError: one of them cannot be deleted.
+    """
+    recover(folder / CHECKPOINTS)
+    for checkpoint in list_checkpoints(folder / CHECKPOINTS):
+        shutil.rmtree(checkpoint)
+    if (folder / PROFILE).is_dir():
+        shutil.rmtree(folder / PROFILE)
+    for name in (METRICS, SUMMARY):
+        (folder / name).unlink(missing_ok=True)
+
+
+def not_writable(folder: Path, error: OSError) -> UserError:
+    """The error to raise where the system refuses to create or write a run directory."""
+    return UserError(f"run.dir={folder}: cannot be written ({error.strerror}); choose another --run.dir")
+
+
+# Files that describe it
+
+
 def write_config(folder: Path, config: Config) -> None:
-    """Write config.yaml, from which `--config` starts the same run.
+    """Write config.yaml, with which `--config` starts the same run.
 
     Raises:
         TrainingError: the disk is full or the folder is gone.
@@ -195,16 +244,8 @@ def write_config(folder: Path, config: Config) -> None:
     write_text(folder / CONFIG, dump(config))
 
 
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None."""
-    try:
-        return read_json(folder / SUMMARY)
-    except (OSError, ValueError):
-        return None
-
-
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write summary.json, the last thing a run does.
+    """Write summary.json, the last thing that a run does. nan and infinity become null.
 
     Raises:
         TrainingError: the disk is full or the folder is gone.
@@ -213,17 +254,18 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     write_text(folder / SUMMARY, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished run; None without a readable one."""
+    try:
+        return read_json(folder / SUMMARY)
+    except (OSError, ValueError):
+        return None
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none."""
+    """Write a file atomically. Raises TrainingError if it cannot be written."""
     try:
         with atomic_write(path) as file:
             file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written ({error.strerror})", everywhere=True) from error
-
-
-def warn_if_other_hardware(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:
-    """Say that a run goes on where kernels may round differently."""
-    other = ", ".join(f"{key} {now[key]} instead of {before.get(key)}" for key in now if before.get(key) != now[key])
-    if other:
-        warn(f"this run goes on with {other}: it may not end with the bits that it would have ended with there")

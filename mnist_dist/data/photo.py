@@ -1,8 +1,8 @@
-"""Turn any picture of one digit into what MNIST would have made of it.
+"""Turn a picture of one digit, such as a photo or a scan, into an image like MNIST's.
 
-MNIST's own preparation, after Y. LeCun, C. Cortes and C. Burges, "The MNIST database of handwritten digits": the ink
-is scaled, keeping its aspect ratio, into a 20x20 box, which leaves grey levels at its edges, and placed in a 28x28
-field so that its centre of mass is at the field's centre. In the data set that centre is pixel (14, 14) (measured).
+The steps are MNIST's own, after Y. LeCun, C. Cortes and C. Burges, "The MNIST database of handwritten digits": the ink
+is scaled into a 20x20 box, keeping its aspect ratio, which leaves grey levels at its edges, and placed in a 28x28 image
+so that its centre of mass is at the image's centre. In the data set that centre is pixel (14, 14) (measured).
 """
 
 from __future__ import annotations
@@ -20,41 +20,43 @@ from mnist_dist.data.idx import SIDE
 from mnist_dist.utils.errors import UserError
 
 BOX = 20
+"""Side, in pixels, of the box that the ink is scaled into."""
 CENTRE = 14
-WORKING_SIDE = 560
+"""Row and column of the ink's centre of mass."""
+MAX_SIDE = 560
 """Larger pictures are first shrunk to this many pixels along their longer side."""
 MIN_CONTRAST = 0.06
-"""Least difference between ink and paper, of the range from black to white."""
-FAINT = 0.2
-"""Ink below this share of the darkest ink is paper: its texture, noise, a shadow."""
+"""Smallest difference between ink and background, as a fraction of that between black and white."""
+MIN_INK = 0.2
+"""Ink fainter than this fraction of the darkest ink is background: paper texture, noise, a shadow."""
 SPECK = 0.001
-"""Share of all ink that may lie outside the box on each of its four sides, such as dust."""
+"""Fraction of all ink that may be cropped off on each of the four sides, such as dust."""
 
 
 def read_picture(path: str | os.PathLike[str]) -> Tensor:
-    """A picture file of any format, size and polarity, prepared as MNIST's images are: uint8 (28, 28), white on black.
+    """A picture file of any format, size and polarity as an image like MNIST's: uint8 (28, 28), white on black.
 
-    A picture that is 28x28 and white on black already is taken as it is.
+    A picture that is 28x28 and white on black already is not changed.
 
     Raises:
-        UserError: no such file, not a picture, damaged, blank, or too large to be meant.
+        UserError: the file is missing, not a picture, damaged, blank, or has too many pixels.
     """
     grey = read_grey(Path(path))
     border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    paper = border.median()
-    brighter, darker = grey.max() - paper, paper - grey.min()
+    background = border.median()
+    brighter, darker = grey.max() - background, background - grey.min()
     if max(brighter, darker) < MIN_CONTRAST:
         raise UserError(f"{path}: the picture is blank; give one of a single digit that stands out from its background")
     white_on_black = bool(brighter > darker)
     if white_on_black and grey.shape == (SIDE, SIDE):
         return (grey * 255).round().byte()
-    ink = (grey - paper if white_on_black else paper - grey) / max(brighter, darker)
-    field = centre(fit(crop(((ink - FAINT) / (1 - FAINT)).clamp(min=0))))
-    return (field * 255).round().byte()
+    ink = (grey - background if white_on_black else background - grey) / max(brighter, darker)
+    ink = ((ink - MIN_INK) / (1 - MIN_INK)).clamp(min=0)
+    return (centre(scale_to_box(crop_to_ink(ink))) * 255).round().byte()
 
 
 def read_grey(path: Path) -> Tensor:
-    """The picture upright on white paper, at most WORKING_SIDE along its longer side: float (H, W) in [0, 1]."""
+    """The picture as its EXIF data orient it, in grey levels: float (H, W) in [0, 1], at most MAX_SIDE a side."""
     if not path.is_file():
         raise UserError(f"{path}: {'is not a file' if path.exists() else 'no such file'}; name a picture file")
     try:
@@ -67,20 +69,20 @@ def read_grey(path: Path) -> Tensor:
         raise UserError(f"{path}: has more pixels than {Image.MAX_IMAGE_PIXELS}; shrink it first") from None
     except UnidentifiedImageError:
         raise UserError(f"{path}: not a picture, or of an unknown format; PNG, JPEG and many others work") from None
-    except Exception as error:  # each of Pillow's formats fails on damaged files in its own way
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read as a picture ({said}); check the file") from None
+    except Exception as error:  # each of Pillow's decoders raises its own exceptions for a damaged file
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read as a picture ({message}); check the file") from None
 
 
 def to_grey(image: Image.Image) -> Tensor:
-    """A Pillow image on white paper, no larger than WORKING_SIDE: float (H, W) in [0, 1]."""
+    """A Pillow image, on white where it is transparent, as float (H, W) in [0, 1], at most MAX_SIDE a side."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow's conversion to L would clip these at 255
         image = image.convert("F")
-        image.thumbnail((WORKING_SIDE, WORKING_SIDE))
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
         values = as_tensor(image, torch.float32).nan_to_num()
         return values / next((scale for scale in (1.0, 255.0, 65535.0) if values.max() <= scale), values.max())
     image = image.convert("RGBA")
-    image.thumbnail((WORKING_SIDE, WORKING_SIDE))
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L")
     return as_tensor(image, torch.uint8).float() / 255
 
@@ -90,19 +92,19 @@ def as_tensor(image: Image.Image, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(bytearray(image.tobytes()), dtype=dtype).view(image.height, image.width)
 
 
-def crop(ink: Tensor) -> Tensor:
-    """The part of (H, W) that holds the ink."""
-    return ink[extent(ink.sum(1)), extent(ink.sum(0))]
+def crop_to_ink(ink: Tensor) -> Tensor:
+    """The smallest rectangle of (H, W) with nearly all of the ink."""
+    return ink[ink_extent(ink.sum(1)), ink_extent(ink.sum(0))]
 
 
-def extent(amounts: Tensor) -> slice:
-    """Where along one side the ink lies, given how much of it each row or column has."""
+def ink_extent(amounts: Tensor) -> slice:
+    """The rows (or columns) with nearly all of the ink, given the ink of each row (or column): float (N,)."""
     share = amounts.double().cumsum(0) / amounts.double().sum()
     return slice(int((share <= SPECK).sum()), int((share < 1 - SPECK).sum()) + 1)
 
 
-def fit(ink: Tensor) -> Tensor:
-    """The ink scaled into BOX x BOX, keeping its aspect ratio, with its darkest point at 1."""
+def scale_to_box(ink: Tensor) -> Tensor:
+    """The ink scaled to BOX pixels along its longer side, keeping its aspect ratio, with a maximum of 1."""
     height, width = ink.shape
     scale = BOX / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -111,14 +113,14 @@ def fit(ink: Tensor) -> Tensor:
 
 
 def centre(ink: Tensor) -> Tensor:
-    """The ink in a field of SIDE x SIDE, its centre of mass as near to the field's centre as whole pixels allow."""
-    field = torch.zeros(SIDE, SIDE)
-    top, left = start(ink.sum(1)), start(ink.sum(0))
-    field[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
-    return field
+    """The ink in an image (SIDE, SIDE), its centre of mass as near to CENTRE as whole pixels allow."""
+    image = torch.zeros(SIDE, SIDE)
+    top, left = centred_start(ink.sum(1)), centred_start(ink.sum(0))
+    image[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+    return image
 
 
-def start(amounts: Tensor) -> int:
-    """Where along one side of the field the ink begins, given how much of it each row or column has."""
+def centred_start(amounts: Tensor) -> int:
+    """The first row (or column) to place the ink at, given the ink of each of its rows (or columns): float (N,)."""
     mass = float((amounts * torch.arange(len(amounts))).sum() / amounts.sum())
     return min(max(round(CENTRE - mass), 0), SIDE - len(amounts))

@@ -1,8 +1,12 @@
-"""Which images each process computes at each step: a pure function of (seed, epoch), whatever the process count.
+"""Which images each process computes at each step: a pure function of (seed, epoch) and the global batch size.
 
-An epoch is one permutation of the images, cut into global batches; each of these is cut into shards, and each process
-computes its contiguous run of them. Nothing is padded and nothing is dropped, so the last batch may be smaller, and a
-shard of it may be empty.
+An epoch is one permutation of the images, cut into global batches; a global batch is cut into shards, and each process
+computes a contiguous run of shards. No image is repeated, and none is left out unless `drop_last` asks for it: the last
+batch may be smaller, and some of its shards empty.
+
+Why not `torch.utils.data.DistributedSampler`, or a loader prepared by accelerate: both repeat images until every
+process has equally many, and neither saves how far into an epoch a run was. Here a run resumes in the middle of an
+epoch, on any number of processes, from (epoch, batch).
 """
 
 from __future__ import annotations
@@ -17,49 +21,24 @@ from torch.utils.data import Sampler
 from mnist_dist.utils.rng import derive_seed
 
 
-@dataclass(frozen=True)
-class BatchSlice:
-    """A part of one global batch that is computed at once, as positions in the epoch's order."""
-
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class GlobalBatch:
-    """One step's rows: how many there are over all processes, and this process's shards, each in accumulated parts."""
-
-    size: int
-    shards: tuple[tuple[BatchSlice, ...], ...]
-
-
-def batch_slice(start: int, stop: int, index: int, parts: int) -> BatchSlice:
-    """The contiguous share `index` of `parts` of rows start..stop; sizes differ by one at most.
-
-    Where the parts divide the rows, cuts nest: the shares of 4 parts are the halves of the shares of 2.
-    """
-    size = stop - start
-    return BatchSlice(start + size * index // parts, start + size * (index + 1) // parts)
-
-
 class GlobalBatchSampler(Sampler[list[int]]):
     """Yields this process's image indices for each global batch of an epoch.
 
     Works as the `batch_sampler` of a `torch.utils.data.DataLoader`; the trainer itself uses `permutation` and
-    `batches`, which also give the global size that a loss must be divided by.
+    `batches`, which also give the global batch size that a loss must be divided by.
 
     Args:
-        images: number of images in the set.
+        images: number of images in the data set.
         batch_size: images in one global batch, over all processes.
-        rank, world_size: this process and how many there are.
-        shards: parts of each global batch that are computed apart, a multiple of `world_size`; 0: one a process.
-        accumulate: parts that each shard is split into in turn (`batches` only).
+        rank, world_size: this process and the number of processes.
+        shards: shards of each global batch, a multiple of `world_size`; 0 for one shard per process.
+        accumulate: microbatches that each shard is split into (`batches` only).
         seed: the run's seed; the order is a function of it and of the epoch.
-        shuffle: False keeps the images' own order, as an evaluation does.
+        shuffle: False keeps the order of the data set.
         drop_last: leave out a last batch that is smaller than `batch_size`.
+
+    Raises:
+        ValueError: `rank` is out of range, or `shards` is not a multiple of `world_size`.
     """
 
     def __init__(
@@ -86,17 +65,18 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.seed, self.shuffle = seed, shuffle
         self.epoch = 0
         self.start = 0
+        """Index, within the epoch, of the next global batch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next, from its first batch."""
+        """Choose the epoch that the next iteration goes through, from its first batch."""
         self.epoch, self.start = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next iteration begins; the order itself needs no saving."""
+        """Epoch and index of the next global batch. The order needs no saving."""
         return {"epoch": self.epoch, "start": self.start}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue at the batch that `state_dict` described, with any number of processes."""
+        """Continue at the batch that `state_dict` named, with any number of processes."""
         self.epoch, self.start = state["epoch"], state["start"]
 
     def __len__(self) -> int:
@@ -111,13 +91,13 @@ class GlobalBatchSampler(Sampler[list[int]]):
         return torch.randperm(self.images, generator=generator)
 
     def batches(self) -> Iterator[GlobalBatch]:
-        """This process's shards of each global batch from `start` on; `start` follows, so state_dict may be called."""
+        """The epoch's global batches from `start` on. `start` is advanced before each one is yielded."""
         for index in range(self.start, len(self)):
             first = index * self.batch_size
-            last = min(first + self.batch_size, self.images)
-            shards = (batch_slice(first, last, shard, self.shards) for shard in self.local_shards)
+            batch = BatchSlice(first, min(first + self.batch_size, self.images))
+            shards = (batch.chunk(shard, self.shards) for shard in self.local_shards)
             self.start = index + 1
-            yield GlobalBatch(last - first, tuple(cut(shard, self.accumulate) for shard in shards))
+            yield GlobalBatch(len(batch), tuple(shard.chunks(self.accumulate) for shard in shards))
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.permutation()
@@ -125,6 +105,34 @@ class GlobalBatchSampler(Sampler[list[int]]):
             yield order[batch.shards[0][0].start : batch.shards[-1][-1].stop].tolist()
 
 
-def cut(share: BatchSlice, parts: int) -> tuple[BatchSlice, ...]:
-    """A share as this many shares."""
-    return tuple(batch_slice(share.start, share.stop, part, parts) for part in range(parts))
+@dataclass(frozen=True)
+class GlobalBatch:
+    """One global batch, as this process sees it."""
+
+    size: int
+    """Images over all processes."""
+    shards: tuple[tuple[BatchSlice, ...], ...]
+    """This process's shards, each as its microbatches."""
+
+
+@dataclass(frozen=True)
+class BatchSlice:
+    """A contiguous slice of a global batch, as positions `start` to `stop` in the epoch's order."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def chunk(self, index: int, count: int) -> BatchSlice:
+        """Chunk `index` of `count` contiguous ones, whose sizes differ by one at most.
+
+        Chunks nest where `count` divides the size: the chunks of 4 are the halves of the chunks of 2.
+        """
+        size = len(self)
+        return BatchSlice(self.start + size * index // count, self.start + size * (index + 1) // count)
+
+    def chunks(self, count: int) -> tuple[BatchSlice, ...]:
+        """All `count` chunks, in order."""
+        return tuple(self.chunk(index, count) for index in range(count))

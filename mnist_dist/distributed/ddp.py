@@ -65,7 +65,7 @@ class DDPStrategy:
         self.wrapped_model.zero_grad()
         seed_generator(derive_seed(config.run.seed, "dropout", step, runtime.rank), runtime.device)
         outputs = []
-        for number, (images, labels) in enumerate(batch.parts(0), start=1):
+        for number, (images, labels) in enumerate(batch.microbatches(0), start=1):
             is_last = number == config.train.accumulate
             with contextlib.nullcontext() if is_last else runtime.accelerator.no_sync(self.wrapped_model):
                 logits = self.forward(images)

@@ -84,7 +84,7 @@ class FixedShardStrategy:
             for own, common in zip(model.buffers(), self.buffers, strict=True):
                 own.copy_(common)
         outputs: list[BatchOutput] = []
-        for images, labels in batch.parts(shard):
+        for images, labels in batch.microbatches(shard):
             if not len(labels):
                 continue
             with self.runtime.mixed_precision.autocast():

@@ -1,4 +1,4 @@
-"""The networks. Importing this package registers every family."""
+"""The models. Importing this package registers all of them: see `registry`."""
 
 from mnist_dist.models import compact, deep_head, plain, unshuffle  # noqa: F401
 from mnist_dist.models.classifier import ImageClassifier

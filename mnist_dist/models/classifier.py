@@ -1,4 +1,4 @@
-"""What every network here is: a body that turns images into features, and a head that turns features into logits."""
+"""The base class of all models: a body from images to features, and a head from features to logits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class ImageClassifier(nn.Module):
     """Images float (B, 1, 28, 28) to logits (B, 10).
 
     Args:
-        body: images to flat features (B, F).
-        head: features to logits.
+        body: from images to flat features (B, F).
+        head: from features to logits.
     """
 
     def __init__(self, body: nn.Sequential, head: nn.Module) -> None:
@@ -23,10 +23,10 @@ class ImageClassifier(nn.Module):
         return self.head(self.body(images))
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, 10) and the flat features (B, F) before the head, to look at."""
+        """Logits (B, 10), and the flat features (B, F) that the head was given."""
         features = self.body(images)
         return self.head(features), features
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What the model's output means as probabilities (B, 10)."""
+        """Class probabilities, float32 (B, 10), from what `forward` returned."""
         return logits.float().softmax(dim=1)

@@ -1,4 +1,4 @@
-"""The fastest net to 99 %: the middle 24x24 pixels, 2x2 patches as channels, and batch norms after the pooling."""
+"""The fastest model to 99 %: the central 24x24 pixels, 2x2 patches as channels, and batch norms after the pooling."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from mnist_dist.models.registry import register_model
 
 
 class CentreUnshuffle(nn.Module):
-    """Images (B, 1, 28, 28) to (B, 4, 12, 12): the border of two pixels, empty in nearly all of MNIST, is left out."""
+    """Images (B, 1, 28, 28) to (B, 4, 12, 12), without the border of two pixels, empty in nearly all of MNIST."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """The four pixels of each patch as channels, in the memory order that convolutions are fastest in."""
+        """The four pixels of each 2x2 patch as channels; the result is in channels-last memory format."""
         patches = images[:, 0, 2:26, 2:26].reshape(-1, 12, 2, 12, 2).transpose(2, 3)
         return patches.reshape(-1, 12, 12, 4).permute(0, 3, 1, 2)
 
 
 class FlattenChannelsLast(nn.Module):
-    """Maps (B, C, H, W) to features (B, H*W*C): in the order they lie in memory, so that nothing is copied."""
+    """Feature maps (B, C, H, W) to features (B, H*W*C): of channels-last maps this is a view, without a copy."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The channels of each position, one position after the other."""
+        """Features (B, H*W*C), the channel varying fastest."""
         return maps.permute(0, 2, 3, 1).flatten(1)
 
 

@@ -1,4 +1,4 @@
-"""A tutorial net with a hidden layer in its head, as published (with its mistake) and mended."""
+"""A tutorial's model with a hidden layer in its head: as published, with its mistake, and with that fixed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mnist_dist.models.registry import register_model
 
 
 def deep_body() -> nn.Sequential:
-    """28x28 -> 24x24 -> 12x12 -> 10x10, 2000 flat features."""
+    """Feature maps of 24x24, 12x12 and 10x10; 2000 flat features."""
     return nn.Sequential(
         nn.Conv2d(1, 10, 5),
         nn.MaxPool2d(2),  # before the ReLU: the same values, a quarter of the work
@@ -21,25 +21,25 @@ def deep_body() -> nn.Sequential:
 
 
 def deep_layers() -> list[nn.Module]:
-    """2000 features -> 500 -> 10."""
+    """From 2000 features to 500 and to 10 logits."""
     return [nn.Linear(20 * 10 * 10, 500), nn.ReLU(), nn.Linear(500, 10)]
 
 
 class SoftmaxClassifier(ImageClassifier):
-    """A classifier whose output went through a softmax already."""
+    """A classifier whose `forward` returns probabilities, although the loss takes them for logits."""
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The output itself."""
+        """What `forward` returned, as float32."""
         return logits.float()
 
 
 @register_model
 def deep_head() -> ImageClassifier:
-    """As published: ReLU and softmax after the last layer, and the loss then takes probabilities for logits."""
+    """As published, with its mistake: ReLU and softmax after the last layer, though the loss expects logits."""
     return SoftmaxClassifier(deep_body(), nn.Sequential(*deep_layers(), nn.ReLU(), nn.Softmax(dim=1)))
 
 
 @register_model
 def deep_head_fixed() -> ImageClassifier:
-    """The same net without the last ReLU and softmax: the head gives logits, as the loss expects."""
+    """deep_head without the last ReLU and softmax: the head gives logits, as the loss expects."""
     return ImageClassifier(deep_body(), nn.Sequential(*deep_layers()))

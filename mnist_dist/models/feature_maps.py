@@ -1,4 +1,4 @@
-"""What the convolutions of a net make of one image, and their filters, as pictures."""
+"""Feature maps of one image and convolution filters, as tensors and as one picture."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
-    """The output of each convolution for one image, in the order of the net.
+    """The output of each convolution for one image, in the order of computation.
 
     Args:
         model: in eval mode.
         image: normalised, float32 (1, 28, 28).
 
     Returns:
-        (the layer's name, its maps float32 (C, H, W)) for each convolution.
+        Module name and feature maps float32 (C, H, W) of each convolution.
     """
     found: list[tuple[str, Tensor]] = []
     names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
-    def note(module: nn.Module, _: Any, output: Tensor) -> None:
+    def record(module: nn.Module, _: Any, output: Tensor) -> None:
         found.append((names[module], output[0].float()))  # type: ignore[index]
 
-    handles = [module.register_forward_hook(note) for module in names]
+    handles = [module.register_forward_hook(record) for module in names]
     try:
         model(image.unsqueeze(0))
     finally:
@@ -35,20 +35,20 @@ def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def filters(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """For each convolution its name and its filters, (out, in, h, w), in the order of the net's definition."""
+    """Module name and filters (out, in, h, w) of each convolution, in the order of definition."""
     return [(name, m.weight.detach()) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
 
 
 def montage(maps: Tensor, width: int, rows: int = 2) -> Tensor:
-    """As many maps as fit, side by side with a blank column between, each from black (its least) to white.
+    """As many feature maps as fit into one grey picture, each scaled from its minimum (black) to its maximum (white).
 
     Args:
         maps: float (C, H, W).
-        width: columns that may be used.
-        rows: rows of maps at most.
+        width: largest width in pixels.
+        rows: largest number of rows of maps.
 
     Returns:
-        uint8 (H', W') with H' even, as half blocks are drawn.
+        uint8 (H', W'), H' even, because a terminal's half blocks show two rows of pixels in one line.
     """
     count, height, side = maps.shape
     across = max(min(width // (side + 1), count), 1)

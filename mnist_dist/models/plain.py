@@ -1,6 +1,6 @@
-"""Tutorial nets of one shape: two times convolution, ReLU, max-pool; then one linear layer.
+"""Three tutorials' models of one shape: two blocks of convolution, ReLU and max-pool; then one linear layer.
 
-The pooling stands before the ReLU here: the same values and gradients, bit for bit, for a quarter of the ReLU's work.
+Here the pooling comes before the ReLU: the same values and gradients, bit for bit, for a quarter of the ReLU's work.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from mnist_dist.models.registry import register_model
 
 
 def plain_body(channels: tuple[int, int], kernel: int, padding: int) -> nn.Sequential:
-    """Two blocks of convolution, 2x2 max-pool and ReLU, then flat features."""
+    """Two blocks of convolution, 2x2 max-pool and ReLU, then flat features.
+
+    Args:
+        channels: filters of the first and the second convolution.
+        kernel: side of the filters.
+    """
     first, second = channels
     return nn.Sequential(
         nn.Conv2d(1, first, kernel, padding=padding),

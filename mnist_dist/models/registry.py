@@ -1,4 +1,9 @@
-"""Models by name: `@register_model` on a function that builds one, `create_model` to call it."""
+"""Models by name.
+
+To add a model, write a function that builds it, decorate it with `@register_model`, import its module in
+`mnist_dist/models/__init__.py`, and add its name to `model.name` in `mnist_dist/config/schema.py`. `mnist-dist models`
+prints the first line of the function's docstring.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,10 @@ _BUILDERS: dict[str, Callable[[], ImageClassifier]] = {}
 
 
 def register_model(builder: Builder) -> Builder:
-    """Make a function that takes nothing and returns an ImageClassifier known by its own name.
+    """Decorator: register a function without arguments that returns a new ImageClassifier, under the function's name.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: a model of that name is registered already.
     """
     name = builder.__name__
     if name in _BUILDERS:
@@ -26,17 +31,21 @@ def register_model(builder: Builder) -> Builder:
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows, sorted."""
+    """The names of all registered models, sorted."""
     return sorted(_BUILDERS)
 
 
 def describe_model(name: str) -> str:
-    """The first line of the builder's docstring."""
+    """One line about a model: the first of its builder's docstring.
+
+    Raises:
+        KeyError: no model of that name.
+    """
     return (_BUILDERS[name].__doc__ or "").strip().splitlines()[0]
 
 
 def create_model(name: str) -> ImageClassifier:
-    """A freshly initialised model on the CPU, drawn from torch's global generator.
+    """A new model on the CPU, its weights drawn from torch's global random generator.
 
     Raises:
         KeyError: no model of that name.

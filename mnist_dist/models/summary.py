@@ -1,4 +1,4 @@
-"""What a model costs and the walk of shapes through it."""
+"""A model's parameters, floating-point operations (FLOPs) and layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mnist_dist.models.classifier import ImageClassifier
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of the walk: its name, what it is, the shape it gives for one image, and its parameters."""
+    """One layer: module name, kind in a few words, output shape for one image, and number of parameters."""
 
     name: str
     kind: str
@@ -23,7 +23,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """Parameters, forward floating-point operations an image (a multiply-add counts two), and the layers in order."""
+    """Number of parameters, forward FLOPs per image (a multiply-add is two), and the layers in order of computation."""
 
     parameters: int
     flops: int
@@ -31,26 +31,26 @@ class ModelSummary:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable scalars."""
+    """Number of trainable parameters, as scalars."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @torch.no_grad()
 def count_flops(model: nn.Module) -> int:
-    """Forward floating-point operations of one image in convolutions and linear layers; a multiply-add counts two.
+    """Forward FLOPs per image, in convolutions and linear layers; a multiply-add is two. The model is not changed.
 
-    By hooks: torch's own counter imports torch._dynamo, which takes a second.
+    With hooks, because `torch.utils.flop_counter` imports `torch._dynamo`, which takes a second.
     """
     flops = 0
 
-    def note(module: nn.Module, _: Any, output: Tensor) -> None:
+    def count(module: nn.Module, _: Any, output: Tensor) -> None:
         nonlocal flops
         flops += 2 * output.numel() * module.weight[0].numel()  # type: ignore[index]
 
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(note) for layer in layers]
+    handles = [layer.register_forward_hook(count) for layer in layers]
     was_training, device = model.training, next(model.parameters()).device
-    model.eval()  # so that no running statistics change, and nothing is drawn
+    model.eval()  # changes no running statistics and draws no random numbers
     model(torch.zeros(1, 1, 28, 28, device=device))
     model.train(was_training)
     for handle in handles:
@@ -60,25 +60,25 @@ def count_flops(model: nn.Module) -> int:
 
 @torch.no_grad()
 def summarize(model: ImageClassifier) -> ModelSummary:
-    """Run one blank image through the model and note what every layer gives."""
+    """Run one blank image through the model, on the CPU, and record the output shape of every layer."""
     layers: list[Layer] = []
 
-    def note(name: str) -> Any:
+    def record(name: str) -> Any:
         def hook(module: nn.Module, _: Any, output: Tensor) -> None:
-            layers.append(Layer(name, describe(module), tuple(output.shape[1:]), count_parameters(module)))
+            layers.append(Layer(name, describe_layer(module), tuple(output.shape[1:]), count_parameters(module)))
 
         return hook
 
     leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
-    handles = [module.register_forward_hook(note(name)) for name, module in leaves]
+    handles = [module.register_forward_hook(record(name)) for name, module in leaves]
     model(torch.zeros(1, 1, 28, 28))
     for handle in handles:
         handle.remove()
     return ModelSummary(count_parameters(model), count_flops(model), tuple(layers))
 
 
-def describe(module: nn.Module) -> str:
-    """A layer in a few words."""
+def describe_layer(module: nn.Module) -> str:
+    """A layer's kind and size in a few words, such as `conv 16@5x5 pad 2`."""
     if isinstance(module, nn.Conv2d):
         return f"conv {module.out_channels}@{module.kernel_size[0]}x{module.kernel_size[1]} pad {module.padding[0]}"
     if isinstance(module, nn.MaxPool2d):

@@ -1,5 +1,8 @@
-"""The default net. Its first layer only moves pixels: a 2x2 patch becomes four channels (Shi et al. 2016,
-arXiv:1609.05158, run backwards), so that the convolutions work on a quarter of the positions."""
+"""The default model.
+
+Its first layer turns each 2x2 patch into four channels (pixel unshuffle, the inverse of Shi et al. 2016,
+arXiv:1609.05158), so that the convolutions work on a quarter of the positions.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from mnist_dist.models.registry import register_model
 
 
 class PixelUnshuffle(nn.Module):
-    """Images (B, 1, H, W) to (B, 4, H/2, W/2): as torch's, which however leaves the shape of an empty batch as it is.
+    """Images (B, 1, H, W) to (B, 4, H/2, W/2), as `torch.nn.PixelUnshuffle(2)`, but for empty batches too.
 
-    Empty batches are real: a process may have no image of an epoch's last batch.
+    torch's returns an empty batch in its old shape. A process may have no image of an epoch's last batch.
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """The four pixels of each patch as channels, row by row."""
+        """The four pixels of each 2x2 patch as channels, row by row."""
         count, _, height, width = images.shape
         patches = images.reshape(count, height // 2, 2, width // 2, 2)
         return patches.permute(0, 2, 4, 1, 3).reshape(count, 4, height // 2, width // 2)

@@ -1,5 +1,7 @@
-"""torch's optimizers without their compiler: at their first use they import torch._dynamo, which takes 1.6 s and which
-only somebody who compiles an optimizer needs."""
+"""torch's optimizers without `torch._dynamo`: their first step imports it, which takes 1.6 s, to support compilation.
+
+Only a compiled optimizer step needs that; this program compiles the model alone.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +12,26 @@ from typing import Any, TypeVar, cast
 import torch
 from torch.optim import Optimizer
 
-Kind = TypeVar("Kind", bound=Optimizer)
+OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def without_compiler(function: Function) -> Function:
-    """The function that the compiler's wrappers wrap."""
-    return cast("Function", inspect.unwrap(function))
+def eager(optimizer_class: type[OptimizerT]) -> type[OptimizerT]:
+    """A subclass that computes the same updates, bit for bit, and never imports `torch._dynamo`."""
+    step = without_dynamo(optimizer_class.step)
 
-
-def eager(kind: type[Kind]) -> type[Kind]:
-    """A class that does the same as `kind`."""
-    step = without_compiler(kind.step)
-
-    class Eager(kind):  # type: ignore[valid-type, misc]
-        add_param_group = without_compiler(kind.add_param_group)
+    class Eager(optimizer_class):  # type: ignore[valid-type, misc]
+        add_param_group = without_dynamo(optimizer_class.add_param_group)
 
         @torch.no_grad()
         def step(self, closure: Any = None) -> Any:
-            """See torch."""
+            """As `torch.optim.Optimizer.step`."""
             return step(self, closure)
 
-    Eager.__name__ = Eager.__qualname__ = kind.__name__
-    return cast("type[Kind]", Eager)
+    Eager.__name__ = Eager.__qualname__ = optimizer_class.__name__
+    return cast("type[OptimizerT]", Eager)
+
+
+def without_dynamo(function: Function) -> Function:
+    """The function below torch's decorators for the compiler."""
+    return cast("Function", inspect.unwrap(function))

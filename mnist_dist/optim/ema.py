@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is then what is evaluated and exported."""
+"""Exponential moving average (EMA) of the weights, which is then what is evaluated and exported."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """An exponential moving average of the model's weights and buffers; None for decay 0.
+    """An exponential moving average of the model's parameters and buffers; None for decay 0.
 
-    Update it after each optimizer step with `update_parameters(model)`; its network is `.module`.
+    Call its `update_parameters(model)` after each optimizer step. The averaged model is its `.module`.
+
+    Args:
+        decay: fraction of the average that each update keeps.
     """
     if not decay:
         return None

@@ -1,4 +1,8 @@
-"""Learning rates as pure functions of the step: nothing to save, nothing to step in the right order."""
+"""Learning rate schedules as pure functions of the step.
+
+Why not `torch.optim.lr_scheduler`: a scheduler has a state to save and must be stepped in step with the optimizer (one
+prepared by accelerate steps once per process); a function of the step needs neither.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +15,30 @@ ONECYCLE_START = 1 / 25  # of the peak, as in Smith & Topin 2018 (arXiv:1708.071
 
 
 def lr_at(step: int, total_steps: int, config: OptimConfig) -> float:
-    """The learning rate of the optimizer update number `step`, counted from 0, of `total_steps`.
+    """The learning rate of optimizer update `step`, counted from 0, of `total_steps`.
 
-    `warmup` is the fraction of steps that rise to the peak: linearly from near 0, or for onecycle along a cosine from
-    1/25 of the peak. The rest falls to `final_lr` of the peak, which the last step reaches; constant stays.
+    Over the fraction `warmup` of the steps it rises to the peak `lr`: linearly from near 0, or with onecycle along a
+    cosine from 1/25 of the peak. Then it falls to `final_lr` times the peak, reached at the last step; constant stays
+    at the peak.
     """
     warmup_steps = round(config.warmup * total_steps)
     if step < warmup_steps:
-        risen = (step + 1) / warmup_steps
+        progress = (step + 1) / warmup_steps
         if config.schedule == "onecycle":
-            return config.lr * (ONECYCLE_START + (1 - ONECYCLE_START) * half_cosine(risen))
-        return config.lr * risen
-    remaining = max(total_steps - 1 - warmup_steps, 1)
-    fallen = min((step - warmup_steps) / remaining, 1.0)
-    return config.lr * (1 - (1 - config.final_lr) * fall(fallen, config.schedule))
+            return config.lr * (ONECYCLE_START + (1 - ONECYCLE_START) * half_cosine(progress))
+        return config.lr * progress
+    decay_steps = max(total_steps - 1 - warmup_steps, 1)
+    progress = min((step - warmup_steps) / decay_steps, 1.0)
+    return config.lr * (1 - (1 - config.final_lr) * decay(progress, config.schedule))
 
 
-def fall(progress: float, schedule: Literal["constant", "linear", "cosine", "onecycle"]) -> float:
-    """How far the rate has fallen, in [0, 1], after a fraction of the way down."""
+def decay(progress: float, schedule: Literal["constant", "linear", "cosine", "onecycle"]) -> float:
+    """How far the rate has fallen, from 0 (peak) to 1 (final), at a fraction `progress` of the steps after warm-up."""
     if schedule == "constant":
         return 0.0
     return progress if schedule == "linear" else half_cosine(progress)
 
 
 def half_cosine(progress: float) -> float:
-    """From 0 to 1 along half a cosine."""
+    """From 0 to 1 along half a period of a cosine."""
     return (1 - math.cos(math.pi * progress)) / 2

@@ -1,4 +1,8 @@
-"""The optimizer a configuration asks for, and its state as named tensors."""
+"""Build the optimizer that a configuration names, and save and load its state as named tensors.
+
+Why not `Optimizer.state_dict`: it numbers the parameters and is made to be pickled; here each tensor has the name of
+its parameter, so that it can be stored in safetensors and checked against the model.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,12 @@ from mnist_dist.utils.errors import UserError
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Optimizer:
-    """An optimizer over a model that lies on its final device, in its final memory format.
+    """The optimizer for a model, which must be on its final device and in its final memory format.
 
-    Weights are decayed; biases and norms (fewer than two dimensions) are not.
+    Weight decay applies to weights, not to biases and norms (parameters of fewer than two dimensions).
 
     Args:
-        fused: one kernel for all parameters. Not with fp16: a fused step hides from accelerate that it was skipped.
+        fused: update all parameters in one kernel. Not with fp16: accelerate cannot see that a fused step was skipped.
     """
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -31,12 +35,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Op
         options: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
         sgd = eager(SGD)([decayed, plain], lr=config.lr, fused=fused, **options)
         if config.momentum:
-            # As from nothing; but the fused update, if its first one is left out, would go on from unset memory.
+            # The same as none. But if found_inf skips the first fused update, torch leaves the buffer uninitialised.
             for parameter in (*matrices, *vectors):
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     if config.name == "muon":
-        # The last layer's rows are classes, not directions in a space: AdamW suits it better (Jordan 2024).
+        # AdamW suits the last layer better (Jordan 2024).
         groups = [
             decayed | {"params": matrices[:-1], "use_muon": True},
             decayed | {"params": matrices[-1:]},
@@ -44,76 +48,80 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Op
         ]
         options = {"momentum": config.momentum, "nesterov": config.nesterov}
         return MuonAdamW(groups, config.lr, betas=config.betas, fused=fused, **options)
-    kind = Adam if config.name == "adam" else AdamW
-    return eager(kind)([decayed, plain], lr=config.lr, betas=config.betas, fused=fused)
+    optimizer_class = Adam if config.name == "adam" else AdamW
+    return eager(optimizer_class)([decayed, plain], lr=config.lr, betas=config.betas, fused=fused)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group this learning rate for the next update."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as `{parameter name}/{what}`: all there is to save, since groups come from the config."""
+    """The optimizer's state by `{parameter name}/{state key}`, such as `head.weight/exp_avg`; not copied.
+
+    That is all there is to save: parameter groups come from the configuration.
+    """
     return {
-        f"{name}/{what}": value
+        f"{name}/{key}": value
         for name, parameter in model.named_parameters()
-        for what, value in optimizer.state.get(parameter, {}).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
 
 
-def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Give the optimizer the state that `optimizer_tensors` saved.
+def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Replace the optimizer's state by copies of what `optimizer_tensors` gave.
 
     Raises:
-        UserError: a tensor is not part of this optimizer's state for this model, is absent, or does not fit.
+        UserError: a tensor is missing, does not fit, or is not part of this optimizer's state for this model; the state
+            is unchanged.
     """
     check_optimizer_tensors(optimizer, model, tensors)
     parameters = dict(model.named_parameters())
     for state in optimizer.state.values():
-        state.clear()  # what was saved before the first update has no moments
+        state.clear()  # a checkpoint from before the first update has no moments
     fused = any(group.get("fused") for group in optimizer.param_groups)
-    for key, value in tensors.items():
-        name, _, what = key.rpartition("/")
-        parameter = parameters[name]
+    for name, value in tensors.items():
+        parameter_name, _, key = name.rpartition("/")
+        parameter = parameters[parameter_name]
         if value.shape == parameter.shape:
-            # Laid out as the parameter is: a fused update walks through the memory of both alike.
+            # In the parameter's memory format: a fused update reads the memory of both in the same order.
             loaded = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         else:
-            # torch keeps Adam's step count on the CPU unless the update is fused
+            # torch keeps Adam's step count on the CPU unless the update is fused.
             loaded = value.to(parameter.device if value.ndim or fused else "cpu", copy=True)
-        optimizer.state[parameter][what] = loaded
+        optimizer.state[parameter][key] = loaded
 
 
 def check_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless each parameter has all of the state that the optimizer keeps of it, or none yet."""
-    where = "the checkpoint's optimizer state"
+    """Raise UserError unless the tensors are, for each parameter, its whole state in this optimizer or none of it."""
+    source = "the checkpoint's optimizer state"
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    kept = {name: state_like(p.detach(), groups[id(p)]) for name, p in model.named_parameters()}
+    expected = {name: expected_state(p.detach(), groups[id(p)]) for name, p in model.named_parameters()}
     given: dict[str, set[str]] = {}
-    for key, value in tensors.items():
-        name, _, what = key.rpartition("/")
-        if what not in kept.get(name, {}):
-            who = "this optimizer does not keep" if name in kept else "this model does not have"
-            raise UserError(f"{where} holds {key}, which {who}")
-        like = kept[name][what]
+    for name, value in tensors.items():
+        parameter_name, _, key = name.rpartition("/")
+        if key not in expected.get(parameter_name, {}):
+            who = "this optimizer does not keep" if parameter_name in expected else "this model does not have"
+            raise UserError(f"{source} holds {name}, which {who}")
+        like = expected[parameter_name][key]
         if (value.shape, value.dtype) != (like.shape, like.dtype):
             raise UserError(
-                f"{where} {key} is {value.dtype} {tuple(value.shape)}, this optimizer's {like.dtype} "
+                f"{source} {name} is {value.dtype} {tuple(value.shape)}, this optimizer's {like.dtype} "
                 f"{tuple(like.shape)}"
             )
-        given.setdefault(name, set()).add(what)
-    absent = sorted(f"{name}/{what}" for name, whats in given.items() for what in kept[name].keys() - whats)
-    if absent:
-        raise UserError(f"{where} lacks {absent[0]}")
+        given.setdefault(parameter_name, set()).add(key)
+    missing = sorted(f"{name}/{key}" for name, keys in given.items() for key in expected[name].keys() - keys)
+    if missing:
+        raise UserError(f"{source} lacks {missing[0]}")
 
 
-def state_like(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What an optimizer of `build_optimizer` keeps of a parameter in this group: tensors of those shapes and types."""
+def expected_state(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """State key to a tensor of its shape and dtype, for a parameter in this group of an optimizer we build."""
     if group.get("use_muon"):
         return {"momentum_buffer": as_matrix(parameter, like=parameter)}
-    if "momentum" in group:  # sgd
+    if "momentum" in group:  # SGD
         return {"momentum_buffer": parameter} if group["momentum"] else {}
     return {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.zeros(())}

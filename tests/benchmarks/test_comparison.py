@@ -15,7 +15,7 @@ import scaling
 from common import comparison
 from common.comparison import Case, compare, print_rates, rate_of, summarize, with_baselines
 from common.processes import REFERENCES
-from mnist_dist.data.prepare import default_root, find
+from mnist_dist.data.prepare import default_root
 from mnist_dist.utils.errors import EXIT_DONE, TrainingError, UserError
 
 ALL_CASES = [overhead.CASES, loader.CASES, scaling.cases_of("auto"), reliability_cost.CASES]
@@ -70,7 +70,7 @@ def test_mistakes_are_one_line(arguments: list[str], said: str) -> None:
 
 @pytest.mark.launcher
 def test_one_round_of_real_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if not find(default_root()):
+    if not find_files(default_root()):
         pytest.skip("needs MNIST in mnist_dist's folder of the user's cache; `mnist-dist data fetch` brings it")
     monkeypatch.setattr(overhead, "CASES", overhead.CASES[:2])
     file = tmp_path / "overhead.json"

@@ -9,7 +9,7 @@ import pytest
 
 import time_to_accuracy
 from common.rounds import RoundResults
-from mnist_dist.data.prepare import default_root, find
+from mnist_dist.data.prepare import default_root
 from mnist_dist.utils.errors import EXIT_DONE
 from time_to_accuracy import RECIPE, REFERENCE, print_accuracy, summarize
 
@@ -32,7 +32,7 @@ def test_accuracy_is_a_mean_and_times_are_of_the_same_seed(capsys: pytest.Captur
 
 @pytest.mark.launcher
 def test_one_seed_of_the_fastest_recipe_reaches_99_percent(tmp_path: Path) -> None:
-    if not find(default_root()):
+    if not find_files(default_root()):
         pytest.skip("needs MNIST in mnist_dist's folder of the user's cache; `mnist-dist data fetch` brings it")
     file = tmp_path / "accuracy.json"
     assert time_to_accuracy.main(["--seeds", "1", "--json", str(file)]) == EXIT_DONE

@@ -17,13 +17,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_checkpoint import FILES, is_same, replace_file, saved, state_of
+from small_checkpoint import FILES, corruption, is_same, replace_file, saved, state_of
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint import manager
 from mnist_dist.checkpoint.manager import (
     CheckpointData,
-    damage,
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -53,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 def test_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "checkpoints", 7, saved())
     assert path == tmp_path / "checkpoints" / "step-00000007"
-    assert damage(path) is None
+    assert corruption(path) is None
     assert_same(load_checkpoint(path), saved())
     assert os.listdir(path.parent) == [path.name]
     assert sorted(os.listdir(path)) == sorted([*FILES, "manifest.json"])
@@ -307,8 +306,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     **{f"{name} truncated": (truncate(name, 40), rf"{name}: 40 bytes instead of \d+") for name in FILES},
     **{f"{name} empty": (truncate(name, 0), rf"{name}: 0 bytes instead of") for name in FILES},
     **{f"{name} grown": (truncate(name, 100_000), rf"{name}: 100000 bytes instead of") for name in FILES},
-    **{f"{name} flipped": (flip(name, -2), rf"{name}: its content is not what was written") for name in FILES},
-    "header flipped": (flip("model.safetensors", 0), "model.safetensors: its content is not"),
+    **{f"{name} flipped": (flip(name, -2), rf"{name}: does not match its SHA-256 in the manifest") for name in FILES},
+    "header flipped": (flip("model.safetensors", 0), "model.safetensors: does not match its SHA-256"),
     "a folder for a file": (turn_into_folder("state.json"), r"state\.json: "),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), r"manifest\.json: No such file"),
     "manifest a folder": (turn_into_folder("manifest.json"), r"manifest\.json: Is a directory"),
@@ -321,11 +320,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "manifest huge number": (write("manifest.json", b'{"format": ' + b"1" * 9000 + b"}"), r"manifest\.json: "),
     "other format": (edit(format=2), r"manifest\.json: format 2, this version reads 1"),
     "files a list": (edit(files=["state.json"]), r"manifest\.json: "),
-    "no files": (edit(files={}), r"manifest\.json: names too few files"),
+    "no files": (edit(files={}), r"manifest\.json: does not list state\.json"),
     "no description": (describe_as("state.json"), r"manifest\.json: "),
     "description no object": (lambda folder: edit(files=dict.fromkeys(FILES, 3))(folder), r"manifest\.json: "),
     "wrong digest": (describe_as("state.json", sha256="0" * 64, bytes=89), r"state\.json: "),
-    "size a text": (describe_as("state.json", sha256="", bytes="89"), r"manifest\.json: does not describe state\.json"),
+    "size a text": (
+        describe_as("state.json", sha256="", bytes="89"),
+        r"manifest\.json: does not list state\.json with",
+    ),
     "name above": (
         describe_as("../elsewhere", **ANYTHING),
         r"manifest\.json: '\.\./elsewhere' is not a file of a checkpoint",
@@ -344,21 +346,24 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "name with a null": (describe_as("a\0b", **ANYTHING), r"manifest\.json: 'a\\x00b' is not"),
     "name unknown": (describe_as("run.py", **ANYTHING), r"manifest\.json: 'run.py' is not a file of a checkpoint"),
     "format true": (edit(format=True), r"manifest\.json: format True"),
-    "step of another": (edit(step=8), r"manifest\.json: is of step 8, which is not the folder's name"),
-    "step true": (edit(step=True), r"manifest\.json: is of step True"),
-    "step negative": (edit(step=-7), r"manifest\.json: is of step -7"),
-    "step a fraction": (edit(step=7.0), r"manifest\.json: is of step 7.0"),
+    "step of another": (edit(step=8), r"manifest\.json: step 8 is not the step in the folder's name"),
+    "step true": (edit(step=True), r"manifest\.json: step True is not"),
+    "step negative": (edit(step=-7), r"manifest\.json: step -7 is not"),
+    "step a fraction": (edit(step=7.0), r"manifest\.json: step 7\.0 is not"),
     "step nan": (edit(step=math.nan), r"manifest\.json: holds NaN, which is no number"),
     "step infinite": (write("manifest.json", b'{"step": 1e999}'), r"manifest\.json: holds a number that is too large"),
-    "another key": (edit(code="x"), r"manifest\.json: names other things than"),
+    "another key": (edit(code="x"), r"manifest\.json: has other keys than"),
     "one more space": (
         lambda folder: add_a_space(folder / "manifest.json"),
-        r"manifest\.json: is not spaced as it was",
+        r"manifest\.json: is not formatted as it was",
     ),
     "a key twice": (write("manifest.json", b'{"step": 1, "step": 7}'), r"manifest\.json: names a key twice"),
-    "size true": (describe_as("state.json", sha256="", bytes=True), r"manifest\.json: does not describe state\.json"),
+    "size true": (describe_as("state.json", sha256="", bytes=True), r"manifest\.json: does not list state\.json with"),
     "size huge": (describe_as("state.json", sha256="", bytes=2**62), r"state\.json: \d+ bytes instead of"),
-    "one more word": (describe_as("state.json", sha256="", bytes=1, mode="x"), r"manifest\.json: does not describe"),
+    "one more word": (
+        describe_as("state.json", sha256="", bytes=1, mode="x"),
+        r"manifest\.json: does not list state\.json with",
+    ),
     "a link": (turn_into_link("model.safetensors"), r"model\.safetensors: is a link, not a file"),
     "manifest a link": (turn_into_link("manifest.json"), r"manifest\.json: is a link, not a file"),
     "a pipe": (turn_into_pipe("model.safetensors"), r"model\.safetensors: is not a regular file"),
@@ -371,8 +376,7 @@ def test_damage_is_noticed_and_named(folder: Path, case: str) -> None:
     inflict, reason = DAMAGES[case]
     (folder.parent / "elsewhere").write_bytes(b"")  # were it looked at, it would be as described
     inflict(folder)
-    found = damage(folder)
-    assert found is not None
+    assert corruption(folder) is not None
     with pytest.raises(UserError, match=rf"^checkpoint .*step-00000007: .*{reason}.*; choose another one$") as error:
         load_checkpoint(folder)
     assert len(str(error.value).splitlines()) == 1
@@ -409,10 +413,8 @@ def test_a_file_that_the_manifest_does_not_name_is_not_read(tmp_path: Path) -> N
 
 def test_a_renamed_checkpoint_is_refused(folder: Path) -> None:
     other = folder.rename(folder.with_name("step-00000008"))
-    assert damage(other) == "manifest.json: is of step 7, which is not the folder's name"
-    assert damage(other.rename(folder.with_name("good"))) == (
-        "its folder is not named step- and eight digits, as it was written"
-    )
+    assert corruption(other) == "manifest.json: step 7 is not the step in the folder's name"
+    assert corruption(other.rename(folder.with_name("good"))) == "the folder's name is not step- and eight digits"
 
 
 def test_nothing_that_is_read_can_execute(folder: Path, tmp_path: Path) -> None:
@@ -420,7 +422,7 @@ def test_nothing_that_is_read_can_execute(folder: Path, tmp_path: Path) -> None:
     pickle = tmp_path / "pickle"
     torch.save({"a": torch.zeros(1)}, pickle)
     replace_file(folder, "model.safetensors", pickle.read_bytes())
-    assert damage(folder) == "model.safetensors: its header is larger than the file or than any we write"
+    assert corruption(folder) == "model.safetensors: its header is larger than the file or than any we write"
 
 
 # Deleting

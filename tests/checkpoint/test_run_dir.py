@@ -20,10 +20,10 @@ from mnist_dist.checkpoint.run_dir import (
     RunDir,
     check_resumable,
     delete_old_run,
-    find_checkpoint,
     open_run_dir,
     prepare_run_dir,
     read_summary,
+    resolve_checkpoint,
     warn_if_other_hardware,
     write_config,
     write_summary,
@@ -226,9 +226,9 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path, name: str) -> No
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as error:
-        find_checkpoint(tmp_path / name, "run.resume", pytest.fail)
+        resolve_checkpoint(tmp_path / name, pytest.fail)
     assert str(error.value) == (
-        f"run.resume={tmp_path / name}: is neither a checkpoint's folder nor a run's folder with a whole checkpoint"
+        f"run.resume={tmp_path / name}: holds no whole checkpoint; give a checkpoint's folder or a run directory"
     )
 
 
@@ -315,5 +315,5 @@ def test_going_on_with_other_kernels_is_said() -> None:
     assert said == []
     warn_if_other_hardware({"torch": "2.14", "kernels": "x86_64 cpu AVX512"}, here, said.append)
     warn_if_other_hardware({}, here, said.append)
-    assert said[0].startswith("this run goes on with torch 2.15 instead of 2.14: it may not end with the bits ")
+    assert said[0].startswith("this run resumes with torch 2.15 instead of 2.14: its weights may differ")
     assert "kernels x86_64 cpu AVX512 instead of None" in said[1]

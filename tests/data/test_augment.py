@@ -1,4 +1,4 @@
-"""Augmentation: maps within their limits, the same for a position whoever computes it, and pixels where they belong."""
+"""Augmentation: transforms within their limits, the same for a position on any process; every pixel in its place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mnist_dist.config.schema import DataConfig
-from mnist_dist.data.augment import apply_affine, draw_affine, is_augmented
+from mnist_dist.data.augment import apply_affine, is_augmented, random_affine
 
 PIXEL = 2 / 28
 IDENTITY = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
@@ -29,9 +29,9 @@ def test_any_of_the_four_turns_augmentation_on(key: str) -> None:
 
 
 def test_nothing_asked_for_is_the_identity() -> None:
-    maps = draw_affine(DataConfig(), 100, seed=0, epoch=0)
-    assert maps.dtype == torch.float32
-    assert maps.equal(IDENTITY.expand(100, 2, 3))
+    theta = random_affine(DataConfig(), 100, seed=0, epoch=0)
+    assert theta.dtype == torch.float32
+    assert theta.equal(IDENTITY.expand(100, 2, 3))
 
 
 @settings(max_examples=100, deadline=None)
@@ -42,10 +42,12 @@ def test_nothing_asked_for_is_the_identity() -> None:
     shear=st.floats(0, 60),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_maps_stay_within_their_limits(shift: float, rotate: float, scale: float, shear: float, seed: int) -> None:
-    """Each map is a rotation times a shear over a size, then a shift: taken apart, each is within its limit."""
-    maps = draw_affine(DataConfig(shift=shift, rotate=rotate, scale=scale, shear=shear), 200, seed, epoch=1).double()
-    (a, b, across), (c, d, down) = (row.unbind(1) for row in maps.unbind(1))
+def test_transforms_stay_within_their_limits(
+    shift: float, rotate: float, scale: float, shear: float, seed: int
+) -> None:
+    """Each transform is a rotation times a shear over a size, then a shift; each factor is within its limit."""
+    theta = random_affine(DataConfig(shift=shift, rotate=rotate, scale=scale, shear=shear), 200, seed, epoch=1).double()
+    (a, b, across), (c, d, down) = (row.unbind(1) for row in theta.unbind(1))
     size = 1 / torch.hypot(a, c)
     angle = torch.atan2(c, a)
     slope = (a * b + c * d) * size**2
@@ -58,24 +60,24 @@ def test_maps_stay_within_their_limits(shift: float, rotate: float, scale: float
 
 
 def test_limits_are_approached_on_both_sides() -> None:
-    maps = draw_affine(DataConfig(shift=3, rotate=10, scale=0.2), 2000, seed=0, epoch=0)
-    angle, size = torch.atan2(maps[:, 1, 0], maps[:, 0, 0]), 1 / torch.hypot(maps[:, 0, 0], maps[:, 1, 0])
-    for values, limit in ((maps[:, 0, 2], 3 * PIXEL), (maps[:, 1, 2], 3 * PIXEL), (angle, math.radians(10))):
+    theta = random_affine(DataConfig(shift=3, rotate=10, scale=0.2), 2000, seed=0, epoch=0)
+    angle, size = torch.atan2(theta[:, 1, 0], theta[:, 0, 0]), 1 / torch.hypot(theta[:, 0, 0], theta[:, 1, 0])
+    for values, limit in ((theta[:, 0, 2], 3 * PIXEL), (theta[:, 1, 2], 3 * PIXEL), (angle, math.radians(10))):
         assert values.max() > 0.95 * limit
         assert values.min() < -0.95 * limit
     assert size.max() > 1.19
     assert size.min() < 0.81
 
 
-def test_a_map_depends_on_seed_epoch_and_position_alone() -> None:
+def test_a_transform_depends_on_seed_epoch_and_position_alone() -> None:
     config = DataConfig(shift=2, rotate=15)
     torch.manual_seed(123)
-    maps = draw_affine(config, 50, seed=1, epoch=2)
+    theta = random_affine(config, 50, seed=1, epoch=2)
     torch.manual_seed(456)
-    assert draw_affine(config, 50, seed=1, epoch=2).equal(maps)
-    assert len(maps.unique(dim=0)) == 50
-    assert not draw_affine(config, 50, seed=2, epoch=2).isclose(maps).all(2).any()
-    assert not draw_affine(config, 50, seed=1, epoch=3).isclose(maps).all(2).any()
+    assert random_affine(config, 50, seed=1, epoch=2).equal(theta)
+    assert len(theta.unique(dim=0)) == 50
+    assert not random_affine(config, 50, seed=2, epoch=2).isclose(theta).all(2).any()
+    assert not random_affine(config, 50, seed=1, epoch=3).isclose(theta).all(2).any()
 
 
 def test_the_identity_changes_nothing() -> None:
@@ -84,14 +86,14 @@ def test_the_identity_changes_nothing() -> None:
 
 @pytest.mark.parametrize(("across", "down"), [(1, 0), (0, 1), (-3, 2)])
 def test_a_shift_moves_by_whole_pixels_and_leaves_0_behind(across: int, down: int) -> None:
-    maps = IDENTITY.clone()
-    maps[0, :, 2] = torch.tensor([across, down]) * PIXEL
+    theta = IDENTITY.clone()
+    theta[0, :, 2] = torch.tensor([across, down]) * PIXEL
     image, expected = picture()[0, 0], torch.zeros(28, 28)
     for y in range(28):
         for x in range(28):
             if 0 <= y + down < 28 and 0 <= x + across < 28:
                 expected[y, x] = image[y + down, x + across]
-    assert torch.allclose(apply_affine(picture(), maps)[0, 0], expected, atol=1e-2)
+    assert torch.allclose(apply_affine(picture(), theta)[0, 0], expected, atol=1e-2)
 
 
 def test_a_quarter_turn_turns_the_picture() -> None:
@@ -105,7 +107,9 @@ def test_a_larger_size_enlarges_and_shear_slants() -> None:
     doubled = apply_affine(square, IDENTITY / 2)
     assert doubled.sum() == pytest.approx(4 * square.sum().item(), rel=1e-4)
     config = DataConfig(scale=0.5)
-    sizes = [apply_affine(square, maps[None]).sum().item() / 64 for maps in draw_affine(config, 50, seed=0, epoch=0)]
+    sizes = [
+        apply_affine(square, theta[None]).sum().item() / 64 for theta in random_affine(config, 50, seed=0, epoch=0)
+    ]
     assert 0.2 < min(sizes) < 0.5
     assert 1.8 < max(sizes) < 2.3
     slanted = apply_affine(square, torch.tensor([[[1.0, 0.5, 0], [0, 1, 0]]]))
@@ -114,11 +118,11 @@ def test_a_larger_size_enlarges_and_shear_slants() -> None:
     assert not slanted.isclose(square).all()
 
 
-def test_each_image_has_its_own_map_in_float32_under_autocast() -> None:
+def test_each_image_has_its_own_transform_in_float32_under_autocast() -> None:
     images = torch.rand(6, 1, 28, 28)
-    maps = draw_affine(DataConfig(shift=2, rotate=20, scale=0.1, shear=10), 6, seed=0, epoch=0)
-    together = apply_affine(images, maps)
-    one_by_one = [apply_affine(images[i : i + 1], maps[i : i + 1]) for i in range(6)]
+    theta = random_affine(DataConfig(shift=2, rotate=20, scale=0.1, shear=10), 6, seed=0, epoch=0)
+    together = apply_affine(images, theta)
+    one_by_one = [apply_affine(images[i : i + 1], theta[i : i + 1]) for i in range(6)]
     assert together.equal(torch.cat(one_by_one))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert apply_affine(images, maps).equal(together)
+        assert apply_affine(images, theta).equal(together)

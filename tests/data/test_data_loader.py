@@ -1,4 +1,4 @@
-"""Splits and batches: which images, in which order, with which pixels."""
+"""Splits, the device loader and normalisation: which images, in which order, with which pixels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tiny_mnist import fill
 from torch import Tensor
 
 from mnist_dist.config.schema import DataConfig
-from mnist_dist.data.augment import apply_affine, draw_affine
+from mnist_dist.data.augment import apply_affine, random_affine
 from mnist_dist.data.dataset import ImageSet, read_splits, split
 from mnist_dist.data.loader import Batch, DeviceLoader, normalize
-from mnist_dist.data.prepare import ensure
+from mnist_dist.data.prepare import ensure_files
 from mnist_dist.data.sampler import GlobalBatchSampler
 from mnist_dist.utils.errors import UserError
 
@@ -68,7 +68,7 @@ def test_holding_out_everything_is_refused(val_size: int) -> None:
 
 def test_reads_files_as_images_with_a_channel_and_int64_labels(tmp_path: Path) -> None:
     fill(tmp_path)
-    splits = read_splits(ensure(tmp_path, "local", print), DataConfig(val_size=1, test_limit=4), seed=0, limit=3)
+    splits = read_splits(ensure_files(tmp_path, "local", print), DataConfig(val_size=1, test_limit=4), seed=0, limit=3)
     assert splits.describe() == "3 train, 1 val, 4 test"
     for part in (splits.train, splits.val, splits.test):
         assert part.images.shape == (len(part), 1, 28, 28)
@@ -88,35 +88,35 @@ def test_normalizes_every_pixel_value(mean: float, std: float) -> None:
     assert pixels.equal(torch.arange(256, dtype=torch.uint8))
 
 
-# DeviceLoader
+# Batches
 
 
 def first_images(batch: Batch) -> Tensor:
-    """The images of the first part of a process's first shard."""
-    return next(batch.parts(0))[0]
+    """The images of the first microbatch of a process's first shard."""
+    return next(batch.microbatches(0))[0]
 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_an_epoch_is_every_image_once_in_the_samplers_order(augment: bool) -> None:
-    """21 images in batches of 8: the last is ragged, and each part of it smaller than the others."""
+    """21 images in batches of 8: the last batch is smaller, and so is each microbatch of it."""
     data, config = numbered(21), DataConfig(shift=2, rotate=10)
     sampler = GlobalBatchSampler(21, 8, accumulate=2, seed=3)
     sampler.set_epoch(1)
     batches = list(DeviceLoader(data, sampler, config, augment=augment))
     assert [batch.size for batch in batches] == [8, 8, 5]
-    assert [[len(labels) for _, labels in batch.parts(0)] for batch in batches] == [[4, 4], [4, 4], [2, 3]]
+    assert [[len(labels) for _, labels in batch.microbatches(0)] for batch in batches] == [[4, 4], [4, 4], [2, 3]]
 
     order = sampler.permutation()
-    assert torch.cat([labels for batch in batches for _, labels in batch.parts(0)]).equal(order)
+    assert torch.cat([labels for batch in batches for _, labels in batch.microbatches(0)]).equal(order)
     expected = data.images[order].float()
     if augment:
-        expected = apply_affine(expected, draw_affine(config, 21, seed=3, epoch=1))
-    images = torch.cat([images for batch in batches for images, _ in batch.parts(0)])
+        expected = apply_affine(expected, random_affine(config, 21, seed=3, epoch=1))
+    images = torch.cat([images for batch in batches for images, _ in batch.microbatches(0)])
     assert images.dtype == torch.float32
     assert images.equal(normalize(expected, config))
 
 
-def test_augmented_pixels_do_not_depend_on_processes_parts_or_the_first_batch() -> None:
+def test_augmented_pixels_do_not_depend_on_processes_microbatches_or_the_first_batch() -> None:
     data, config = numbered(19), DataConfig(shift=3, rotate=30, scale=0.2, shear=10)
     alone = GlobalBatchSampler(19, 6, seed=7)
     whole = list(DeviceLoader(data, alone, config, augment=True))
@@ -124,25 +124,25 @@ def test_augmented_pixels_do_not_depend_on_processes_parts_or_the_first_batch() 
     shared = [GlobalBatchSampler(19, 6, rank=rank, world_size=3, accumulate=2, seed=7) for rank in range(3)]
     steps = zip(*(DeviceLoader(data, sampler, config, augment=True) for sampler in shared), strict=True)
     for step, expected in zip(steps, whole, strict=True):
-        images, labels = (torch.cat([part[i] for mine in step for part in mine.parts(0)]) for i in (0, 1))
-        assert images.equal(next(expected.parts(0))[0])
-        assert labels.equal(next(expected.parts(0))[1])
+        images, labels = (torch.cat([part[i] for mine in step for part in mine.microbatches(0)]) for i in (0, 1))
+        assert images.equal(next(expected.microbatches(0))[0])
+        assert labels.equal(next(expected.microbatches(0))[1])
 
     alone.load_state_dict({"epoch": 0, "start": 2})
     later = list(DeviceLoader(data, alone, config, augment=True))
     assert [first_images(batch).tolist() for batch in later] == [first_images(batch).tolist() for batch in whole[2:]]
 
 
-def test_a_process_without_a_row_of_the_tail_gets_empty_parts() -> None:
+def test_a_process_without_an_image_of_the_last_batch_gets_empty_microbatches() -> None:
     sampler = GlobalBatchSampler(7, 6, rank=0, world_size=3, seed=0)
     *_, tail = DeviceLoader(numbered(7), sampler, DataConfig(rotate=5), augment=True)
     assert tail.size == 1
-    ((images, labels),) = tail.parts(0)
+    ((images, labels),) = tail.microbatches(0)
     assert images.shape == (0, 1, 28, 28)
     assert (images.dtype, labels.shape, labels.dtype) == (torch.float32, (0,), torch.int64)
 
 
-def test_each_epoch_is_augmented_anew() -> None:
+def test_each_epoch_draws_its_own_augmentation() -> None:
     data, config = numbered(5), DataConfig(rotate=20)
     sampler = GlobalBatchSampler(5, 5, shuffle=False)
     epochs = []
@@ -153,8 +153,8 @@ def test_each_epoch_is_augmented_anew() -> None:
     assert not epochs[0].equal(epochs[1])
 
 
-def test_shards_are_the_same_rows_at_any_number_of_processes() -> None:
-    """Four shards of two parts each, of batches of 8; the tail of 3 leaves one of them empty."""
+def test_shards_hold_the_same_images_at_any_number_of_processes() -> None:
+    """Four shards of two microbatches each, of batches of 8; the last batch of 3 leaves one shard empty."""
     data, config = numbered(19), DataConfig(rotate=10)
 
     def epoch(world_size: int) -> list[list[list[int]]]:
@@ -164,7 +164,12 @@ def test_shards_are_the_same_rows_at_any_number_of_processes() -> None:
         ]
         steps = zip(*(DeviceLoader(data, sampler, config, augment=True) for sampler in samplers), strict=True)
         return [
-            [labels.tolist() for mine in step for shard in range(len(mine.shards)) for _, labels in mine.parts(shard)]
+            [
+                labels.tolist()
+                for mine in step
+                for shard in range(len(mine.shards))
+                for _, labels in mine.microbatches(shard)
+            ]
             for step in steps
         ]
 

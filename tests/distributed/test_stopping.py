@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from harness import run_ranks
 from rehearsal import BASICS, Run, open_trainer, train
+from small_checkpoint import corruption
 from torch import nn
 
-from mnist_dist.checkpoint.manager import damage, list_checkpoints
+from mnist_dist.checkpoint.manager import list_checkpoints
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
@@ -82,7 +83,7 @@ def test_all_stop_at_one_step_with_a_checkpoint_and_go_on(
     assert said == f"at step {step}, with a checkpoint"
     newest = list_checkpoints(tmp_path)[-1]
     assert newest.name == f"step-{step:08d}"
-    assert damage(newest) is None
+    assert corruption(newest) is None
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
     rest = run_ranks(world_size, train, SETTINGS, tmp_path, SIZES)[0]

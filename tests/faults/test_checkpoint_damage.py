@@ -18,11 +18,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_checkpoint import FILES, is_same, replace_file, saved, state_of
+from small_checkpoint import FILES, corruption, is_same, replace_file, saved, state_of
 
 from mnist_dist.checkpoint import state as checkpoint_state
 from mnist_dist.checkpoint.format import MAX_TENSOR_BYTES
-from mnist_dist.checkpoint.manager import damage, load_checkpoint, newest_verified, save_checkpoint, serialize
+from mnist_dist.checkpoint.manager import load_checkpoint, newest_verified, save_checkpoint, serialize
 from mnist_dist.checkpoint.state import TrainProgress, check_state
 from mnist_dist.checkpoint.tensors import parse_tensors
 from mnist_dist.utils.errors import UserError
@@ -127,7 +127,7 @@ def test_every_flipped_bit_is_noticed(folder: Path, name: str) -> None:
             data = bytearray(content()[name])
             data[place] ^= 1 << bit
             (folder / name).write_bytes(data)
-            assert damage(folder) is not None, (place, bit)
+            assert corruption(folder) is not None, (place, bit)
 
 
 # Forgery: digests and sizes are right
@@ -201,7 +201,7 @@ TENSORS: dict[str, bytes] = {
 def test_forged_tensors_are_refused_in_one_line(folder: Path, case: str) -> None:
     replace_file(folder, "optimizer.safetensors", TENSORS[case])
     with bounded_memory(64 << 20):
-        reason = damage(folder)
+        reason = corruption(folder)
     assert reason is not None
     assert reason.startswith("optimizer.safetensors: ")
     assert len(reason) < 300
@@ -223,7 +223,7 @@ def test_a_huge_file_is_not_read(folder: Path, name: str) -> None:
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     limit = MAX_TENSOR_BYTES if name.endswith(".safetensors") else MAX_JSON_BYTES
     with bounded_memory(64 << 20):
-        assert damage(folder) == f"{name}: is larger than {limit} bytes"
+        assert corruption(folder) == f"{name}: is larger than {limit} bytes"
 
 
 def changed(**changes: Any) -> bytes:
@@ -231,7 +231,7 @@ def changed(**changes: Any) -> bytes:
 
 
 def moved(**changes: Any) -> bytes:
-    """A state with another position."""
+    """A state with other progress."""
     return changed(progress=state_of(7)["progress"] | changes)
 
 
@@ -246,9 +246,9 @@ STATES: dict[str, tuple[bytes, str]] = {
     **{f"no {key}": (without(key), f"the state lacks '{key}'") for key in state_of(7) if key != "norms"},
     **{f"{key} null": (changed(**{key: None}), f"{key} is no ") for key in state_of(7)},
     **{
-        f"position without {key}": (
+        f"progress without {key}": (
             changed(progress={k: v for k, v in state_of(7)["progress"].items() if k != key}),
-            f"position lacks '{key}'",
+            f"progress lacks '{key}'",
         )
         for key in state_of(7)["progress"]
     },
@@ -259,31 +259,31 @@ STATES: dict[str, tuple[bytes, str]] = {
         if isinstance(value, (int, float)) and key != "step"
     },
     "unknown": (changed(code="x"), "the state holds 'code'"),
-    "position of another step": (moved(step=8), "progress.step is 8 in the checkpoint of step 7"),
-    "position negative": (moved(step=-7), "progress.step is -7"),
-    "position true": (moved(step_in_epoch=True), "step_in_epoch is no whole number"),
-    "position a fraction": (moved(step_in_epoch=1.0), "step_in_epoch is no whole number"),
-    "position unknown": (moved(code=1), "position holds 'code'"),
-    "position later": (moved(epoch=8), "progress.epoch is 8 at step 7"),
-    "position huge": (moved(images=2**63), "holds a number that is too large"),
-    "position longer": (b'{"progress": ' + b"9" * 9000 + b"}", "holds a number that is too large"),
-    "position infinite": (changed(progress=[1]).replace(b"[1]", b"1e999"), "holds a number that is too large"),
+    "progress of another step": (moved(step=8), "progress.step is 8 in the checkpoint of step 7"),
+    "progress negative": (moved(step=-7), "progress.step is -7"),
+    "progress true": (moved(step_in_epoch=True), "step_in_epoch is no whole number"),
+    "progress a fraction": (moved(step_in_epoch=1.0), "step_in_epoch is no whole number"),
+    "progress unknown": (moved(code=1), "progress holds 'code'"),
+    "progress later": (moved(epoch=8), "progress.epoch is 8 at step 7"),
+    "progress huge": (moved(images=2**63), "holds a number that is too large"),
+    "progress longer": (b'{"progress": ' + b"9" * 9000 + b"}", "holds a number that is too large"),
+    "progress infinite": (changed(progress=[1]).replace(b"[1]", b"1e999"), "holds a number that is too large"),
     "seconds nan": (moved(seconds=float("nan")), "holds NaN"),
     "best of another step": (moved(best=BEST | {"step": 8}), "progress.best does not name a checkpoint"),
     "best of half a step": (moved(best=BEST | {"step": 1.5}), "progress.best does not name"),
     "best of none": (moved(best={"accuracy": 1.0}), "progress.best does not name"),
     "best a text": (moved(best=BEST | {"loss": "low"}), "best.'loss' is no number"),
-    "run_id a path": (changed(run_id="../../x"), "run_id is none"),
+    "run_id a path": (changed(run_id="../../x"), "run_id is not an id"),
     "run_id an escape": (changed(run_id="\x1b[2J"), "run_id is no printable text"),
-    "run_id long": (changed(run_id="a" * 100), "run_id is none"),
+    "run_id long": (changed(run_id="a" * 100), "run_id is not an id"),
     "counts too few": (changed(window=[1] * 102), "window holds 102 counts, epoch_counts 103"),
-    "counts too many": (changed(epoch_counts=[1] * 9999), "epoch_counts holds 9999 counts"),
+    "counts too many": (changed(epoch_counts=[1] * 9999), "window holds 103 counts, epoch_counts 9999"),
     "counts negative": (changed(window=[-1] * 103), "window holds a number that is too small"),
     "counts nested": (changed(window=[[1]] * 103), "window[0] is no whole number"),
     "norms negative": (changed(norms=NORMS | {"total": -0.5}), "norms holds a number that is too small"),
     "norms half": (changed(norms={"count": 3}), "norms lacks"),
-    "scaler half": (changed(scaler={"scale": 1.0}), "scaler is not that of a gradient scaler"),
-    "scaler of nothing": (changed(scaler=SCALER | {"scale": 0.0}), "scaler is not that"),
+    "scaler half": (changed(scaler={"scale": 1.0}), "scaler is not the state of a gradient scaler"),
+    "scaler of nothing": (changed(scaler=SCALER | {"scale": 0.0}), "scaler is not the state"),
     "scaler a text": (changed(scaler=SCALER | {"scale": "1"}), "scaler.'scale' is no number"),
     "updates negative": (changed(ema_updates=-1), "ema_updates holds a number that is too small"),
     "config flat": (changed(config={"lr": 1}), "config.'lr' is no object"),
@@ -300,7 +300,7 @@ def test_a_forged_state_is_refused_in_one_line(folder: Path, case: str) -> None:
     forged, reason = STATES[case]
     replace_file(folder, "state.json", forged)
     with bounded_memory(64 << 20):
-        found = damage(folder)
+        found = corruption(folder)
     assert found is not None
     assert found.startswith("state.json: ")
     assert reason in found
@@ -326,14 +326,14 @@ def test_a_checkpoint_of_before_norms_were_kept_goes_on(folder: Path) -> None:
 
 @dataclass
 class Longer(TrainProgress):
-    """A position that somebody gave two more fields."""
+    """TrainProgress with two more fields."""
 
     turns: int = 0
     places: list[int] = field(default_factory=list)
 
 
-def test_a_new_field_of_the_position_is_checked_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_state, "Position", Longer)
+def test_a_new_field_of_the_progress_is_checked_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_state, "TrainProgress", Longer)
 
     def state(**more: Any) -> dict[str, Any]:
         return json.loads(moved(**({"turns": 1, "places": [3, 5]} | more)))
@@ -344,11 +344,11 @@ def test_a_new_field_of_the_position_is_checked_by_its_type(monkeypatch: pytest.
         ({"places": 3}, "places is no list"),
         ({"places": [-3]}, "places holds a number that is too small"),
         ({"turns": True}, "turns is no whole number"),
-        ({"another": 1}, "position holds 'another'"),
+        ({"another": 1}, "progress holds 'another'"),
     ):
         with pytest.raises(ValueError, match=said):
             check_state(state(**more), 7)
-    with pytest.raises(ValueError, match="position lacks 'places'"):
+    with pytest.raises(ValueError, match="progress lacks 'places'"):
         check_state(state_of(7), 7)
 
 
@@ -415,7 +415,7 @@ def test_any_header_is_refused_or_taken_and_nothing_else(folder: Path, tensors: 
 
 def check_reader(folder: Path) -> None:
     """The reader takes a checkpoint, or says in one short line why not."""
-    reason = damage(folder)
+    reason = corruption(folder)
     if reason is None:
         found = load_checkpoint(folder)
         check_state(found.state, 7)

@@ -64,7 +64,7 @@ def test_what_the_main_process_refuses_all_refuse_and_nothing_is_left(work: Path
     outcomes = try_ranks(2, refused_at_home, work, "--run.resume=nowhere", machines=2)
     for outcome in outcomes:
         assert isinstance(outcome.error, UserError), outcome.trace
-        assert "run.resume=nowhere: is neither" in str(outcome.error)
+        assert "run.resume=nowhere: holds no whole checkpoint" in str(outcome.error)
     assert [*(work / "0").iterdir(), *(work / "1").iterdir()] == []
 
 

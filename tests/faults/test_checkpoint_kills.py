@@ -17,10 +17,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from small_checkpoint import is_same, saved
+from small_checkpoint import corruption, is_same, saved
 
 from mnist_dist.checkpoint.manager import (
-    damage,
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
@@ -30,7 +29,7 @@ from mnist_dist.checkpoint.manager import (
 )
 
 KILLED = 77
-WHERE = ("checkpoint.py", "checkpoint_files.py", "whole_files.py", "shutil.py", "pathlib.py")
+WHERE = ("checkpoint/manager.py", "checkpoint/format.py", "utils/files.py", "shutil.py", "pathlib.py")
 FIRST = (1, 2, 3)
 
 
@@ -115,7 +114,7 @@ def work_until_byte(root: Path, count: int) -> None:
 def check(root: Path) -> list[int]:
     """What a killed child may leave, and what the next process makes of it; the steps that are there."""
     for path in list_checkpoints(root):  # also for those who look before anybody has tidied up
-        assert damage(path) is None, path
+        assert corruption(path) is None, path
     recover(root)
     assert not [path for path in root.iterdir() if path.name.startswith(".")]
     found = {step_of(path): load_checkpoint(path) for path in list_checkpoints(root)}

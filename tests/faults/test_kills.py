@@ -22,10 +22,11 @@ import pytest
 from clocks import ROW_CLOCKS, SUMMARY_CLOCKS
 from harness import Outcome, try_ranks
 from programs import write_digits
+from small_checkpoint import corruption
 
 from mnist_dist import train
 from mnist_dist.checkpoint import manager, run_dir
-from mnist_dist.checkpoint.manager import damage, list_checkpoints
+from mnist_dist.checkpoint.manager import list_checkpoints
 from mnist_dist.distributed.ddp import DDPStrategy
 from mnist_dist.distributed.fixed_shards import FixedShardStrategy
 from mnist_dist.tracking import metrics_file
@@ -136,7 +137,7 @@ def end_of(folder: Path) -> End:
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
     saved = list_checkpoints(folder / "checkpoints")
     assert sorted((folder / "checkpoints").iterdir()) == saved
-    assert [damage(path) for path in saved] == [None] * len(saved)
+    assert [corruption(path) for path in saved] == [None] * len(saved)
     summary = json.loads((folder / "summary.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return End(

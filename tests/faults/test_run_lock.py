@@ -24,7 +24,7 @@ import subprocess, sys
 from pathlib import Path
 from mnist_dist.checkpoint.run_lock import RunLock
 with RunLock(0) as lock:
-    lock.take(Path(sys.argv[1]), print)
+    lock.acquire(Path(sys.argv[1]), print)
     child = subprocess.Popen(["sleep", "600"], close_fds=False, stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
     lock.finished = sys.stdin.readline() == "finish\\n"
@@ -47,7 +47,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def take(folder: Path, **done: bool) -> None:
     with RunLock(0) as lock:
-        lock.take(folder, pytest.fail)
+        lock.acquire(folder, pytest.fail)
         lock.finished = done.get("finished", False)
 
 
@@ -84,8 +84,8 @@ def test_a_finished_holder_leaves_no_file(tmp_path: Path) -> None:
 def test_a_file_that_is_merely_there_locks_nobody_out(content: bytes, tmp_path: Path) -> None:
     (tmp_path / LOCK).write_bytes(content)
     with RunLock(0) as lock:
-        lock.take(tmp_path, pytest.fail)
-        assert read_holder(tmp_path / LOCK) == lock.me
+        lock.acquire(tmp_path, pytest.fail)
+        assert read_holder(tmp_path / LOCK) == lock.holder
         with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
             take(tmp_path)
         (tmp_path / LOCK).write_bytes(content)
@@ -106,7 +106,7 @@ def test_a_lock_is_never_had_on_a_file_that_its_holder_has_just_removed(
 
     monkeypatch.setattr(fcntl, "flock", after_it_is_gone)
     with RunLock(0) as lock:
-        lock.take(tmp_path, pytest.fail)
+        lock.acquire(tmp_path, pytest.fail)
         with pytest.raises(UserError):
             take(tmp_path)
 
@@ -118,7 +118,7 @@ def test_a_file_system_without_locks_is_said_and_trained_on(tmp_path: Path, monk
     monkeypatch.setattr(fcntl, "flock", unknown)
     warnings: list[str] = []
     with RunLock(0) as lock:
-        lock.take(tmp_path, warnings.append)
+        lock.acquire(tmp_path, warnings.append)
     assert warnings == [f"{tmp_path / LOCK}: cannot be locked (No locks available); start no second run in this folder"]
 
 
@@ -127,8 +127,8 @@ def test_a_folder_made_for_a_run_that_did_not_begin_is_removed(there: bool, tmp_
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     with RunLock(0) as lock:
-        lock.made = [] if there else [folder, folder.parent]
-        lock.take(folder, pytest.fail)
+        lock.created = [] if there else [folder, folder.parent]
+        lock.acquire(folder, pytest.fail)
     assert list(tmp_path.rglob("*")) == ([folder.parent, folder] if there else [])
 
 

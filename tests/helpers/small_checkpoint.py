@@ -1,4 +1,4 @@
-"""A checkpoint of a few tensors, for tests of how checkpoints are written, read and refused."""
+"""A checkpoint of a few tensors, for the tests of writing, reading and refusing checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnist_dist.checkpoint.manager import CheckpointData
+from mnist_dist.checkpoint.format import CorruptCheckpoint
+from mnist_dist.checkpoint.manager import CheckpointData, verify_checkpoint
 from mnist_dist.checkpoint.state import TrainProgress
 from mnist_dist.config.schema import Config
 from mnist_dist.training.metrics import SIZE
@@ -37,7 +38,7 @@ def state_of(step: int) -> dict[str, Any]:
 
 
 def saved(seed: int = 0, step: int = 7) -> CheckpointData:
-    """What differs with the seed, and in another way with the step."""
+    """Checkpoint data that is different for each seed and each step."""
     generator = torch.Generator().manual_seed(seed * 1000 + step % 1000)
 
     def draw(*shape: int) -> Tensor:
@@ -61,8 +62,17 @@ def is_same(found: CheckpointData, expected: CheckpointData) -> bool:
     )
 
 
+def corruption(folder: Path) -> str | None:
+    """Why the checkpoint in a folder is corrupt, or None if it is whole."""
+    try:
+        verify_checkpoint(folder)
+    except CorruptCheckpoint as reason:
+        return str(reason)
+    return None
+
+
 def replace_file(folder: Path, name: str, content: bytes) -> None:
-    """Give a checkpoint's file another content, and the manifest what belongs to it, as a forger would."""
+    """Forge a checkpoint's file: write other content, and its size and SHA-256 into the manifest."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     (folder / name).write_bytes(content)

@@ -104,21 +104,20 @@ def npm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 PROCESS = """\
 import json, os, signal, sys
 from pathlib import Path
-from mnist_dist.data import download
-from mnist_dist.data import prepare
+from mnist_dist.data import download, prepare
 from mnist_dist.utils.errors import UserError
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
-sources.FILES.update(json.loads(os.environ["DIGESTS"]))
+prepare.FILES.update(json.loads(os.environ["DIGESTS"]))
 {before}
 try:
-    sources.ensure(Path(sys.argv[1]), "npm", lambda line: print(line, flush=True))
+    prepare.ensure_files(Path(sys.argv[1]), "npm", lambda line: print(line, flush=True))
 except UserError as error:
     print("UserError:", error)
 """
 
 
 def start_process(root: Path, before: str = "") -> subprocess.Popen[str]:
-    """A process of its own that calls ensure(root, "npm") after the statements in `before`."""
+    """A process of its own that calls ensure_files(root, "npm") after the statements in `before`."""
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS.format(before=textwrap.dedent(before)), str(root)],
         env={**os.environ, "DIGESTS": json.dumps(DIGESTS)},

