@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "what a run's network makes of pictures, or of MNIST's images",
     "models": "the networks, their cost and the walk of shapes",
     "data": "fetch, check or show the data",
+    "config": "the settings of a run as a JSON schema, for editors",
     "doctor": "whether a run would work here, on all its processes, and what to do",
     "sweep": "many runs that differ in some settings, as wandb's sweeps, without a server",
     "dashboard": "a wandb workspace and a report, as JSON or saved on a server",

@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         topology, wrong = Topology(), [Finding("launcher", str(error), PROBLEM, "start by one launcher only")]
     config = load([each for each in arguments if each != "--json"], topology.world_size, topology.fsdp).config
     seconds = min(config.run.timeout, MEETING_SECONDS)
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, timeout=seconds))
+    config = config.model_copy(update={"run": config.run.model_copy(update={"timeout": seconds})})
     yield_while_waiting()
     checks = EVERYWHERE | (ON_RANK_0 if topology.is_main else {})
     findings = run_checks(checks, config, topology, CHECK_SECONDS)

@@ -1,37 +1,12 @@
-"""Checks of settings: each within its range, and all of them together."""
+"""Checks of settings together: values that are each allowed, but not with one another or with this launcher."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
 
 from mnist_dist.config.fsdp import FSDP
-from mnist_dist.config.schema import FIELDS, Config
+from mnist_dist.config.schema import Config
 from mnist_dist.utils.errors import UserError
-
-
-def describe_range(key: str) -> str:
-    """The values that `section.key` may have, as in `at least 0 and below 1`; empty where all of its type may be."""
-    words = {"low": "at least", "high": "at most", "below": "below"}
-    bounds = FIELDS[key].metadata
-    return " and ".join(f"{word} {bounds[name]}" for name, word in words.items() if bounds.get(name) is not None)
-
-
-def check_range(key: str, value: Any) -> str | None:
-    """What is wrong with the value of `section.key`, as the end of a sentence; None if nothing is."""
-    bounds = FIELDS[key].metadata
-    low, high, below = bounds.get("low"), bounds.get("high"), bounds.get("below")
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            return "must be a finite number"
-        if (
-            (low is not None and number < low)
-            or (high is not None and number > high)
-            or (below is not None and number >= below)
-        ):
-            return f"must be {describe_range(key)}"
-    return None
 
 
 def check_together(config: Config, world_size: int, origins: Mapping[str, str]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ PLAIN = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge", "
 YAML_TAGS = {f"tag:yaml.org,2002:{name}" for name in PLAIN}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Setting:
     """One value that somebody gave: its dotted key, the text (or list of texts) as written, and where it stands."""
 
@@ -165,7 +165,7 @@ def check_key(key: str, origin: str) -> None:
     if key in FIELDS:
         return
     section, dot, _ = key.partition(".")
-    names = [field.name for field in dataclasses.fields(SECTIONS[section])] if section in SECTIONS else []
+    names = list(SECTIONS[section].model_fields) if section in SECTIONS else []
     if names and not dot:
         raise UserError(f"{key} ({origin}): is a section; give one of its settings, as in --{key}.{names[0]}=...")
     hint = suggest(key, FIELDS) or (f"; settings of {section}: {', '.join(names)}" if names else "")
