@@ -49,7 +49,7 @@ def format_help() -> str:
 
 
 def format_field(key: str, width: int) -> str:
-    """One setting: its option with type, range and default, and below it what it means."""
+    """A setting: its option with type, range and default on one line, its meaning below."""
     schema = field_schema(key)
     limits = describe_range(schema)
     facts = f"{'each ' if limits and schema['type'] == 'array' else ''}{limits}; " if limits else ""
@@ -58,7 +58,7 @@ def format_field(key: str, width: int) -> str:
 
 
 def describe_value(schema: dict[str, Any]) -> str:
-    """What may stand behind an option, as in `INT`, `auto|cpu` or `TEXT,...`."""
+    """Placeholder of an option's value, such as `INT`, `auto|cpu` or `TEXT,...`."""
     item = item_schema(schema)
     value = "|".join(item["enum"]) if "enum" in item else TYPES[item["type"]]
     if schema["type"] != "array":
@@ -67,14 +67,14 @@ def describe_value(schema: dict[str, Any]) -> str:
 
 
 def format_default(value: Any) -> str:
-    """A default as it would be typed."""
+    """A default as it would be given on the command line."""
     if isinstance(value, list):
         return ",".join(map(str, value)) or "empty"
     return str(value).lower() if isinstance(value, bool) else str(value) or "empty"
 
 
 def wrap(text: str, width: int, indent: int, next_indent: int | None = None) -> str:
-    """A paragraph of lines of at most `width` columns, each one indented; options and paths are not broken up."""
+    """A paragraph of indented lines of at most `width` columns; words with hyphens are kept whole."""
     first, later = " " * indent, " " * (indent if next_indent is None else next_indent)
     collapsed = " ".join(text.split())
     return fill(

@@ -1,7 +1,7 @@
 """Read a run's configuration: defaults < YAML files, left to right < `--section.key=value`.
 
-Each setting is checked on its own, so that an error names the key, where it came from and what would work.
-Neither this module nor what it imports may import torch: help and errors must come at once.
+Each setting is checked on its own, so that an error names the key, where it came from and what would work. This module
+and its imports may not import torch: help and errors have to appear at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mnist_dist.utils.errors import UserError
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A checked configuration, the names of the recipes it was made of, and what the command line asked for."""
+    """A valid configuration, the names of its recipes in order, and whether `--print_config` was given."""
 
     config: Config
     recipes: tuple[str, ...]
@@ -32,12 +32,12 @@ class LoadedConfig:
 
 
 def load(arguments: Sequence[str], world_size: int = 1, fsdp: Fsdp | None = None) -> LoadedConfig:
-    """The configuration that the arguments of `mnist_dist.train` ask for.
+    """Build the configuration from the command line of `mnist_dist.train`.
 
     Args:
-        arguments: what follows the program's name.
-        world_size: number of processes, which the global batch must divide into.
-        fsdp: how these cut up the model, if they do.
+        arguments: the command line, without the program.
+        world_size: number of processes, among which the global batch has to be divisible.
+        fsdp: the launcher's FSDP settings, if it asks for FSDP.
 
     Raises:
         UserError: one line that names the key, its origin and the values that would work.
@@ -64,7 +64,7 @@ def load(arguments: Sequence[str], world_size: int = 1, fsdp: Fsdp | None = None
 
 
 def read_command_line(arguments: Sequence[str]) -> tuple[list[str], list[Setting], bool]:
-    """Split the arguments into recipes, settings, and whether to print the configuration."""
+    """Split the command line into recipes, settings, and whether `--print_config` was given. Raises UserError."""
     recipes: list[str] = []
     settings: list[Setting] = []
     print_config = False
@@ -93,7 +93,7 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], list[Setting
 
 
 def dump(config: Config) -> str:
-    """The configuration as YAML that `--config` reads back to the same configuration."""
+    """The configuration as YAML, from which `--config` gives an equal configuration."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 AUTO_SHARDS = 4
-"""Fixed shards where train.shards=-1 chooses them."""
+"""Number of fixed shards that train.shards=-1 stands for, where it turns them on."""
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -207,7 +207,7 @@ class TrackingConfig(FrozenModel):
     """Seconds that the run waits for wandb at its end. Training never waits for wandb."""
 
     def has_media(self, epoch: int, epochs: int) -> bool:
-        """Whether images, histograms and charts of an epoch (from 1) of a run of `epochs` epochs are recorded."""
+        """Whether media (tables of images, histograms, charts per class) are recorded in this epoch, counted from 1."""
         return epoch in (1, epochs) or epoch % self.media_epochs == 0
 
 
@@ -262,6 +262,6 @@ class UntitledJsonSchema(GenerateJsonSchema):
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a recipe: for editors, and where types and ranges are put into words."""
+    """The JSON schema (draft 2020-12) of a recipe, for editors, errors and the help."""
     schema = Config.model_json_schema(schema_generator=UntitledJsonSchema)
     return {"$schema": UntitledJsonSchema.schema_dialect, **schema}

@@ -1,6 +1,7 @@
-"""The text of a setting as a value of its type. pydantic converts and checks; here are the spelling and the words.
+"""Conversion of a setting's text to its value, and types and ranges in words, for errors and the help.
 
-Types, ranges and choices are read from the JSON schema of the configuration, so they are stated once, in `schema`.
+pydantic converts and checks. Types, ranges and choices are read from the JSON schema of the models, so that `schema` is
+the only place that states them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SPELLINGS = {
         "|".join(f"{w}|{w.title()}|{w.upper()}" for w in ("true", "false", "yes", "no", "on", "off"))
     ),
 }
-"""How texts of a type are written. pydantic alone also takes `1_000`, ` 5 `, `1.0` for a whole number, `1` for true."""
+"""Spelling of each JSON type. pydantic alone would also take `1_000`, ` 5 `, `1.0` as an integer and `1` as true."""
 
 WORDS = {
     "integer": "a whole number in plain digits",
@@ -39,11 +40,11 @@ BOUNDS = {
     "exclusiveMaximum": "below",
 }
 OUT_OF_RANGE = {"greater_than_equal", "greater_than", "less_than_equal", "less_than", "finite_number"}
-"""pydantic's types of errors for values that are of the right type."""
+"""Error types of pydantic's for a value of the right type."""
 
 
 def parse_value(setting: Setting) -> Any:
-    """Convert a setting's text to its type and check its range; the same text means the same in a file and here.
+    """Convert a setting's text to its type and check its range, alike for files and for the command line.
 
     Raises:
         UserError: names the key, the text, its origin and what would work.
@@ -67,7 +68,7 @@ def parse_value(setting: Setting) -> Any:
 
 
 def split_list(key: str, text: str) -> list[str]:
-    """The items of a list in one text, `[a, b]` or `a,b`. Raises ValueError for an unfinished list."""
+    """Split the text of a list, `[a, b]` or `a,b`, into its items. Raises ValueError if it is not valid YAML."""
     if not text.startswith("["):
         return [item.strip() for item in text.split(",")] if text else []
     try:
@@ -80,13 +81,13 @@ def split_list(key: str, text: str) -> list[str]:
 
 
 def describe_error(error: ValidationError, *section: str) -> tuple[str, str]:
-    """The first of pydantic's errors, wrong types before wrong ranges, in our words.
+    """Put the first of pydantic's errors into words; a wrong type goes before a wrong range.
 
     Args:
-        section: what was validated, if not the whole configuration.
+        section: the section that was validated; none for the whole configuration.
 
     Returns:
-        the key, and what is wrong with its value as the end of a sentence.
+        The key, and the rest of the sentence, such as `must be at least 0`.
     """
     first = min(error.errors(include_url=False), key=lambda each: each["type"] in OUT_OF_RANGE)
     key = ".".join([*section, *map(str, first["loc"])][:2])
@@ -102,11 +103,7 @@ def describe_error(error: ValidationError, *section: str) -> tuple[str, str]:
 
 
 def describe_type(schema: dict[str, Any]) -> str:
-    """A field's type in words, as the end of `must be ...`.
-
-    Args:
-        schema: the field's JSON schema.
-    """
+    """The type of a field, by its JSON schema, in words that follow `must be`."""
     item = item_schema(schema)
     if schema["type"] != "array":
         return f"one of {', '.join(item['enum'])}" if "enum" in item else WORDS[item["type"]]
@@ -117,18 +114,18 @@ def describe_type(schema: dict[str, Any]) -> str:
 
 
 def describe_range(schema: dict[str, Any]) -> str:
-    """The range of a field's numbers, as in `at least 0 and below 1`; empty if it has none."""
+    """The range of a field's numbers, by its JSON schema, as in `at least 0 and below 1`; empty if there is none."""
     item = item_schema(schema)
     return " and ".join(f"{words} {item[bound]}" for bound, words in BOUNDS.items() if bound in item)
 
 
 def item_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a list's items, which are all alike; a field's own if it is no list."""
+    """The JSON schema of a list's items, which all have the same; of a scalar, its own."""
     return schema.get("items") or schema.get("prefixItems", [schema])[0]
 
 
 def field_schema(key: str) -> dict[str, Any]:
-    """The JSON schema of `section.name`."""
+    """The JSON schema of a setting, such as `optim.lr`."""
     section, _, name = key.partition(".")
     return cached_schema()["$defs"][SECTIONS[section].__name__]["properties"][name]
 

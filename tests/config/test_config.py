@@ -567,8 +567,8 @@ def test_configuration_imports_neither_torch_nor_wandb(tmp_path: Path) -> None:
         (
             ["--train.compile=reduce-overhead", "--train.accumulate=2"],
             1,
-            "train.compile=reduce-overhead (command line): keeps one pass's results, but train.accumulate=2 (command "
-            "line); set it to 1, or use --train.compile=default",
+            "train.compile=reduce-overhead (command line): each pass overwrites the results of the one before, so not "
+            "with train.accumulate=2 (command line); set that to 1, or use --train.compile=default",
         ),
         (
             ["--train.shards=4", "--train.compress=bf16"],
