@@ -46,7 +46,7 @@ def dispatch(arguments: list[str]) -> int:
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: mnist-dist COMMAND ...\n\ncommands:")
-        print("\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:<11}{what}" for name, what in COMMANDS.items()))
         print(f"\n{EXAMPLES}", end="")
         return EXIT_DONE
     if arguments[0] == "--version":

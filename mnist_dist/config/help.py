@@ -10,12 +10,12 @@ from mnist_dist.config.schema import SECTIONS
 from mnist_dist.config.values import describe_range, field_schema, item_schema
 from mnist_dist.config.yaml_files import list_recipes
 
-MAX_WIDTH = 100
+MIN_WIDTH, MAX_WIDTH = 40, 100
 TYPES = {"integer": "INT", "number": "FLOAT", "boolean": "true|false", "string": "TEXT"}
 
 USAGE = "usage: python -m mnist_dist.train [--config NAME|PATH]... [--section.key=VALUE]..."
 ABOUT = """\
-Train a network on MNIST, on the processes of the launcher (accelerate launch, torchrun, mpirun, srun; none: one).
+Train a network on MNIST, in one process or in those of a launcher (accelerate launch, torchrun, srun, mpirun).
 Values come from the defaults, then from each --config, then from each --section.key=VALUE; the last one wins. A list is
 written a,b or [a, b].
 """
@@ -30,8 +30,8 @@ examples:
 
 
 def format_help() -> str:
-    """The help, as wide as the terminal but at most 100 columns."""
-    width = min(shutil.get_terminal_size().columns, MAX_WIDTH)
+    """The help, as wide as the terminal within `MIN_WIDTH` and `MAX_WIDTH`."""
+    width = min(max(shutil.get_terminal_size().columns, MIN_WIDTH), MAX_WIDTH)
     recipes = f"Read a shipped recipe or a YAML file; may be repeated. Recipes: {', '.join(list_recipes())}."
     lines = [
         wrap(USAGE, width, 0, 7),

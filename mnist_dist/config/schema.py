@@ -6,6 +6,7 @@ below a field is its manual: `--help` and the JSON schema print it.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -261,6 +262,7 @@ class UntitledJsonSchema(GenerateJsonSchema):
         return False
 
 
+@cache
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a recipe, for editors, errors and the help."""
     schema = Config.model_json_schema(schema_generator=UntitledJsonSchema)

@@ -7,7 +7,6 @@ the only place that states them.
 from __future__ import annotations
 
 import re
-from functools import cache
 from typing import Any
 
 import yaml
@@ -57,14 +56,13 @@ def parse_value(setting: Setting) -> Any:
         spelling = SPELLINGS.get(item_schema(schema)["type"])
         if spelling and not all(spelling.fullmatch(text) for text in ([value] if isinstance(value, str) else value)):
             raise ValueError(value)
-        model = SECTIONS[section].model_validate({name: value}, strict=False)  # not strict: converts texts
-    except ValueError as error:  # pydantic's errors are ValueErrors
+        return getattr(SECTIONS[section].model_validate({name: value}, strict=False), name)  # not strict: from texts
+    except ValidationError as error:
+        wrong = describe_error(error, section)[1]
+    except ValueError:
         wrong = f"must be {describe_type(schema)}"
-        if isinstance(error, ValidationError):
-            wrong = describe_error(error, section)[1]
-        hint = suggest(value, schema.get("enum", ())) if isinstance(value, str) else ""
-        raise UserError(f"{setting.key}={shown(setting.value)} ({setting.origin}): {wrong}{hint}") from None
-    return getattr(model, name)
+    hint = suggest(value, schema.get("enum", ())) if isinstance(value, str) else ""
+    raise UserError(f"{setting.key}={shown(setting.value)} ({setting.origin}): {wrong}{hint}")
 
 
 def split_list(key: str, text: str) -> list[str]:
@@ -127,7 +125,4 @@ def item_schema(schema: dict[str, Any]) -> dict[str, Any]:
 def field_schema(key: str) -> dict[str, Any]:
     """The JSON schema of a setting, such as `optim.lr`."""
     section, _, name = key.partition(".")
-    return cached_schema()["$defs"][SECTIONS[section].__name__]["properties"][name]
-
-
-cached_schema = cache(json_schema)
+    return json_schema()["$defs"][SECTIONS[section].__name__]["properties"][name]
