@@ -1,4 +1,4 @@
-"""`mnist-dist COMMAND ...`, also as `python -m mnist_dist COMMAND ...`. Each command is imported when it is called."""
+"""The command line `mnist-dist COMMAND ...` or `python -m mnist_dist COMMAND ...`; imports only the command it runs."""
 
 from __future__ import annotations
 
@@ -13,31 +13,40 @@ from mnist_dist.utils.exit import exit_with, run_to_exit_code
 
 COMMANDS = {
     "train": "train a network; the same as python -m mnist_dist.train",
-    "evaluate": "a run's metrics on a split, on any number of processes",
-    "predict": "what a run's network makes of pictures, or of MNIST's images",
-    "models": "the networks, their cost and the walk of shapes",
+    "evaluate": "compute a run's metrics on a split, on any number of processes",
+    "predict": "classify pictures, or images of MNIST, with a run's network",
+    "models": "list the networks: parameters, FLOPs, layers and their shapes",
     "data": "fetch, check or show the data",
-    "doctor": "whether a run would work here, on all its processes, and what to do",
-    "sweep": "many runs that differ in some settings, as wandb's sweeps, without a server",
-    "dashboard": "a wandb workspace and a report, as JSON or saved on a server",
+    "config": "print the JSON schema of the settings, for editors",
+    "doctor": "check whether a run would work here, and say what to do if not",
+    "sweep": "start runs that differ in some settings: wandb's sweeps, no server",
+    "dashboard": "make a wandb workspace and report, as JSON or on a server",
 }
+EXAMPLES = """\
+examples:
+  mnist-dist train --config debug --run.dir=runs/debug
+  mnist-dist evaluate runs/debug
+  mnist-dist predict runs/debug --index 8 --maps
+  mnist-dist doctor --config speed99
+  mnist-dist COMMAND --help
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, and give the process's exit code."""
+    """Run one command and return the exit code of the process."""
     return run_to_exit_code(lambda: dispatch(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Call the command that the first argument names.
+    """Run the command that the first argument names, and return its exit code.
 
     Raises:
         UserError: no such command.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: mnist-dist COMMAND ...\n")
-        print("\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items()))
-        print("\nmnist-dist COMMAND --help says more.")
+        print("usage: mnist-dist COMMAND ...\n\ncommands:")
+        print("\n".join(f"  {name:<11}{what}" for name, what in COMMANDS.items()))
+        print(f"\n{EXAMPLES}", end="")
         return EXIT_DONE
     if arguments[0] == "--version":
         print(f"mnist_dist {__version__}")
@@ -53,7 +62,7 @@ def dispatch(arguments: list[str]) -> int:
 
 
 def enter() -> None:
-    """The console script."""
+    """Entry point of the console script `mnist-dist`."""
     exit_with(main)
 
 

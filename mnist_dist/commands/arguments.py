@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, get_args
 
 from mnist_dist.config.schema import DataConfig
 from mnist_dist.utils.errors import UserError
+
+DATA = DataConfig.model_fields
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,19 +33,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help")
 
 
-def add_data_options(parser: argparse.ArgumentParser, source: str = DataConfig.source) -> None:
+def add_data_options(parser: argparse.ArgumentParser, source: str = DATA["source"].default) -> None:
     """Add the settings data.root and data.source, as `root` and `source` of the parsed arguments."""
     parser.add_argument(
         "--data.root",
         dest="root",
         metavar="DIR",
-        default=DataConfig.root,
+        default=DATA["root"].default,
         help="folder with the four IDX files, raw or gz (default: mnist_dist's folder in the user's cache)",
     )
     parser.add_argument(
         "--data.source",
         dest="source",
-        choices=get_args(get_type_hints(DataConfig)["source"]),
+        choices=get_args(DATA["source"].annotation),
         default=source,
         help="where missing files come from (default: %(default)s)",
     )

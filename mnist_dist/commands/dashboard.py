@@ -107,13 +107,11 @@ def save(sections: Sequence[Section], tracking: TrackingConfig) -> None:
     Raises:
         TrainingError: the server could not be reached, or refused.
     """
-    import dataclasses
-
     import wandb
 
     try:
         entity = tracking.entity or wandb.Api().default_entity
-        tracking = dataclasses.replace(tracking, entity=str(entity))
+        tracking = tracking.model_copy(update={"entity": str(entity)})
         print(f"report     {build_report(sections, tracking).save().url}")  # creates the project if there is none
         print(f"workspace  {build_workspace(sections, tracking).save().url}")
     except Exception as error:  # of many kinds, some of them wandb's own and some of its HTTP client

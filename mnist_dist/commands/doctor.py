@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         topology, wrong = Topology(), [Finding("launcher", str(error), PROBLEM, "start by one launcher only")]
     config = load(rest, topology.world_size, topology.fsdp).config
     seconds = min(config.run.timeout, RENDEZVOUS_SECONDS)
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, timeout=seconds))
+    config = config.model_copy(update={"run": config.run.model_copy(update={"timeout": seconds})})
     yield_while_waiting()
     checks = ALL_RANK_CHECKS | (RANK_0_CHECKS if topology.is_main else {})
     findings = run_checks(checks, config, topology, CHECK_SECONDS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from mnist_dist.commands.arguments import Parser, add_run_arguments
 from mnist_dist.distributed.topology import resolve_topology, yield_while_waiting
 from mnist_dist.utils.errors import EXIT_DONE, UserError
@@ -31,7 +29,7 @@ def main(arguments: list[str]) -> int:
     loaded = load_model(options.run, options.checkpoint)
     config = loaded.config
     if options.precision:
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=options.precision))
+        config = config.model_copy(update={"train": config.train.model_copy(update={"precision": options.precision})})
     console = open_console(topology.is_main, options.json)
     root = resolve_root(config.data.root)
     if topology.is_local_main:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mnist_dist.checkpoint.manager import VerifiedCheckpoint, load_verified, newest_verified, step_of
 from mnist_dist.checkpoint.run_dir import CHECKPOINTS
 from mnist_dist.checkpoint.tensors import load_weights
-from mnist_dist.config.schema import FIELDS, SECTIONS, Config
-from mnist_dist.config.validation import check_range
+from mnist_dist.config.schema import FIELDS, Config
+from mnist_dist.config.values import describe_error
 from mnist_dist.models import ImageClassifier, create_model
 from mnist_dist.utils.errors import UserError
-from mnist_dist.utils.strict_json import type_error
+from mnist_dist.utils.strict_json import dump_strict
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,13 @@ def read_config(saved: dict[str, dict[str, Any]], source: Path) -> Config:
     Raises:
         UserError: it is not one of this version.
     """
-    wrong = type_error(saved, Config, "its configuration")
-    if not wrong:
-        values = {s: {k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()} for s, keys in saved.items()}
-        config = Config(**{section: kind(**values[section]) for section, kind in SECTIONS.items()})
-        wrong = next((f"{key} {reason}" for key in FIELDS if (reason := check_range(key, value_of(config, key)))), None)
-    if wrong:
-        raise UserError(f"checkpoint {source}: was written by another version of mnist_dist ({wrong})")
-    return config
-
-
-def value_of(config: Config, key: str) -> Any:
-    """The value of `section.name`."""
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
+    try:
+        config = Config.model_validate_json(dump_strict(saved))  # JSON's lists may be tuples here
+    except ValidationError as error:
+        wrong = " ".join(describe_error(error))
+    else:
+        absent = [key for key in FIELDS if key.partition(".")[2] not in saved.get(key.partition(".")[0], ())]
+        if not absent:
+            return config
+        wrong = f"{absent[0]} is missing"
+    raise UserError(f"checkpoint {source}: was written by another version of mnist_dist ({wrong})")

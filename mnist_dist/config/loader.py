@@ -1,48 +1,30 @@
 """Read a run's configuration: defaults < YAML files, left to right < `--section.key=value`.
 
-Each setting is checked on its own, so that an error names the key, where it came from and what would work.
-Neither this module nor what it imports may import torch: help and errors must come at once.
+Each setting is checked on its own, so that an error names the key, where it came from and what would work. This module
+and its imports may not import torch: help and errors have to appear at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
-import docstring_parser
 import yaml
-from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser
 
 from mnist_dist.config.fsdp import Fsdp
-from mnist_dist.config.schema import FIELDS, SECTIONS, Config
-from mnist_dist.config.validation import check_fsdp, check_range, check_together, describe_range
-from mnist_dist.config.yaml_files import (
-    Setting,
-    as_written,
-    check_key,
-    find_recipe,
-    list_recipes,
-    read_yaml,
-    shown,
-    suggest,
-)
+from mnist_dist.config.schema import SECTIONS, Config
+from mnist_dist.config.validation import check_fsdp, check_together
+from mnist_dist.config.values import COMMAND_LINE, parse_value
+from mnist_dist.config.yaml_files import Setting, check_key, find_recipe, read_yaml, shown
 from mnist_dist.utils.errors import UserError
 
-COMMAND_LINE = "command line"
-TYPES = {f"{s}.{k}": hint for s, kind in SECTIONS.items() for k, hint in get_type_hints(kind).items()}
-NUMBERS = {
-    int: re.compile(r"[+-]?(0|[1-9][0-9]*)"),
-    float: re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"),
-}
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class LoadedConfig:
-    """A checked configuration, the names of the recipes it was made of, and what the command line asked for."""
+    """A valid configuration, the names of its recipes in order, and whether `--print_config` was given."""
 
     config: Config
     recipes: tuple[str, ...]
@@ -50,19 +32,21 @@ class LoadedConfig:
 
 
 def load(arguments: Sequence[str], world_size: int = 1, fsdp: Fsdp | None = None) -> LoadedConfig:
-    """The configuration that the arguments of `mnist_dist.train` ask for.
+    """Build the configuration from the command line of `mnist_dist.train`.
 
     Args:
-        arguments: what follows the program's name.
-        world_size: number of processes, which the global batch must divide into.
-        fsdp: how these cut up the model, if they do.
+        arguments: the command line, without the program.
+        world_size: number of processes, among which the global batch has to be divisible.
+        fsdp: the launcher's FSDP settings, if it asks for FSDP.
 
     Raises:
         UserError: one line that names the key, its origin and the values that would work.
         SystemExit: 0, after printing the help.
     """
     if {"-h", "--help"} & set(arguments):
-        help_parser().print_help()
+        from mnist_dist.config.help import format_help
+
+        sys.stdout.write(format_help())
         raise SystemExit(0)
     recipes, settings, print_config = read_command_line(arguments)
     files = [find_recipe(recipe) for recipe in recipes]
@@ -71,7 +55,7 @@ def load(arguments: Sequence[str], world_size: int = 1, fsdp: Fsdp | None = None
     for setting in settings:
         section, _, key = setting.key.partition(".")
         values[section][key] = parse_value(setting)
-    config = Config(**{section: kind(**values[section]) for section, kind in SECTIONS.items()})
+    config = Config.model_validate(values)
     origins = {setting.key: setting.origin for setting in settings}
     check_together(config, world_size, origins)
     if fsdp:
@@ -79,38 +63,8 @@ def load(arguments: Sequence[str], world_size: int = 1, fsdp: Fsdp | None = None
     return LoadedConfig(config, tuple(path.stem for path in files), print_config)
 
 
-def help_parser() -> ArgumentParser:
-    """A parser that only prints the help: each field with its docstring, range, type and default."""
-    parser = ArgumentParser(
-        prog="python -m mnist_dist.train",
-        usage="%(prog)s [--config NAME|PATH]... [--section.key=VALUE]...",
-        description="Train a network on MNIST, on one process or many: the launcher decides.",
-    )
-    recipes = f"a recipe or YAML file, later ones over earlier ones; recipes: {', '.join(list_recipes())}"
-    parser.add_argument("--config", metavar="NAME|PATH", default=SUPPRESS, help=recipes)
-    parser.add_argument(
-        "--print_config",
-        action="store_true",
-        default=SUPPRESS,
-        help="print the resolved configuration as YAML and stop",
-    )
-    for section, kind in SECTIONS.items():
-        group = parser.add_argument_group((kind.__doc__ or section).rstrip("."))
-        for name, text in field_docs(kind).items():
-            key = f"{section}.{name}"
-            values = f" Must be {describe_range(key)}." if describe_range(key) else ""
-            group.add_argument(f"--{key}", type=TYPES[key], default=FIELDS[key].default, help=text + values)
-    return parser
-
-
-def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a section, by the field's name."""
-    documented = docstring_parser.parse_from_object(kind).params
-    return {param.arg_name: (param.description or "").replace("%", "%%") for param in documented}
-
-
 def read_command_line(arguments: Sequence[str]) -> tuple[list[str], list[Setting], bool]:
-    """Split the arguments into recipes, settings, and whether to print the configuration."""
+    """Split the command line into recipes, settings, and whether `--print_config` was given. Raises UserError."""
     recipes: list[str] = []
     settings: list[Setting] = []
     print_config = False
@@ -138,71 +92,8 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], list[Setting
     return recipes, settings, print_config
 
 
-def parse_value(setting: Setting) -> Any:
-    """The setting's value in its field's type, within its range; the same text means the same in a file and here."""
-    key, value = setting.key, setting.value
-    kind = TYPES[key]
-    wrong: str | None
-    try:
-        if get_origin(kind) is tuple and isinstance(value, str):
-            value = split_list(key, value)
-        result = convert(kind, value)
-        wrong = check_range(key, result)
-    except (ArgumentError, TypeError, ValueError):
-        wrong = f"must be {describe(kind)}"
-    if wrong:
-        options = get_args(kind) if get_origin(kind) is Literal else ()
-        hint = suggest(value, options) if isinstance(value, str) else ""
-        raise UserError(f"{key}={shown(setting.value)} ({setting.origin}): {wrong}{hint}")
-    return result
-
-
-def convert(kind: Any, value: str | list[str]) -> Any:
-    """A text, or a list of texts, in the type of a field. Raises ArgumentError, TypeError or ValueError."""
-    number = NUMBERS.get(get_args(kind)[0] if get_origin(kind) is tuple else kind)
-    for text in [value] if isinstance(value, str) else value:
-        if not text.isprintable() or (number and not number.fullmatch(text)):
-            raise ValueError(text)
-    if kind is str and isinstance(value, str):
-        return value  # jsonargparse might see a number or null in it
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
-    return parser.parse_object({"value": value}).value
-
-
-def split_list(key: str, text: str) -> list[str]:
-    """The items of a list in one text, `[a, b]` or `a,b`. Raises ValueError."""
-    if not text.startswith("["):
-        return [item.strip() for item in text.split(",")] if text else []
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError):
-        raise ValueError(text) from None
-    assert node is not None
-    items = as_written(node, key, COMMAND_LINE)
-    return [items] if isinstance(items, str) else items
-
-
-def describe(kind: Any) -> str:
-    """A type in words."""
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    if get_origin(kind) is tuple:
-        item, *rest = get_args(kind)
-        if get_origin(item) is Literal:
-            return f"a list of some of {', '.join(get_args(item))}, as in [{get_args(item)[0]}]"
-        what, example = {str: ("texts", "[a, b]"), float: ("numbers", "[0.9, 0.99]")}[item]
-        return f"a list of {'' if rest == [Ellipsis] else f'{len(rest) + 1} '}{what}, as in {example}"
-    return {
-        int: "a whole number in plain digits",
-        float: "a number, as in 0.1 or 1e-3",
-        bool: "true or false",
-        str: "a text without line breaks or control characters",
-    }[kind]
-
-
 def dump(config: Config) -> str:
-    """The configuration as YAML that `--config` reads back to the same configuration."""
+    """The configuration as YAML, from which `--config` gives an equal configuration."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 

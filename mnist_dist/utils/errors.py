@@ -1,4 +1,4 @@
-"""The ways a run ends other than by finishing, and the exit code of each."""
+"""Exit codes, and the exceptions that lead to them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ EXIT_STOPPED = 3
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what, where, what to do. Exit code 2."""
+    """Something the user can correct. The message is one line: what, where, what to do. Exit code 2."""
 
 
 class TrainingError(Exception):
-    """The run cannot go on, although nothing the user typed is wrong. One line; exit code 1.
+    """The run cannot continue, although nothing that the user typed is wrong. The message is one line. Exit code 1.
 
     Args:
-        everywhere: every process raises it alike, so that one of them is enough to report it.
+        everywhere: every rank raises the same error, so rank 0 alone reports it.
     """
 
     def __init__(self, message: str, *, everywhere: bool = False) -> None:

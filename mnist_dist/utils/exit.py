@@ -1,4 +1,4 @@
-"""How every entry ends: one line for what went wrong, and the exit code that says which kind it was."""
+"""Program exit: exceptions become one line on standard error and an exit code; hanging exit hooks can be skipped."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from mnist_dist.utils.errors import (
     UserError,
 )
 
+REPORT_SECONDS = 2  # that other processes of a machine stay, so that the launcher sees the reporting one end first
 _skip_exit_hooks = threading.Event()
 
 
 def run_to_exit_code(action: Callable[[], int]) -> int:
-    """Do what an entry does, and report an expected failure in one line on standard error.
+    """Run a program's main function and return its exit code; an exception gives the exit code of its kind.
 
-    An unexpected exception is shown with its traceback and gives exit code 1.
+    Expected errors are reported in one line on standard error, by one rank if all have the same. Any other exception
+    is printed with its traceback and gives exit code 1. SystemExit passes through.
     """
     try:
         return action()
     except UserError as error:
         if env_rank("LOCAL_RANK") == "0":
             return report(error, EXIT_USER)
-        # Every process of this machine fails alike and its first one reports it. The launcher ends all the others as
-        # soon as one has ended: let that one be the one that reports.
-        time.sleep(2)
+        # All processes of this machine have the same error and local rank 0 reports it. A launcher kills the others as
+        # soon as one has ended, so the reporting one has to end first.
+        time.sleep(REPORT_SECONDS)
         return EXIT_USER
     except TrainingError as error:
         if not error.everywhere:
@@ -44,7 +46,7 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
         return report(error, EXIT_STOPPED, "stopped") if env_rank() == "0" else EXIT_STOPPED
     except KeyboardInterrupt:
         return report("interrupted", EXIT_FAILED) if env_rank() == "0" else EXIT_FAILED
-    except BrokenPipeError:  # the reader of our output has seen enough, as `head` has
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except Exception:
@@ -53,17 +55,23 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
 
 
 def env_rank(name: str = "RANK") -> str:
-    """This process's rank. Read when it is needed: of some launchers it is known only once the entry has begun."""
+    """This process's rank by an environment variable, `0` if unset.
+
+    It is read at each call, not on import: for launchers other than torchrun, the program sets the variable itself.
+    """
     return os.environ.get(name, "0")
 
 
 def skip_exit_hooks() -> None:
-    """Make `leave_after` end the process without what Python and C++ libraries do at exit."""
+    """Make `exit_with` end the process by os._exit, without the exit handlers of Python and C++ libraries.
+
+    Called where these may hang or abort: docs/decisions/0002.
+    """
     _skip_exit_hooks.set()
 
 
 def exit_with(program: Callable[[], int]) -> NoReturn:
-    """Run a program and end the process with the exit code it gives."""
+    """Run a program and end the process with the exit code that it returns."""
     code = program()
     if _skip_exit_hooks.is_set():
         sys.stdout.flush()
@@ -73,7 +81,7 @@ def exit_with(program: Callable[[], int]) -> NoReturn:
 
 
 def report(message: object, code: int, kind: str = "error") -> int:
-    """Write one line to standard error; gives back the exit code."""
+    """Write one line to standard error, and return the exit code."""
     sys.stdout.flush()
     print(f"mnist_dist: {kind}: {' '.join(str(message).splitlines())}", file=sys.stderr, flush=True)
     return code

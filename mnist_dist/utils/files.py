@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read whole or not at all."""
+"""Reading and writing of whole files: atomic, durable writes; reads of bounded size that follow no links."""
 
 from __future__ import annotations
 
@@ -16,19 +16,25 @@ MAX_JSON_BYTES = 1 << 20
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a path to write to; what is written there then takes the place of `path` at once, durably."""
-    aside = path.with_name(f".writing-{path.name}")
+    """Write a file whole or not at all: yields a temporary path, which is renamed to `path` at the end.
+
+    Both the content and the rename are synced to the disk. After an exception, `path` is as it was before.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    temporary = path.with_name(f".writing-{path.name}")
     try:
-        yield aside
-        sync(aside)
-        aside.rename(path)
+        yield temporary
+        sync(temporary)
+        temporary.rename(path)
         sync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Have a file's or a folder's content reach the disk."""
+    """Call fsync on a file or a directory."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -37,38 +43,40 @@ def sync(path: Path) -> None:
 
 
 def read_bounded(path: Path, limit: int, size: int | None = None) -> bytes:
-    """The content of a regular file; links are not followed, and nothing is read before the size is known to be right.
+    """Read a regular file, after checking its size; symbolic links are not followed.
 
     Args:
-        limit: bytes that it may have at most.
-        size: bytes that it must have; any number where absent.
+        limit: largest size, in bytes.
+        size: expected size, in bytes; None: any up to the limit.
 
     Raises:
-        ValueError: no regular file, or of another size. OSError: unreadable.
+        ValueError: not a regular file, or of another size.
+        OSError: the file cannot be read, or is a symbolic link.
     """
-    with open(path, "rb", opener=open_unfollowed) as file:
-        described = os.fstat(file.fileno())
-        if not stat.S_ISREG(described.st_mode):
+    with open(path, "rb", opener=open_no_follow) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("is not a regular file")
-        if size is not None and described.st_size != size:
-            raise ValueError(f"{described.st_size} bytes instead of {size}")
-        if described.st_size > limit:
+        if size is not None and status.st_size != size:
+            raise ValueError(f"{status.st_size} bytes instead of {size}")
+        if status.st_size > limit:
             raise ValueError(f"is larger than {limit} bytes")
-        data = file.read(described.st_size + 1)
-    if len(data) != described.st_size:
-        raise ValueError(f"{len(data)} bytes instead of {described.st_size}")
+        data = file.read(status.st_size + 1)
+    if len(data) != status.st_size:
+        raise ValueError(f"{len(data)} bytes instead of {status.st_size}")
     return data
 
 
-def open_unfollowed(path: str, flags: int) -> int:
-    """An opener for `open` that fails at a link, and does not wait for a writer at a named pipe."""
+def open_no_follow(path: str, flags: int) -> int:
+    """An `opener` for `open` that fails on a symbolic link, and does not block on a named pipe without a writer."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of bounded size.
+    """Read a JSON object from a file of at most `MAX_JSON_BYTES`.
 
     Raises:
-        ValueError: too large, not JSON, or not an object. OSError: unreadable.
+        ValueError: too large, not valid JSON, or not an object.
+        OSError: the file cannot be read.
     """
     return parse_strict(read_bounded(path, MAX_JSON_BYTES))

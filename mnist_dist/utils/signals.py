@@ -1,4 +1,7 @@
-"""Signals that ask a run to stop."""
+"""Handlers for the signals by which a scheduler, `kill` or Ctrl-C asks a run to stop: they set a flag and return.
+
+The run stops later, at a step boundary that all ranks agree on, because a signal handler may not call a collective.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,13 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(sig
 
 @contextlib.contextmanager
 def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Let SIGTERM, SIGUSR1 and Ctrl-C ask for a stop; a second Ctrl-C ends at once.
+    """Call `request_stop` on SIGTERM, SIGUSR1 and the first Ctrl-C; a second Ctrl-C raises KeyboardInterrupt.
+
+    The previous handlers are restored at the end. Off the main thread, where Python allows no handlers, nothing is
+    installed: the program that embeds this one handles its signals.
 
     Args:
-        request_stop: called by the handler, so it may only set a flag.
+        request_stop: runs inside the signal handler, so it may only set a flag.
     """
     interrupts = itertools.count()
 
@@ -27,7 +33,7 @@ def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
 
     try:
         before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
-    except ValueError:  # not the main thread: whoever embeds us handles signals
+    except ValueError:  # not the main thread
         yield
         return
     try:

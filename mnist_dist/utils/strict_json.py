@@ -1,46 +1,46 @@
-"""JSON as its standard has it: readers other than Python's refuse NaN and Infinity. What is read is not trusted."""
+"""Strict JSON: output that every JSON reader accepts (no NaN, no Infinity), and checks of input that is not trusted."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 INT_LIMIT = 1 << 63
-"""Whole numbers are smaller, either way: they fit into a tensor."""
+"""Bound on the absolute value of integers, so that they fit into an int64 tensor."""
 
 
 def dump_strict(value: Any) -> str:
-    """A value of plain types as one line of JSON; nan and infinity become null.
+    """Serialise dictionaries, lists, strings, numbers, booleans and None to one line of JSON; nan and inf become null.
 
     Raises:
-        TypeError: it holds something else than plain types.
+        TypeError: a value of another type.
     """
-    return json.dumps(without_nan(value), allow_nan=False)
+    return json.dumps(replace_nonfinite(value), allow_nan=False)
 
 
-def without_nan(value: Any) -> Any:
-    """The value with what JSON has no number for replaced by None."""
+def replace_nonfinite(value: Any) -> Any:
+    """The value with None in place of nan and infinity, for which JSON has no number."""
     if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
+        return {key: replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
+        return [replace_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_strict(data: bytes) -> dict[str, Any]:
-    """The JSON object in UTF-8 text that somebody else may have written.
+    """Parse a JSON object from UTF-8 bytes that are not trusted.
 
     Raises:
-        ValueError: it is no object, names a key twice, nests too deeply, or holds a number that is not finite or does
-            not fit into 64 bits.
+        ValueError: not valid JSON, not an object, a key given twice, nested too deeply, or a number that is not finite
+            or does not fit into 64 bits.
     """
     try:
         value = json.loads(
             data.decode(),
-            object_pairs_hook=without_duplicates,
+            object_pairs_hook=parse_object,
             parse_int=parse_int,
             parse_float=parse_float,
             parse_constant=refuse_constant,
@@ -52,8 +52,8 @@ def parse_strict(data: bytes) -> dict[str, Any]:
     return value
 
 
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's keys and values, unless a key comes twice."""
+def parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The keys and values of an object. Raises ValueError if a key is given twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("names a key twice")
@@ -61,14 +61,14 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_int(text: str) -> int:
-    """A whole number of 64 bits; longer ones are not even converted, which takes time."""
+    """A 64-bit integer. Longer texts are refused before conversion, which takes quadratic time. Raises ValueError."""
     if len(text) > 20 or not -INT_LIMIT < int(text) < INT_LIMIT:
         raise ValueError("holds a number that is too large")
     return int(text)
 
 
 def parse_float(text: str) -> float:
-    """A finite number."""
+    """A finite number. Raises ValueError."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("holds a number that is too large")
@@ -76,23 +76,27 @@ def parse_float(text: str) -> float:
 
 
 def refuse_constant(text: str) -> NoReturn:
-    """NaN and Infinity are no JSON."""
-    raise ValueError(f"holds {text}, which is no number")
+    """Refuse NaN, Infinity and -Infinity, which Python reads but JSON does not have. Raises ValueError."""
+    raise ValueError(f"holds {text}, which is not a JSON number")
 
 
 def type_error(value: Any, kind: Any, name: str = "it") -> str | None:
-    """Why a value that was read from JSON is not of a type, in words that begin with its name; None if it is.
+    """Check a value that was read from JSON against a type.
 
     Args:
-        kind: a dataclass, of which every field must be there and nothing else; int, float, bool, str (printable); Any;
-            a Literal, list, tuple or dict of these.
+        kind: a dataclass, whose fields must all be there and no others; int, float, bool, str (printable); Any; a
+            Literal; a list, tuple or dict of these.
+        name: what the value is called in the result.
+
+    Returns:
+        The first mismatch, as a clause that starts with the name of the value; None if there is none.
     """
     if kind is Any:
         return None
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         if not isinstance(value, dict):
-            return f"{name} is no object"
+            return f"{name} is not an object"
         odd = sorted(value.keys() ^ {field.name for field in fields(kind)})
         if odd:
             return f"{name} {'holds' if odd[0] in value else 'lacks'} {odd[0]!r:.40}"
@@ -102,17 +106,17 @@ def type_error(value: Any, kind: Any, name: str = "it") -> str | None:
         return None if value in args else f"{name} is not one of {', '.join(map(str, args))}"
     if origin is dict:
         if not isinstance(value, dict):
-            return f"{name} is no object"
+            return f"{name} is not an object"
         return first(type_error(item, args[1], f"{name}.{key!r:.40}") for key, item in value.items())
     if origin in (list, tuple):
         if not isinstance(value, list) or (origin is tuple and args[-1] is not ... and len(value) != len(args)):
-            return f"{name} is no list" + (f" of {len(args)}" if origin is tuple and args[-1] is not ... else "")
+            return f"{name} is not a list" + (f" of {len(args)}" if origin is tuple and args[-1] is not ... else "")
         return first(type_error(item, args[0], f"{name}[{index}]") for index, item in enumerate(value))
     fits = type(value) in ((int, float) if kind is float else (kind,)) and (kind is not str or value.isprintable())
-    words = {int: "whole number", float: "number", bool: "true or false", str: "printable text"}
-    return None if fits else f"{name} is no {words[kind]}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "printable text"}
+    return None if fits else f"{name} is not {words[kind]}"
 
 
-def first(reasons: Any) -> str | None:
-    """The first reason that there is."""
-    return next((reason for reason in reasons if reason), None)
+def first(mismatches: Iterable[str | None]) -> str | None:
+    """The first mismatch that is not None; None if there is none."""
+    return next((mismatch for mismatch in mismatches if mismatch), None)

@@ -1,4 +1,4 @@
-"""Which code and which versions this process runs, to be compared between machines."""
+"""Versions of the installed packages, and a digest of this package's code."""
 
 from __future__ import annotations
 
@@ -9,39 +9,34 @@ from pathlib import Path
 
 import mnist_dist
 
-
-def software() -> dict[str, str]:
-    """What must be the same on every process: versions, without the kind of build, and a digest of this package."""
-    packages = {name: installed(name).partition("+")[0] for name in ("torch", "accelerate")}
-    return {"mnist_dist": mnist_dist.__version__, **packages, "code": code_digest()}
+RECORDED = ("torch", "torchvision", "accelerate", "wandb", "safetensors")
+"""Packages whose versions a run records, because they decide its numbers and files."""
 
 
 def installed(package: str) -> str:
-    """A package's version; `not installed` if it is not."""
+    """The version of a package, or `not installed`."""
     try:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
 
 
+def versions() -> dict[str, str]:
+    """Versions that a run records in its summary, by keys such as `versions.torch`."""
+    found = {"mnist_dist": mnist_dist.__version__, "python": platform.python_version()}
+    return {f"versions.{name}": text for name, text in (found | {name: installed(name) for name in RECORDED}).items()}
+
+
+def software() -> dict[str, str]:
+    """What must be equal on every rank: versions, without the build (`+cpu`, `+cu130`), and the digest of the code."""
+    packages = {name: installed(name).partition("+")[0] for name in ("torch", "accelerate")}
+    return {"mnist_dist": mnist_dist.__version__, **packages, "code": code_digest()}
+
+
 def code_digest(folder: Path = Path(mnist_dist.__file__).parent) -> str:
-    """The first 12 digits of the SHA-256 over a package's modules: their names and their content. Takes 2 ms."""
+    """The first 12 hex digits of the SHA-256 over the names and contents of a package's .py files. Takes 2 ms."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:12]
-
-
-PACKAGES = ("torch", "torchvision", "accelerate", "wandb", "safetensors")
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package, of Python and of what decides the numbers."""
-    found = {"versions.mnist_dist": mnist_dist.__version__, "versions.python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[f"versions.{package}"] = version(package)
-        except PackageNotFoundError:
-            found[f"versions.{package}"] = "not installed"
-    return found

@@ -350,7 +350,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "step true": (edit(step=True), r"manifest\.json: step True is not"),
     "step negative": (edit(step=-7), r"manifest\.json: step -7 is not"),
     "step a fraction": (edit(step=7.0), r"manifest\.json: step 7\.0 is not"),
-    "step nan": (edit(step=math.nan), r"manifest\.json: holds NaN, which is no number"),
+    "step nan": (edit(step=math.nan), r"manifest\.json: holds NaN, which is not a JSON number"),
     "step infinite": (write("manifest.json", b'{"step": 1e999}'), r"manifest\.json: holds a number that is too large"),
     "another key": (edit(code="x"), r"manifest\.json: has other keys than"),
     "one more space": (

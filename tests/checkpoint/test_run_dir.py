@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +266,7 @@ def test_settings_that_a_checkpoint_does_not_know_had_their_defaults(tmp_path: P
 
 def test_settings_that_change_nothing_may_change(tmp_path: Path) -> None:
     assert set(FIELDS) >= RESUME_OVERRIDABLE
-    other = replace(
-        Config(),
+    other = Config(
         run=RunConfig(dir="x", resume="y", device="cpu", threads=3, timeout=5.0, quiet=True),
         data=DataConfig(root="x", source="npm", classes=tuple("abcdefghij")),
         train=TrainConfig(max_steps=3, eval_batch_size=7, checkpoint_steps=2, keep=9),

@@ -157,13 +157,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 @pytest.mark.parametrize(
     ("section", "key", "value", "said"),
     [
-        ("model", "name", "nonet", "name is not one of unshuffle, "),
-        ("model", "name", ["cnn"], "name is not one of unshuffle, "),
-        ("model", "code", "x", "model holds 'code'"),
-        ("data", "classes", ["\x1b[2J"] * 10, r"classes\[0\] is no printable text"),
+        ("model", "name", "nonet", "model.name must be one of unshuffle, "),
+        ("model", "name", ["cnn"], "model.name must be one of unshuffle, "),
+        ("model", "code", "x", "model.code is unknown"),
+        ("data", "classes", ["\x1b[2J"] * 10, "data.classes must be a list of texts"),
         ("train", "eval_batch_size", 0, "train.eval_batch_size must be at least 1"),
-        ("optim", "betas", [0.9], "betas is no list of 2"),
-        ("optim", "lr", "fast", "lr is no number"),
+        ("optim", "betas", [0.9], "optim.betas must be a list of 2 numbers"),
+        ("optim", "lr", "fast", "optim.lr must be a number, as in "),
+        ("run", "seed", 1.0, "run.seed must be a whole number"),
+        ("run", "seed", "1", "run.seed must be a whole number"),
+        ("optim", "ema", None, "optim.ema is missing"),
     ],
 )
 def test_a_forged_configuration_is_one_line(
@@ -173,6 +176,8 @@ def test_a_forged_configuration_is_one_line(
     folder = tmp_path / "run/checkpoints/step-00000020"
     state = json.loads((folder / "state.json").read_text())
     state["config"][section][key] = value
+    if value is None:
+        del state["config"][section][key]
     replace_file(folder, "state.json", json.dumps(state).encode())
     with pytest.raises(UserError, match=rf"was written by another version of mnist_dist \(.*{said}") as error:
         load_model(str(tmp_path / "run"))

@@ -1,19 +1,19 @@
-"""Every setting and every way to get one wrong: config.py, config_files.py and config_loader.py."""
+"""Every setting and every way to get one wrong."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from mnist_dist.config.loader import TYPES, dump, field_docs, load, print_config
+from mnist_dist.config.loader import dump, load, print_config
 from mnist_dist.config.schema import (
     FIELDS,
     SECTIONS,
@@ -23,6 +23,7 @@ from mnist_dist.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
+from mnist_dist.config.values import describe_range, field_schema, item_schema
 from mnist_dist.config.yaml_files import MAX_YAML_BYTES, list_recipes, read_yaml, recipes_folder
 from mnist_dist.utils.errors import UserError
 
@@ -79,8 +80,30 @@ def test_every_default_is_within_its_type_and_range() -> None:
 
 
 def test_configuration_is_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValidationError, match="frozen"):
         Config().run.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "kind"),
+    [
+        (RunConfig, {"seed": -1}, "greater_than_equal"),
+        (RunConfig, {"seed": "1"}, "int_type"),
+        (RunConfig, {"seed": 1.0}, "int_type"),
+        (RunConfig, {"seed": True}, "int_type"),
+        (RunConfig, {"quiet": 1}, "bool_type"),
+        (RunConfig, {"dir": "a\nb"}, "value_error"),
+        (RunConfig, {"sed": 1}, "extra_forbidden"),
+        (DataConfig, {"mean": float("nan")}, "finite_number"),
+        (DataConfig, {"classes": ["a"]}, "tuple_type"),
+        (TrackingConfig, {"tags": ("a", "\x1b")}, "value_error"),
+        (TrackingConfig, {"share": ("all",)}, "literal_error"),
+    ],
+)
+def test_python_code_gets_no_wrong_configuration_either(section: Any, values: dict[str, Any], kind: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        section(**values)
+    assert [each["type"] for each in error.value.errors()] == [kind]
 
 
 def test_later_files_win_over_earlier_ones_and_the_command_line_over_all(yaml_file: Any) -> None:
@@ -167,10 +190,13 @@ def test_every_number_that_python_prints_is_read_exactly(number: float) -> None:
         ("--optim.lr=nan", "optim.lr=nan (command line): must be a number, as in 0.1 or 1e-3"),
         ("--optim.lr=null", "optim.lr=null (command line): must be a number, as in 0.1 or 1e-3"),
         ("--optim.lr=1e999", "optim.lr=1e999 (command line): must be a finite number"),
+        (f"--optim.lr={'9' * 60}e999", f"optim.lr={'9' * 60}e999 (command line): must be a finite number"),
+        ("--optim.lr=1_0", "optim.lr=1_0 (command line): must be a number, as in 0.1 or 1e-3"),
         ("--optim.lr=-1", "optim.lr=-1 (command line): must be at least 0"),
         ("--optim.final_lr=2", "optim.final_lr=2 (command line): must be at least 0 and at most 1"),
         ("--optim.warmup=1", "optim.warmup=1 (command line): must be at least 0 and below 1"),
         ("--optim.betas=0.9", "optim.betas=0.9 (command line): must be a list of 2 numbers, as in [0.9, 0.99]"),
+        ("--optim.betas=2", "optim.betas=2 (command line): must be a list of 2 numbers, as in [0.9, 0.99]"),
         ("--optim.betas=0.9,1", "optim.betas=0.9,1 (command line): must be at least 0 and below 1"),
         ("--tracking.tags=[a", "tracking.tags=[a (command line): must be a list of texts, as in [a, b]"),
         (
@@ -182,6 +208,7 @@ def test_every_number_that_python_prints_is_read_exactly(number: float) -> None:
         ("--run.seed=010", "run.seed=010 (command line): must be a whole number in plain digits"),
         ("--run.seed=true", "run.seed=true (command line): must be a whole number in plain digits"),
         ("--run.seed=2147483648", "run.seed=2147483648 (command line): must be at least 0 and below 2147483648"),
+        ("--data.drop_last=tRue", "data.drop_last=tRue (command line): must be true or false"),
         ("--data.drop_last=1", "data.drop_last=1 (command line): must be true or false"),
         ("--run.device=cpuu", "run.device=cpuu (command line): must be one of auto, cpu; did you mean cpu?"),
         ("--run.dir=a\nb", r"run.dir=a\nb (command line): must be a text without line breaks or control characters"),
@@ -371,9 +398,8 @@ def test_any_value_gives_a_configuration_or_one_line(key: str, value: str) -> No
         assert len(outcome.splitlines()) == 1
         return
     section, _, name = key.partition(".")
-    result, kind = getattr(getattr(outcome, section), name), TYPES[key]
-    plain = kind if kind in (int, float, bool) else str  # a choice is a text
-    assert type(result) is (tuple if get_origin(kind) is tuple else plain)
+    plain = {"array": tuple, "integer": int, "number": float, "boolean": bool, "string": str}
+    assert type(getattr(getattr(outcome, section), name)) is plain[field_schema(key)["type"]]
 
 
 # Settings together
@@ -445,35 +471,59 @@ def test_every_shipped_recipe_loads_from_anywhere(tmp_path: Path, monkeypatch: p
     for name in list_recipes():
         assert load([f"--config={name}"]).recipes == (name.split("/")[-1],)
         assert not name.startswith(".")
-    assert {path.suffix for path in recipes_folder().rglob("*") if path.is_file()} == {".yaml"}
+    files = {path for path in recipes_folder().rglob("*") if path.is_file()}
+    assert {path.name for path in files if path.suffix != ".yaml"} == {"schema.json"}
 
 
 def test_default_recipe_is_the_defaults() -> None:
     assert load(["--config=default"]).config == Config()
 
 
-def test_help_documents_every_setting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+@pytest.fixture
+def help_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
         load(["--run.seed=1", "--help"])
     assert ended.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    return capsys.readouterr().out
+
+
+def test_help_documents_every_setting(help_text: str) -> None:
+    text = " ".join(help_text.split())
     for section, kind in SECTIONS.items():
-        docs = field_docs(kind)
-        assert list(docs) == [field.name for field in dataclasses.fields(kind)]
-        for name, doc in docs.items():
-            assert doc.endswith((".", ")")), f"{section}.{name}"
-            assert f"--{section}.{name} " in text
-            assert re.sub("[- ]", "", doc) in re.sub("[- ]", "", text), f"{section}.{name}"  # hyphens may end a line
+        assert f"{section}: {kind.__doc__}" in text
+    for key, field in FIELDS.items():
+        meaning = " ".join((field.description or "").split())
+        assert meaning[-1] in ".)", key
+        assert f"--{key}=" in text
+        assert f") {meaning} " in text, key
 
 
-def test_help_tells_ranges_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        load(["-h"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "Must be at least 0 and below 2147483648." in text
-    for key, kind in TYPES.items():
-        assert all(str(choice) in text for choice in get_args(kind) if isinstance(choice, str)), key
+def test_help_tells_types_ranges_choices_and_defaults(help_text: str) -> None:
+    text = " ".join(help_text.split())
+    assert "--run.seed=INT (at least 0 and below 2147483648; default: 0) " in text
+    assert "--run.dir=TEXT (default: empty) " in text
+    assert "--data.drop_last=true|false (default: false) " in text
+    assert "--optim.betas=FLOAT,FLOAT (each at least 0 and below 1; default: 0.9,0.999) " in text
+    assert "--tracking.share=console|code|system,... (default: empty) " in text
+    for key in FIELDS:
+        schema = field_schema(key)
+        _, _, after = text.partition(f"--{key}=")
+        option, _, _ = after.partition(") ")
+        assert describe_range(schema) in option
+        assert "|".join(item_schema(schema).get("enum", [])) in option
+
+
+def test_help_fits_80_columns(help_text: str) -> None:
+    assert [line for line in help_text.splitlines() if len(line) > 80] == []
+
+
+def test_examples_of_the_help_parse(help_text: str) -> None:
+    examples = help_text.partition("examples:\n")[2].splitlines()
+    assert len(examples) >= 3
+    for line in examples:
+        words = shlex.split(line)
+        assert load(words[words.index("mnist_dist.train") + 1 :]).config != Config()
 
 
 def test_configuration_imports_neither_torch_nor_wandb(tmp_path: Path) -> None:
@@ -517,8 +567,8 @@ def test_configuration_imports_neither_torch_nor_wandb(tmp_path: Path) -> None:
         (
             ["--train.compile=reduce-overhead", "--train.accumulate=2"],
             1,
-            "train.compile=reduce-overhead (command line): keeps one pass's results, but train.accumulate=2 (command "
-            "line); set it to 1, or use --train.compile=default",
+            "train.compile=reduce-overhead (command line): each pass overwrites the results of the one before, so not "
+            "with train.accumulate=2 (command line); set that to 1, or use --train.compile=default",
         ),
         (
             ["--train.shards=4", "--train.compress=bf16"],

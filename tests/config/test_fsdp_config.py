@@ -1,4 +1,4 @@
-"""What a launcher's file may ask for where the model is cut up, and what is refused by name."""
+"""FSDP settings of the launcher: what is read, what is refused by name, and which of our settings exclude FSDP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mnist_dist.config.fsdp import FSDP, REFUSED, Fsdp, read_fsdp
+from mnist_dist.config.fsdp import FSDP, UNSUPPORTED_ENGINES, Fsdp, read_fsdp
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.utils.errors import UserError
@@ -28,7 +28,7 @@ AS_LAUNCHED = {  # by accelerate 1.15 for a file that says nothing but `fsdp_ver
 TWO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
 
 
-def refusal(variables: dict[str, str]) -> str:
+def refused(variables: dict[str, str]) -> str:
     with pytest.raises(UserError) as error:
         read_topology({**TWO, **variables})
     assert len(str(error.value).splitlines()) == 1
@@ -46,18 +46,18 @@ def refusal(variables: dict[str, str]) -> str:
         ({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"}, None),
     ],
 )
-def test_what_is_honoured(variables: dict[str, str], expected: Fsdp | None) -> None:
+def test_supported_values_are_read(variables: dict[str, str], expected: Fsdp | None) -> None:
     assert read_topology({**TWO, **AS_LAUNCHED, **variables}).fsdp == expected
 
 
-def test_one_process_has_nothing_to_cut_up() -> None:
+def test_one_process_needs_no_fsdp() -> None:
     assert read_fsdp(AS_LAUNCHED) == Fsdp()
     assert read_topology(AS_LAUNCHED).fsdp is None
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", UNSUPPORTED_ENGINES)
 def test_other_engines_are_refused(name: str) -> None:
-    assert refusal({name: "true"}).startswith(f"{name}=true (environment): ")
+    assert refused({name: "true"}).startswith(f"{name}=true (environment): ")
     assert read_topology({**TWO, name: "false"}).fsdp is None
 
 
@@ -79,8 +79,8 @@ def test_other_engines_are_refused(name: str) -> None:
     ],
 )
 def test_what_is_not_supported_is_refused_by_its_name_in_the_file(name: str, value: str) -> None:
-    said = refusal({**AS_LAUNCHED, name: value})
-    assert said.startswith(f"{name.lower()}={value} (the launcher's fsdp_config, {name}): is not supported, ")
+    said = refused({**AS_LAUNCHED, name: value})
+    assert said.startswith(f"{name.lower()}={value} (the launcher's fsdp_config, {name}): is not supported; ")
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_settings_that_need_the_whole_model_are_refused(argument: str, cure: str
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_the_launchers_fp16_is_refused_where_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_from_the_launcher_is_refused_if_the_settings_leave_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(UserError, match=r"^fp16 \(what the launcher says\): not with FSDP .*; use bf16 or no$"):
         load([], 2, Fsdp())
     assert load(["--train.precision=bf16"], 2, Fsdp())
 
 
-def test_the_default_recipe_may_be_cut_up() -> None:
+def test_the_default_recipe_works_with_fsdp() -> None:
     assert load([], 2, Fsdp()).config.train.shards == -1

@@ -244,7 +244,7 @@ NORMS = state_of(7)["norms"]
 BEST = {"step": 5, "accuracy": 0.5, "loss": 1.5}
 STATES: dict[str, tuple[bytes, str]] = {
     **{f"no {key}": (without(key), f"the state lacks '{key}'") for key in state_of(7) if key != "norms"},
-    **{f"{key} null": (changed(**{key: None}), f"{key} is no ") for key in state_of(7)},
+    **{f"{key} null": (changed(**{key: None}), f"{key} is not ") for key in state_of(7)},
     **{
         f"progress without {key}": (
             changed(progress={k: v for k, v in state_of(7)["progress"].items() if k != key}),
@@ -252,7 +252,7 @@ STATES: dict[str, tuple[bytes, str]] = {
         )
         for key in state_of(7)["progress"]
     },
-    **{f"progress.{key} a text": (moved(**{key: "7"}), f"{key} is no ") for key in state_of(7)["progress"]},
+    **{f"progress.{key} a text": (moved(**{key: "7"}), f"{key} is not ") for key in state_of(7)["progress"]},
     **{
         f"progress.{key} too small": (moved(**{key: -2}), f"{key} holds a number that is too small")
         for key, value in state_of(7)["progress"].items()
@@ -261,8 +261,8 @@ STATES: dict[str, tuple[bytes, str]] = {
     "unknown": (changed(code="x"), "the state holds 'code'"),
     "progress of another step": (moved(step=8), "progress.step is 8 in the checkpoint of step 7"),
     "progress negative": (moved(step=-7), "progress.step is -7"),
-    "progress true": (moved(step_in_epoch=True), "step_in_epoch is no whole number"),
-    "progress a fraction": (moved(step_in_epoch=1.0), "step_in_epoch is no whole number"),
+    "progress true": (moved(step_in_epoch=True), "step_in_epoch is not a whole number"),
+    "progress a fraction": (moved(step_in_epoch=1.0), "step_in_epoch is not a whole number"),
     "progress unknown": (moved(code=1), "progress holds 'code'"),
     "progress later": (moved(epoch=8), "progress.epoch is 8 at step 7"),
     "progress huge": (moved(images=2**63), "holds a number that is too large"),
@@ -272,21 +272,21 @@ STATES: dict[str, tuple[bytes, str]] = {
     "best of another step": (moved(best=BEST | {"step": 8}), "progress.best does not name a checkpoint"),
     "best of half a step": (moved(best=BEST | {"step": 1.5}), "progress.best does not name"),
     "best of none": (moved(best={"accuracy": 1.0}), "progress.best does not name"),
-    "best a text": (moved(best=BEST | {"loss": "low"}), "best.'loss' is no number"),
+    "best a text": (moved(best=BEST | {"loss": "low"}), "best.'loss' is not a number"),
     "run_id a path": (changed(run_id="../../x"), "run_id is not an id"),
-    "run_id an escape": (changed(run_id="\x1b[2J"), "run_id is no printable text"),
+    "run_id an escape": (changed(run_id="\x1b[2J"), "run_id is not printable text"),
     "run_id long": (changed(run_id="a" * 100), "run_id is not an id"),
     "counts too few": (changed(window=[1] * 102), "window holds 102 counts, epoch_counts 103"),
     "counts too many": (changed(epoch_counts=[1] * 9999), "window holds 103 counts, epoch_counts 9999"),
     "counts negative": (changed(window=[-1] * 103), "window holds a number that is too small"),
-    "counts nested": (changed(window=[[1]] * 103), "window[0] is no whole number"),
+    "counts nested": (changed(window=[[1]] * 103), "window[0] is not a whole number"),
     "norms negative": (changed(norms=NORMS | {"total": -0.5}), "norms holds a number that is too small"),
     "norms half": (changed(norms={"count": 3}), "norms lacks"),
     "scaler half": (changed(scaler={"scale": 1.0}), "scaler is not the state of a gradient scaler"),
     "scaler of nothing": (changed(scaler=SCALER | {"scale": 0.0}), "scaler is not the state"),
-    "scaler a text": (changed(scaler=SCALER | {"scale": "1"}), "scaler.'scale' is no number"),
+    "scaler a text": (changed(scaler=SCALER | {"scale": "1"}), "scaler.'scale' is not a number"),
     "updates negative": (changed(ema_updates=-1), "ema_updates holds a number that is too small"),
-    "config flat": (changed(config={"lr": 1}), "config.'lr' is no object"),
+    "config flat": (changed(config={"lr": 1}), "config.'lr' is not an object"),
     "deep": (b'{"config": ' + b"[" * 500_000, "is nested too deeply"),
     "a key twice": (b'{"run_id": "a", "run_id": "b"}', "names a key twice"),
     "no text": (b"\xff\xfe{}", "can't decode"),
@@ -340,10 +340,10 @@ def test_a_new_field_of_the_progress_is_checked_by_its_type(monkeypatch: pytest.
 
     check_state(state(), 7)
     for more, said in (
-        ({"places": ["3"]}, r"places\[0\] is no whole number"),
-        ({"places": 3}, "places is no list"),
+        ({"places": ["3"]}, r"places\[0\] is not a whole number"),
+        ({"places": 3}, "places is not a list"),
         ({"places": [-3]}, "places holds a number that is too small"),
-        ({"turns": True}, "turns is no whole number"),
+        ({"turns": True}, "turns is not a whole number"),
         ({"another": 1}, "progress holds 'another'"),
     ):
         with pytest.raises(ValueError, match=said):

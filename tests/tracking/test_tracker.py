@@ -407,7 +407,8 @@ DRIVER = """
         return [child.name() for child in children if child.status() != psutil.STATUS_ZOMBIE]
 
     def start(mode="offline", timeout=0.2):
-        config = Config(tracking=TrackingConfig(mode=mode, timeout=timeout))
+        tracking = TrackingConfig(mode=mode).model_copy(update={"timeout": timeout})  # below its range
+        config = Config(tracking=tracking)
         return open_tracker(config, Path("run"), "run1234", False, lambda line: print("warned:", line), True)
 
     def end(tracker):

@@ -142,11 +142,15 @@ def test_names_reach_wandb(tmp_path: Path) -> None:
             TrackingConfig(entity="team/project"),
             r"^tracking.entity='team/project': must be a user's or a team's name alone",
         ),
-        (TrackingConfig(project="two\nlines"), r"^tracking.project='two\\nlines': must be 1 to 128 characters"),
+        (
+            TrackingConfig().model_copy(update={"project": "two\nlines"}),
+            r"^tracking.project='two\\nlines': must be 1 to 128 characters",
+        ),
     ],
 )
 def test_names_that_the_server_refuses_are_refused(tracking: TrackingConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_tracking(Config(tracking=tracking))
-    longest = TrackingConfig(group="x" * 128, job_type="x" * 64, entity="x" * 128, notes="two\nlines" * 1000)
+    longest = TrackingConfig(group="x" * 128, job_type="x" * 64, entity="x" * 128)
+    longest = longest.model_copy(update={"notes": "two\nlines" * 1000})
     check_tracking(Config(tracking=longest))

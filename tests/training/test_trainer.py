@@ -214,7 +214,10 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(tmp_path
     first, second = start(settings, tmp_path / "a"), start(settings, tmp_path / "b")
     assert first.sha256 == second.sha256
     assert comparable(first.rows) == comparable(second.rows)
-    assert start(replace(settings, run=replace(settings.run, seed=1)), tmp_path / "c").sha256 != first.sha256
+    assert (
+        start(settings.model_copy(update={"run": settings.run.model_copy(update={"seed": 1})}), tmp_path / "c").sha256
+        != first.sha256
+    )
 
 
 def update_sizes(settings: Config, checkpoints: Path) -> tuple[list[float], str]:
@@ -401,7 +404,7 @@ def test_a_stop_during_any_evaluation_is_obeyed_and_leaves_it_for_later(
 def test_max_steps_may_be_raised_later(tmp_path: Path) -> None:
     settings = config({"name": "adamw", "schedule": "cosine"})
     whole = start(settings, tmp_path / "whole")
-    short = replace(settings, train=replace(settings.train, max_steps=3))
+    short = settings.model_copy(update={"train": settings.train.model_copy(update={"max_steps": 3})})
     first = start(short, tmp_path / "short")
     assert not first.stopped
     rest = start(settings, tmp_path / "short", resume=list_checkpoints(tmp_path / "short")[-1])

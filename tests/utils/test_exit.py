@@ -1,4 +1,4 @@
-"""Each way a run ends: one line and an exit code; of several processes, one speaks."""
+"""Each way to exit: one line and an exit code; of several processes, one reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from mnist_dist.utils import exit as ending
+from mnist_dist.utils import exit as exit_module
 from mnist_dist.utils.errors import Stopped, TrainingError, UserError
 from mnist_dist.utils.exit import run_to_exit_code
 
@@ -22,10 +22,10 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def comm_timer(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that were waited, without waiting."""
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of each sleep, without sleeping."""
     found: list[float] = []
-    monkeypatch.setattr(ending.time, "sleep", found.append)
+    monkeypatch.setattr(exit_module.time, "sleep", found.append)
     return found
 
 
@@ -58,11 +58,11 @@ def test_the_actions_own_code_is_passed_on(capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_one_process_reports_in_one_line(
-    capsys: pytest.CaptureFixture[str], comm_timer: list[float], error: BaseException, code: int, line: str
+    capsys: pytest.CaptureFixture[str], slept: list[float], error: BaseException, code: int, line: str
 ) -> None:
     assert run_to_exit_code(fail(error)) == code
     assert capsys.readouterr() == ("", line)
-    assert comm_timer == []
+    assert slept == []
 
 
 def test_an_unexpected_error_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_the_end_of_help_is_not_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "speakers"),
+    ("error", "reporters"),
     [
         (UserError("x"), {"0", "2"}),  # the first process of each machine
         (EVERYWHERE, {"0"}),
@@ -86,28 +86,28 @@ def test_the_end_of_help_is_not_an_error() -> None:
         (KeyboardInterrupt(), {"0"}),
     ],
 )
-def test_of_several_processes_those_speak_that_have_something_to_say(
+def test_of_several_processes_those_report_that_know_something_of_their_own(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    comm_timer: list[float],
+    slept: list[float],
     error: BaseException,
-    speakers: set[str],
+    reporters: set[str],
 ) -> None:
     """Two machines of two processes; all give the same exit code."""
-    codes, spoke = set(), set()
+    codes, reported = set(), set()
     for rank in range(4):
         monkeypatch.setenv("WORLD_SIZE", "4")
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(rank % 2))
         codes.add(run_to_exit_code(fail(error)))
         if said := capsys.readouterr().err:
-            spoke.add(str(rank))
+            reported.add(str(rank))
             assert said.count("\n") == 1
             assert (f"error: rank {rank}: " in said) == (error is HERE)
-    assert spoke == speakers
+    assert reported == reporters
     assert len(codes) == 1
-    # The launcher ends the others as soon as one ends: those that say nothing let the one that speaks be the first.
-    assert comm_timer == ([2, 2] if isinstance(error, UserError) else [])
+    # The launcher ends the others as soon as one ends: those that report nothing let the one that reports be the first.
+    assert slept == ([2, 2] if isinstance(error, UserError) else [])
 
 
 PROGRAM = """\
@@ -130,13 +130,13 @@ def run(body: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("skip", "said"), [("", "out hook\n"), ("skip_exit_hooks()", "out ")])
-def test_a_process_leaves_with_its_code_and_all_it_said(skip: str, said: str) -> None:
-    process = run(f"{skip}\nleave_after(lambda: print('out', end=' ') or print('err', file=sys.stderr) or 3)")
+def test_a_process_exits_with_its_code_and_all_its_output(skip: str, said: str) -> None:
+    process = run(f"{skip}\nexit_with(lambda: print('out', end=' ') or print('err', file=sys.stderr) or 3)")
     assert process.communicate(timeout=60) == (said, "err\n")
     assert process.returncode == 3
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_closed_pipe_gives_no_traceback() -> None:
     """As `head` does. The output is more than a pipe holds."""
     process = run("exit_with(lambda: run_to_exit_code(lambda: [print('x' * 1000) for _ in range(1000)] and 0))")
     assert process.stdout is not None

@@ -1,17 +1,25 @@
-"""What is compared between machines: versions, a digest of the code, clocks."""
+"""Versions and the digest of the code, which ranks compare and runs record; clocks."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import torch
 
 import mnist_dist
 from mnist_dist.distributed.consistency import describe_clock_skew
-from mnist_dist.utils.versions import code_digest, software
+from mnist_dist.utils.versions import RECORDED, code_digest, software, versions
 
 
-def test_software_says_versions_without_the_kind_of_build() -> None:
+def test_recorded_versions_are_of_this_process() -> None:
+    found = versions()
+    assert found.keys() == {f"versions.{name}" for name in ("mnist_dist", "python", *RECORDED)}
+    assert torch.__version__.startswith(found["versions.torch"])
+    assert found["versions.python"] == platform.python_version()
+
+
+def test_software_tells_versions_without_the_build() -> None:
     found = software()
     assert found.keys() == {"mnist_dist", "torch", "accelerate", "code"}
     assert found["mnist_dist"] == mnist_dist.__version__
