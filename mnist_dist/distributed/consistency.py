@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from mnist_dist.distributed.runtime import Runtime
 
 MAX_CLOCK_SKEW = 5.0  # seconds between the clocks of two machines that are not worth a warning
 
