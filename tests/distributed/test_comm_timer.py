@@ -1,4 +1,4 @@
-"""CommTimer for other processes count as long as the clock of training runs."""
+"""Waiting for other processes counts only while training time counts."""
 
 from __future__ import annotations
 

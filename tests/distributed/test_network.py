@@ -14,7 +14,7 @@ INTERFACES = {"lo": {"127.0.0.1", "::1"}, "eth0": {"10.0.0.1", "fe80::1"}, "dock
 
 def machine(monkeypatch: pytest.MonkeyPatch, interfaces: dict[str, set[str]], ways: dict[str, str]) -> None:
     """Pretend a machine with these interfaces, which reaches those hosts with these addresses of its own."""
-    monkeypatch.setattr(network, "by_interface", lambda: interfaces)
+    monkeypatch.setattr(network, "interface_addresses", lambda: interfaces)
     found = {host: (socket.AF_INET, address) for host, address in ways.items()}
     monkeypatch.setattr(network, "source", lambda host, port: found.get(host))
 

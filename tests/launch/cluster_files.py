@@ -116,7 +116,7 @@ def sky_says(tasks: list[Any], home: Path) -> list[str]:
 
 # Copies with a mistake
 
-RESUME_OVERRIDABLE = {"labels", "annotations", "requests", "limits", "envs", "file_mounts"}  # whose keys are the user's
+FREE_KEYS = {"labels", "annotations", "requests", "limits", "envs", "file_mounts"}  # whose keys are the user's
 NAMED = {"pytorchReplicaSpecs"}  # keys that only the operator itself knows
 
 
@@ -125,7 +125,7 @@ def spoilt(document: Any) -> Iterator[tuple[str, Any]]:
     for path, parent, key in places(document, ()):
         where = ".".join(str(step) for step in (*path, key))
         value = parent[key]
-        if isinstance(key, str) and not {path[-1] if path else ""} & (RESUME_OVERRIDABLE | NAMED):
+        if isinstance(key, str) and not {path[-1] if path else ""} & (FREE_KEYS | NAMED):
             yield f"{where} misspelt", changed(document, path, key, value, rename=f"{key}x")
         yield f"{where} of another type", changed(document, path, key, another_type(value))
 

@@ -113,8 +113,8 @@ def test_of_three_machines_one_is_gone(launcher: Launcher, gone: int, digits: Pa
             programs[gone].kill()
             for rank, program in enumerate(programs):
                 if rank != gone:
-                    comm_timer = launcher is torchrun_c10d and gone == 0
-                    ended = end_below(program) if comm_timer else end(program)[0]
+                    launcher_waits = launcher is torchrun_c10d and gone == 0
+                    ended = end_below(program) if launcher_waits else end(program)[0]
                     assert errors(ended) == [out_of_reach(rank, gone)], ended.err
 
 

@@ -40,7 +40,7 @@ class PeerStatus:
 
 def parse_status(message: dict[str, Any]) -> PeerStatus:
     """A standing that came as JSON."""
-    lists = {name: tuple(message[name]) for name in ("stack", "gives_up")}
+    lists = {name: tuple(message[name]) for name in ("stack", "missing_ranks")}
     return PeerStatus(**{**message, **lists})
 
 
