@@ -33,7 +33,7 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
     precision: str = config.train.precision
     source = "train.precision"
     if precision == "auto":
-        # `accelerate launch` sets "no" if it was told nothing: only its other values are somebody's choice.
+        # `accelerate launch` sets "no" by default, so only its other values are a choice.
         precision, source = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "what the launcher says"
     if precision == "no" and config.train.precision == "auto":
         precision, source = native_precision(cpu), "native on this machine"

@@ -1,11 +1,11 @@
 """All-gather of small tensors between the processes of one machine, through shared memory.
 
 gloo over loopback takes 1.3 ms for 115 KB on two busy cores, since a message wakes four threads in two processes. torch
-and Python share memory between processes, but neither brings a barrier for processes that no common parent started.
+and Python can share memory between processes, but have no barrier for processes that a launcher started separately.
 Here each process writes its rows, then a sequence number, and polls the others' sequence numbers.
 
-For x86 only: its processors show stores to each other in program order. On other processors, and where a process cannot
-watch the others for their exit or has no room in /dev/shm, `open_shared_memory` gives None, and gloo does it.
+For x86 only, where other processors see stores in program order. Elsewhere, and if a process cannot watch the others
+for their exit or has no room in /dev/shm, `open_shared_memory` gives None, and the runtime uses gloo.
 """
 
 from __future__ import annotations

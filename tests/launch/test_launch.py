@@ -205,8 +205,8 @@ def test_fsdp2_is_stopped_resumes_and_writes_the_same_files_as_any_other_run(
     (ended,) = run(command, work=tmp_path)
     assert_complete(tmp_path / "run", ended, world_size=2)
     assert resumed_from(tmp_path / "run").startswith("run/checkpoints/step-")
-    said = [line for line in ended.out.splitlines() if line.startswith("gradients: ")]
-    assert said == ["gradients: cut up over 2 processes with weights and moments (FSDP2, gathered in 3 groups)"]
+    lines = [line for line in ended.out.splitlines() if line.startswith("gradients: ")]
+    assert lines == ["gradients: cut up over 2 processes with weights and moments (FSDP2, gathered in 3 groups)"]
     assert_same_curve(tmp_path / "run", single, steps=40)
     model = create_model("unshuffle")
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
@@ -236,9 +236,9 @@ def test_a_batch_that_three_processes_do_not_divide_is_one_line(data: str, tmp_p
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=3", *SMALL, data, "--train.batch_size=100"]
     (ended,) = run(command, work=tmp_path)
     assert ended.code != EXIT_DONE
-    said = [line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")]
+    lines = [line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")]
     expected = "train.batch_size=100 (command line): cannot be divided by 3 processes x train.accumulate=1 (default)"
-    assert said == [f"mnist_dist: error: {expected}; 99 or 102 would work"]
+    assert lines == [f"mnist_dist: error: {expected}; 99 or 102 would work"]
     assert not (tmp_path / "run").exists()
 
 
@@ -247,6 +247,6 @@ def test_an_unsupported_fsdp_setting_is_refused_in_one_line(data: str, tmp_path:
     (tmp_path / "fsdp.yaml").write_text((LAUNCH / "fsdp2.yaml").read_text() + "  fsdp_offload_params: true\n")
     (ended,) = run([*ACCELERATE, "--config_file", str(tmp_path / "fsdp.yaml"), *SMALL, data], work=tmp_path)
     assert ended.code != EXIT_DONE
-    (said,) = {line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")}
-    assert said.startswith("mnist_dist: error: fsdp_offload_params=true (the launcher's fsdp_config, FSDP_OFFLOAD")
+    (line,) = {line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")}
+    assert line.startswith("mnist_dist: error: fsdp_offload_params=true (the launcher's fsdp_config, FSDP_OFFLOAD")
     assert not (tmp_path / "run").exists()

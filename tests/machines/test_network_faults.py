@@ -13,7 +13,7 @@ from network import Machine, missing, missing_wire, network
 from programs import PYTHON, SECONDS, Ended, Program, run, started
 from small_run import LOCAL, assert_as_alone, give_data, make_digits, train_alone
 
-from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER
 
 pytestmark = [
     pytest.mark.launcher,
@@ -144,13 +144,19 @@ def test_a_slow_link_that_loses_packets_changes_nothing(launcher: Launcher, digi
         assert_as_alone(machines, ended, train_alone(tmp_path, *few, f"--data.root={digits}"))
 
 
-def run_with_addresses(machines: list[Machine], digits: Path, addresses: tuple[str, str], work: Path) -> list[Ended]:
-    """Start two machines with these addresses of the rendezvous; each must end with an error of its own."""
+def run_with_addresses(
+    machines: list[Machine],
+    digits: Path,
+    addresses: tuple[str, str],
+    work: Path,
+    codes: tuple[int, int] = (EXIT_FAILED, EXIT_FAILED),
+) -> list[Ended]:
+    """Start two machines with these addresses of the rendezvous; each must end with an error and an exit code."""
     give_data(machines, digits)
     starts = [commands(without_launcher, machines, *SHORT, address=each)[rank] for rank, each in enumerate(addresses)]
     with started(*starts, work=work) as programs:
         ended = end(*programs)
-    assert [one.code for one in ended] == [EXIT_FAILED, EXIT_FAILED]
+    assert tuple(one.code for one in ended) == codes
     assert [len(errors(one)) for one in ended] == [1, 1], ended
     return ended
 
@@ -174,8 +180,10 @@ def test_a_port_that_is_in_use_is_named(digits: Path, tmp_path: Path) -> None:
     with network(2, tmp_path) as machines:
         with started(machines[0].command(*PYTHON, "-c", code), work=tmp_path) as (other,):
             other.wait_for_line("taken")
-            first, second = run_with_addresses(machines, digits, ("10.9.8.1", "10.9.8.1"), tmp_path)
-        assert re.match(could_not_connect(0, "10.9.8.1") + ".*EADDRINUSE", errors(first)[0]), first.err
+            codes = EXIT_USER, EXIT_FAILED
+            first, second = run_with_addresses(machines, digits, ("10.9.8.1", "10.9.8.1"), tmp_path, codes)
+        in_use = f"rank 0 of 2 cannot listen at 10.9.8.1:{PORT}, which is in use: by another run"
+        assert errors(first)[0].startswith(in_use), first.err
         assert re.match(could_not_connect(1, "10.9.8.1"), errors(second)[0]), second.err
 
 

@@ -70,8 +70,8 @@ def rendezvous_errors(topology: Topology, timeout: float, has_key: Callable[[str
         raise TrainingError(
             f"rank {topology.rank} of {topology.world_size} could not connect to "
             f"{format_ranks(missing) if missing else 'the other ranks'} (rendezvous at {topology.address}) within "
-            f"run.timeout={timeout:g} s: {first_line(error)}; check that every machine was started, with its own rank "
-            "and this address"
+            f"run.timeout={timeout:g} s: {first_line(error).rstrip('.')}; check that every machine was started, with "
+            "its own rank and this address"
         ) from error
 
 
@@ -85,8 +85,8 @@ def rendezvous_watchdog(topology: Topology, timeout: float) -> Iterator[None]:
     def end_process() -> None:
         error = (
             f"rank {topology.rank} of {topology.world_size} could not connect to the other ranks (rendezvous at "
-            f"{topology.address}) within run.timeout={timeout:g} s: gloo is still trying; check that no firewall "
-            "blocks any port between the machines"
+            f"{topology.address}) within run.timeout={timeout:g} s: still trying to connect; check the address, and "
+            "that no firewall blocks any port between the machines"
         )
         os.write(2, f"mnist_dist: error: rank {topology.rank}: {error}\n".encode())
         os._exit(EXIT_FAILED)

@@ -154,7 +154,8 @@ class PeerMonitor:
                 send(connection, asdict(thread_status(self.main_thread, self.lost_peer_error)))
                 return
             exit_notice = self.exit_notices[int(message["rank"])] = parse_status(message["exit_notice"])
-            # The run is over for every rank. One that nobody has waited for yet gets the time to notice it by itself.
+            # The run is over for every rank. If no rank has timed out waiting for this one, it gets the whole
+            # run.timeout to notice the loss by itself.
             seconds = ABORT_SECONDS if self.topology.rank in exit_notice.missing_ranks else self.timeout
             self.abort_at = min(time.monotonic() + seconds, self.abort_at or math.inf)
 
