@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_dist.config.loader import LoadedConfig, load, print_config
 from mnist_dist.config.schema import flat
-from mnist_dist.distributed.topology import Topology, resolve_topology, yield_while_waiting
+from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking, describe_tracking
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
 from mnist_dist.utils.exit import exit_with, run_to_exit_code
@@ -43,7 +43,7 @@ def start(arguments: Sequence[str]) -> int:
     if topology.is_main:
         check_tracking(loaded.config)
         key_check = WandbKeyCheck(loaded.config)
-    yield_while_waiting()
+    set_omp_wait_policy()
     return train(loaded, topology, key_check)
 
 
@@ -78,7 +78,7 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
     if topology.is_local_main:
         ensure_files(root, config.data.source, console.say)
 
-    with RunLock(topology.launcher) as lock, start_runtime(config, topology) as runtime:
+    with RunLock(topology.launcher_pid) as lock, start_runtime(config, topology) as runtime:
         check_ranks(loaded, runtime, console)
         files = ensure_files(root, "local", console.say)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)

@@ -31,8 +31,8 @@ from mnist_dist.commands.doctor_checks import (
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.consistency import describe_clock_skew
-from mnist_dist.distributed.topology import Topology, resolve_topology, yield_while_waiting
-from mnist_dist.distributed.watchdog.comm_errors import name_ranks
+from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
+from mnist_dist.distributed.watchdog.comm_errors import format_ranks
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, TrainingError, UserError
 from mnist_dist.utils.exit import report, skip_exit_hooks
 from mnist_dist.utils.versions import software
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
     config = load(rest, topology.world_size, topology.fsdp).config
     seconds = min(config.run.timeout, RENDEZVOUS_SECONDS)
     config = config.model_copy(update={"run": config.run.model_copy(update={"timeout": seconds})})
-    yield_while_waiting()
+    set_omp_wait_policy()
     checks = ALL_RANK_CHECKS | (RANK_0_CHECKS if topology.is_main else {})
     findings = run_checks(checks, config, topology, CHECK_SECONDS)
     findings += run_checks(TORCH_CHECKS, config, topology, TORCH_SECONDS)
@@ -167,7 +167,7 @@ def check_all_ranks(runtime: Runtime, hosts: Sequence[str]) -> list[Finding]:
         keys = [key for key in mine if answers[rank][0].get(key) != answers[0][0].get(key)]
         told = ", ".join(f"{key} {answers[rank][0].get(key)} against {answers[0][0].get(key)}" for key in keys)
         advice = "install the same on every machine"
-        alike = Finding("software", f"{name_ranks(odd)} ({hosts[rank]}) differ from rank 0: {told}", PROBLEM, advice)
+        alike = Finding("software", f"{format_ranks(odd)} ({hosts[rank]}) differ from rank 0: {told}", PROBLEM, advice)
     else:
         alike = Finding("software", f"the same everywhere: {shown}")
     clocks = [clock for _, clock in answers]
@@ -214,7 +214,7 @@ def merge(every: Sequence[Sequence[Finding]]) -> list[Finding]:
                     groups.setdefault(finding, []).append(rank)
         worst = max(groups, key=lambda finding: VERDICTS.index(finding.verdict))
         if len(groups) > 1:
-            found = "; ".join(f"{name_ranks(ranks)}: {finding.found}" for finding, ranks in groups.items())
+            found = "; ".join(f"{format_ranks(ranks)}: {finding.found}" for finding, ranks in groups.items())
             worst = dataclasses.replace(worst, found=found)
         rows.append(worst)
     return rows

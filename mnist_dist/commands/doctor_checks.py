@@ -20,7 +20,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from mnist_dist.config.schema import Config
-from mnist_dist.distributed.network import interface
+from mnist_dist.distributed.network import find_interface
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.versions import installed
@@ -91,7 +91,7 @@ def check_launcher(config: Config, topology: Topology) -> Finding:
     if topology.world_size == 1 and tasks not in ("", "1"):
         return Finding("launcher", f"none, in a Slurm job of {tasks} tasks", NOTE, "srun starts one process a task")
     machines = f", {topology.machines} machine{'s' * (topology.machines > 1)}"
-    return Finding("launcher", f"{topology.started_by or 'none'}, {topology.world_size} in all{machines}")
+    return Finding("launcher", f"{topology.launcher_name or 'none'}, {topology.world_size} in all{machines}")
 
 
 def check_packages(config: Config, topology: Topology) -> Finding:
@@ -156,7 +156,7 @@ def check_address(config: Config, topology: Topology) -> Finding:
         advice = "correct the address (MASTER_ADDR), or add it to DNS or /etc/hosts"
         return Finding("main address", f"{topology.address}: {error}", PROBLEM, advice)
     found = topology.address + (f" is {', '.join(places)}" if places != [host] else "")
-    if topology.is_main and topology.place:
+    if topology.is_main and topology.cluster:
         try:
             socket.create_server(("", int(port))).close()
         except OSError as error:
@@ -165,7 +165,7 @@ def check_address(config: Config, topology: Topology) -> Finding:
     with contextlib.suppress(OSError):
         if topology.machines > 1 and not host.startswith("127.") and host != "localhost":
             own = socket.gethostbyname(name)
-            if own.startswith("127.") and not interface(host, int(port)):
+            if own.startswith("127.") and not find_interface(host, int(port)):
                 advice = "gloo may tell others that address: correct /etc/hosts, or set GLOO_SOCKET_IFNAME, as to eth0"
                 return Finding("main address", f"{found}; this machine takes itself for {own}", NOTE, advice)
     return Finding("main address", found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mnist_dist.commands.arguments import Parser, add_run_arguments
-from mnist_dist.distributed.topology import resolve_topology, yield_while_waiting
+from mnist_dist.distributed.topology import resolve_topology, set_omp_wait_policy
 from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 
@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     """
     options = build_parser().parse_args(arguments)
     topology = resolve_topology()
-    yield_while_waiting()
+    set_omp_wait_policy()
 
     from mnist_dist.commands.load_model import load_model
     from mnist_dist.console.console import open_console

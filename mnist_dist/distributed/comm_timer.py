@@ -1,4 +1,4 @@
-"""The time that this process waits for others, so that what its own work takes can be told from it."""
+"""Time that this process spends in collectives, so that training time can be split into its own work and waiting."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from contextlib import contextmanager
 
 
 class CommTimer:
-    """Adds up the seconds between the begin and the end of exchanges, by the host's clock, while `counting`.
+    """Sums up the seconds from `start` to `stop`, on the host's clock, while `enabled`.
 
-    What is transferred is part of a wait. Where exchanges run on another device beside the host (NCCL), the host
-    returns from them at once, and next to nothing is seen of them here.
+    Waiting for other ranks and the transfer itself are not told apart. With NCCL, collectives run on the device and
+    return to the host at once, so that almost nothing of them is measured.
     """
 
     def __init__(self) -> None:
-        self.counting = False
+        self.enabled = False
         self.seconds = 0.0
-        self.since: float | None = None  # None: nothing is waited for
+        self.started: float | None = None  # time.perf_counter(); None between stop and start
 
-    def start(self) -> None:
+    def enable(self) -> None:
         """Count from here on."""
-        self.counting = True
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Stop counting."""
+        self.enabled = False
+
+    def start(self, *_: object) -> None:
+        """Start the clock, or restart it: the last call before `stop` counts. May serve as an autograd hook."""
+        self.started = time.perf_counter()
 
     def stop(self) -> None:
-        """Stop counting."""
-        self.counting = False
-
-    def begin(self, *_: object) -> None:
-        """From here on nothing is left to do but to wait; the last call before `end` counts. Also autograd's hook."""
-        self.since = time.perf_counter()
-
-    def end(self) -> None:
-        """What was waited for has come; nothing, where no wait has begun."""
-        if self.counting and self.since is not None:
-            self.seconds += time.perf_counter() - self.since
-        self.since = None
+        """Stop the clock and add its time; does nothing if it was not started."""
+        if self.enabled and self.started is not None:
+            self.seconds += time.perf_counter() - self.started
+        self.started = None
 
     @contextmanager
-    def exchange(self) -> Iterator[None]:
-        """An exchange takes place in here."""
-        self.begin()
+    def measure(self) -> Iterator[None]:
+        """Measure the collective in this block, also if it fails."""
+        self.start()
         try:
             yield
         finally:
-            self.end()
+            self.stop()
 
-    def take(self) -> float:
+    def pop_seconds(self) -> float:
         """The seconds since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds

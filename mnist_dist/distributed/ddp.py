@@ -33,7 +33,7 @@ class DDPStrategy:
         if runtime.device.type == "cpu":  # elsewhere the host does not see the communication
             # Backward ends by waiting for the other ranks: from this rank's last gradient on, the time is theirs.
             for parameter in model.parameters():
-                parameter.register_post_accumulate_grad_hook(runtime.comm_timer.begin)
+                parameter.register_post_accumulate_grad_hook(runtime.comm_timer.start)
         self.warm_up_buckets()
 
     def warm_up_buckets(self) -> None:
@@ -74,7 +74,7 @@ class DDPStrategy:
                 loss = losses.sum() * (runtime.world_size / batch.size)
                 runtime.mixed_precision.scale_loss(loss).backward()
             if is_last:
-                runtime.comm_timer.end()
+                runtime.comm_timer.stop()
             outputs.append(BatchOutput(logits.detach(), labels, losses.detach()))
         self.average_buffers(sum(len(output.labels) for output in outputs) / batch.size)
         return StepOutput(outputs)

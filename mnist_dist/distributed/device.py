@@ -1,4 +1,4 @@
-"""What this machine computes with: its device, its threads, its kernels."""
+"""Device, precision, CPU threads and memory of this process."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mnist_dist.config.schema import Config
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import UserError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-MOST_MMAP_THRESHOLD = 32 << 20  # glibc refuses more
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+MAX_MMAP_THRESHOLD = 32 << 20  # glibc refuses more
 
 
 def use_cpu(config: Config, topology: Topology) -> bool:
-    """Whether to train on the CPU: accelerate must know before it is built, or each process believes it is alone.
+    """Whether to train on the CPU. The Accelerator must be told, or each of several processes believes it is alone.
 
     Raises:
         UserError: more processes on this machine than it has GPUs.
     """
-    if config.run.device == "cpu" or topology.cpu_asked or not torch.accelerator.is_available():
+    if config.run.device == "cpu" or topology.use_cpu or not torch.accelerator.is_available():
         return True
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()
@@ -36,16 +36,16 @@ def use_cpu(config: Config, topology: Topology) -> bool:
                 f"at most {gpus}, or train on the CPU with --run.device=cpu"
             )
         return False
-    return topology.world_size > 1  # other accelerators of a desktop machine: one process only
+    return topology.world_size > 1  # other accelerators, as Apple's: for a single process only
 
 
 def native_precision(cpu: bool) -> str:
-    """The mixed precision that this machine's device computes natively, and so faster than fp32: `bf16`, or `no`.
+    """Mixed precision that the device computes natively, so faster than fp32: `bf16`, or `no`.
 
-    fp16 is never chosen: it needs its losses scaled.
+    Never fp16, which needs loss scaling.
     """
     if cpu:
-        with contextlib.suppress(AttributeError):  # torch for other processors may not know of these
+        with contextlib.suppress(AttributeError):  # not in torch's builds for other processors
             if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
                 return "bf16"
         return "no"
@@ -54,30 +54,37 @@ def native_precision(cpu: bool) -> str:
 
 
 def configure_torch(config: Config, topology: Topology, shards: int) -> int:
-    """Set the CPU threads of this process, and deterministic kernels if they are asked for; gives the threads."""
+    """Set this process's CPU threads and, if configured, deterministic kernels.
+
+    Args:
+        shards: fixed shards in a batch; 0 without them.
+
+    Returns:
+        CPU threads of this process.
+    """
     threads = config.run.threads or topology.default_threads()
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or accelerate decides, and warns
-    torch.set_num_threads(1 if shards else threads)  # with shards, each thread computes one of them
-    keep_freed_memory()
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # if unset, accelerate sets it, and warns
+    torch.set_num_threads(1 if shards else threads)  # with shards, a ThreadPool computes one shard per thread
+    configure_malloc()
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return threads
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: given back to the system, a step's tensors cost a page fault for each 4 KiB.
+def configure_malloc() -> None:
+    """Make glibc keep freed memory. Returned to the system, it costs each step a page fault for each 4 KiB again.
 
-    Measured with two threads: a tenth of a step of a whole batch of 256 images (1,700 faults), 2 % with four shards.
+    Measured with two threads: 10 % of a step's time with a whole batch of 256 images (1,700 faults), 2 % with 4 shards.
     """
-    with contextlib.suppress(AttributeError, OSError):  # other C libraries do not have it
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries have no mallopt
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, MOST_MMAP_THRESHOLD)
+        libc.mallopt(M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def fingerprint(device: torch.device, precision: str) -> dict[str, str]:
-    """What decides how kernels round: where two differ, the same run may give other bits."""
+    """torch version, device and precision. Where they differ, kernels may round differently, so weights may differ."""
     on_gpu = device.type == "cuda"
     kind = torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability()
     kernels = f"{platform.machine()} {device.type} {kind}"
@@ -85,7 +92,10 @@ def fingerprint(device: torch.device, precision: str) -> dict[str, str]:
 
 
 def seed_generator(seed: int, device: torch.device) -> None:
-    """Seed what dropout on a device draws from. `torch.manual_seed` seeds all kinds of devices, at 0.3 ms a call."""
+    """Seed the default generators of CPU and device, from which dropout draws.
+
+    `torch.manual_seed` would seed all kinds of devices, which takes 0.3 ms.
+    """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
@@ -93,14 +103,15 @@ def seed_generator(seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
 
 
-STATUS = Path("/proc/self/status")
+PROC_STATUS = Path("/proc/self/status")
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory, in bytes, that this process has had: allocated on a CUDA device, else resident on the host."""
+    """Peak memory of this process in bytes: allocated on a CUDA device, else resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if STATUS.exists():  # Linux's getrusage would count what the process was forked from, too
-        return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    if PROC_STATUS.exists():  # on Linux, getrusage would include the process that this one was forked from
+        lines = PROC_STATUS.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,4 +1,4 @@
-"""By which of its addresses and network interfaces this machine reaches another one. Sends nothing."""
+"""Which of its addresses and network interfaces this machine uses to reach another one. Sends no packets."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from collections.abc import MutableMapping
 
 import psutil
 
-ELSEWHERE = "192.0.2.1", 9
-"""An address that is on no network (RFC 5737): the way to it is the default route."""
+TEST_NET = "192.0.2.1", 9
+"""An address that no machine has (RFC 5737), so that the route to it is the default route."""
 
 
-def source(host: str, port: int) -> tuple[socket.AddressFamily, str] | None:
-    """The family and this machine's own address with which it reaches a host; None if it does not."""
+def source_address(host: str, port: int) -> tuple[socket.AddressFamily, str] | None:
+    """Address family and address of this machine on the route to a host; None if there is no route."""
     with contextlib.suppress(OSError, UnicodeError):
-        for family, _, _, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
             with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as route:
-                route.connect(place)  # sends nothing
+                route.connect(address)  # UDP: chooses the route, sends nothing
                 return family, str(route.getsockname()[0])
     return None
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address, or a name for one, leads every machine to itself."""
+    """Whether an address, or the name `localhost`, leads every machine to itself."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     return address == "localhost"
 
 
-def interface(host: str, port: int) -> str:
-    """The network interface by which this machine and the others of a run that meet at a host reach each other.
+def find_interface(host: str, port: int) -> str:
+    """The network interface by which this machine reaches the other machines of a run whose rendezvous is at `host`.
 
-    A machine may find its own name at a loopback address, as Debian's 127.0.1.1: then the others reach it by the
-    interface of its default route, or else by the only one that it has. Empty if it cannot be found out.
+    A machine may resolve its own name to a loopback address, as Debian's 127.0.1.1. Then it is the interface of the
+    default route or, without one, the only one that is not loopback. Empty if neither exists.
     """
-    found = source(host, port)
+    found = source_address(host, port)
     if found and is_loopback(found[1]) and not is_loopback(host):
-        found = source(*ELSEWHERE)
-        outer = [name for name, addresses in interface_addresses().items() if not any(map(is_loopback, addresses))]
-        if not found and len(outer) == 1:
-            return outer[0]
+        found = source_address(*TEST_NET)
+        external = [name for name, addresses in interface_addresses().items() if not any(map(is_loopback, addresses))]
+        if not found and len(external) == 1:
+            return external[0]
     return next((name for name, addresses in interface_addresses().items() if found and found[1] in addresses), "")
 
 
 def interface_addresses() -> dict[str, set[str]]:
-    """The addresses of each interface that has one."""
-    kinds = socket.AF_INET, socket.AF_INET6
+    """IPv4 and IPv6 addresses of each interface that has one, by interface name."""
+    families = socket.AF_INET, socket.AF_INET6
     listed = {
-        name: {each.address.partition("%")[0] for each in addresses if each.family in kinds}
+        name: {each.address.partition("%")[0] for each in addresses if each.family in families}
         for name, addresses in psutil.net_if_addrs().items()
     }
     return {name: addresses for name, addresses in listed.items() if addresses}
 
 
 def set_gloo_interface(address: str, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let gloo tell other machines an address that leads here; a choice of the user's stays.
+    """Set GLOO_SOCKET_IFNAME to the interface that leads to the rendezvous, unless the user has set it.
 
-    gloo would tell them the address that this machine's own name has here, which is often a loopback one.
+    By itself, gloo tells other machines the address to which this machine resolves its own name: often a loopback one.
 
     Args:
-        address: HOST:PORT where the processes meet.
+        address: HOST:PORT of the rendezvous.
     """
     host, _, port = address.rpartition(":")
-    if not environment.get("GLOO_SOCKET_IFNAME") and (name := interface(host, int(port))):
+    if not environment.get("GLOO_SOCKET_IFNAME") and (name := find_interface(host, int(port))):
         environment["GLOO_SOCKET_IFNAME"] = name

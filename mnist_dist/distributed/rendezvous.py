@@ -1,4 +1,4 @@
-"""How the processes of a run meet: accelerate opened, torch's process group joined by way of a store, and left."""
+"""Join and leave torch's process group: the Accelerator, and a rendezvous handler that refuses a rank given twice."""
 
 from __future__ import annotations
 
@@ -21,20 +21,27 @@ from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import UserError
 
 
-def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerator:
-    """Build the Accelerator, which joins the process group."""
+def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerator:
+    """Create the Accelerator, which joins the process group.
+
+    Args:
+        cpu: whether to train on the CPU.
+
+    Raises:
+        UserError: the device cannot compute in the precision that was asked for.
+    """
     precision: str = config.train.precision
     source = "train.precision"
     if precision == "auto":
-        # The launcher says no where it was told nothing: only its other values are a choice.
+        # `accelerate launch` sets "no" by default, so only its other values are a choice.
         precision, source = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "what the launcher says"
     if precision == "no" and config.train.precision == "auto":
-        precision, source = native_precision(cpu), "what this machine computes natively"
+        precision, source = native_precision(cpu), "native on this machine"
     if cpu and precision == "fp16":
         raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
-    # One process under torchrun is wrapped too, and would round what it does not send.
+    # A single process under torchrun is wrapped in DDP too: the hook would round gradients that are never sent.
     compress = config.train.compress if topology.world_size > 1 else "no"
-    os.environ[FSDP] = "false"  # accelerate would cut up the model on GPUs only; `sharding` does it on any device
+    os.environ[FSDP] = "false"  # accelerate shards models on GPUs only; FSDPStrategy does it on any device
     try:
         return Accelerator(
             cpu=cpu,
@@ -55,21 +62,21 @@ def open_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerat
 
 
 def init_method(topology: Topology) -> str | None:
-    """How the processes find each other, as torch's `init_method`; None is torch's own way."""
+    """`init_method` of torch.distributed.init_process_group: a URL for `rendezvous_handler`; None for torch's env://."""
     if topology.world_size == 1:
         return None
     if topology.machines == 1:
-        return f"{MEETING}://one-machine"
-    # torchrun gave the ranks, and its store may remember an earlier start's.
-    return None if "TORCHELASTIC_RUN_ID" in os.environ else f"{MEETING}://"
+        return f"{SCHEME}://one-machine"
+    # torchrun assigned the ranks itself, and its store may still hold the owners of an earlier start.
+    return None if "TORCHELASTIC_RUN_ID" in os.environ else f"{SCHEME}://"
 
 
-def meet(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
-    """The launcher's store, rank and world size, as env:// gives them, but no rank twice.
+def rendezvous_handler(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    """As torch's handler of env://: yields store, rank and world size. Refuses a rank that two processes have.
 
-    On one machine, with keys that only this start of the processes uses: torchrun keeps its store when it starts them
-    again, and these then find each other's old addresses in it (pytorch#135712). Launchers of several machines do not
-    count their starts alike: they must be told to keep none.
+    On one machine, keys get a prefix for each start of the processes: torchrun keeps its store when it restarts them,
+    and they would find each other's old addresses in it (pytorch#135712). On several machines the launchers do not
+    count restarts alike, so there is no prefix: torchrun must be told to share no store.
 
     Raises:
         UserError: another process has this rank.
@@ -78,18 +85,18 @@ def meet(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, in
     if "one-machine" in url:
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"start-{start}", store)  # type: ignore[attr-defined]
-    me = f"process {os.getpid()} on {socket.gethostname()}"
-    holder = store.compare_set(f"holder of rank {rank}", "", me).decode()
-    if holder != me:
+    process = f"process {os.getpid()} on {socket.gethostname()}"
+    owner = store.compare_set(f"owner of rank {rank}", "", process).decode()
+    if owner != process:
         raise UserError(
-            f"rank {rank} of {world_size} was given twice, to {holder} and to {me}: give each process its own (RANK, "
+            f"two processes have rank {rank} of {world_size}, {owner} and {process}: give each process its own (RANK, "
             "PET_NODE_RANK, --machine_rank or --node-rank)"
         )
     yield store, rank, world_size
 
 
-def is_in_store(topology: Topology, key: str) -> bool:
-    """Whether the store that the processes meet at has a key; if it cannot be asked, yes."""
+def store_has_key(topology: Topology, key: str) -> bool:
+    """Whether the rendezvous store has a key; true if the store cannot be reached."""
     host, _, port = topology.address.rpartition(":")
     try:
         store: Any = dist.TCPStore(  # type: ignore[attr-defined]
@@ -101,11 +108,11 @@ def is_in_store(topology: Topology, key: str) -> bool:
 
 
 def destroy_process_group() -> None:
-    """End the process group, whatever happened, and forget that accelerate was opened, so that it can be again."""
+    """Destroy the process group and reset accelerate's state, so that this process can start another run."""
     if dist.is_initialized():
         dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-MEETING = "mnistdist"
-register_rendezvous_handler(MEETING, meet)
+SCHEME = "mnistdist"
+register_rendezvous_handler(SCHEME, rendezvous_handler)

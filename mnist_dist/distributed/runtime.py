@@ -19,7 +19,7 @@ from mnist_dist.distributed.comm_timer import CommTimer
 from mnist_dist.distributed.device import configure_torch, fingerprint, use_cpu
 from mnist_dist.distributed.mixed_precision import MixedPrecision
 from mnist_dist.distributed.network import set_gloo_interface
-from mnist_dist.distributed.rendezvous import destroy_process_group, is_in_store, open_accelerator
+from mnist_dist.distributed.rendezvous import create_accelerator, destroy_process_group, store_has_key
 from mnist_dist.distributed.shared_memory import SharedMemoryGather, open_shared_memory
 from mnist_dist.distributed.thread_pool import ThreadPool
 from mnist_dist.distributed.topology import Topology
@@ -110,14 +110,14 @@ class Runtime:
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, in place."""
         if self.world_size > 1:
-            with self.comm_timer.exchange():
+            with self.comm_timer.measure():
                 dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_max(self, tensor: Tensor) -> Tensor:
         """The elementwise maximum of a tensor over all ranks, in place."""
         if self.world_size > 1:
-            with self.comm_timer.exchange():
+            with self.comm_timer.measure():
                 if self.shared_memory is not None and tensor.nbytes <= self.shared_memory.capacity:
                     tensor.copy_(self.shared_memory.all_gather(tensor[None])[0].amax(0))
                 else:
@@ -135,7 +135,7 @@ class Runtime:
         """
         if self.world_size == 1:
             return rows, None
-        with self.comm_timer.exchange():
+        with self.comm_timer.measure():
             if self.shared_memory is not None and rows.nbytes <= self.shared_memory.capacity:
                 return self.shared_memory.all_gather(rows, bool(self.stop_flag))
             gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
@@ -149,7 +149,7 @@ class Runtime:
         if self.world_size == 1:
             return value
         box = [value]
-        with self.comm_timer.exchange():
+        with self.comm_timer.measure():
             dist.broadcast_object_list(box, src=0, group=self.control_group)
         return box[0]
 
@@ -158,7 +158,7 @@ class Runtime:
         if self.world_size == 1:
             return [value]
         box: list[Any] = [None] * self.world_size
-        with self.comm_timer.exchange():
+        with self.comm_timer.measure():
             dist.all_gather_object(box, value, group=self.control_group)
         return box
 
@@ -191,7 +191,7 @@ class Runtime:
         Args:
             known: the answer that came with this step's gradients, from `all_gather_with_stop`.
         """
-        if self.topology.launcher and os.getppid() != self.topology.launcher:
+        if self.topology.launcher_pid and os.getppid() != self.topology.launcher_pid:
             self.request_stop()  # the launcher was killed and left its processes behind
         if self.control_group is None:
             return bool(self.stop_flag)
@@ -208,7 +208,7 @@ class Runtime:
         if self.stop_work is None:
             return False
         (work, flag), self.stop_work = self.stop_work, None
-        with self.comm_timer.exchange():
+        with self.comm_timer.measure():
             work.wait()
         return bool(flag)
 
@@ -227,8 +227,8 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
     if topology.machines > 1:
         set_gloo_interface(topology.address)
     try:
-        with rendezvous_errors(topology, config.run.timeout, partial(is_in_store, topology)):
-            accelerator = open_accelerator(config, topology, cpu)
+        with rendezvous_errors(topology, config.run.timeout, partial(store_has_key, topology)):
+            accelerator = create_accelerator(config, topology, cpu)
             if accelerator.num_processes != topology.world_size:
                 raise UserError(
                     f"the launcher started {topology.world_size} processes, but accelerate sees "

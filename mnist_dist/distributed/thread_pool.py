@@ -1,4 +1,7 @@
-"""Threads that work through a list together."""
+"""Thread pool that includes the calling thread.
+
+The caller of a plain ThreadPoolExecutor only waits. Here it works too, so that n cores are used by n threads.
+"""
 
 from __future__ import annotations
 
@@ -13,40 +16,43 @@ R = TypeVar("R")
 
 
 class ThreadPool:
-    """A number of threads, the caller's being one of them. Each takes whole items, and a kernel in it has no other one.
+    """Pool of `num_threads` threads, one of which is the caller's. Each new thread runs one intra-op thread of torch.
 
-    Use it as a context manager: leaving it ends the threads.
+    As a context manager, it ends its threads at exit.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.pool = ThreadPoolExecutor(max(count - 1, 1), initializer=torch.set_num_threads, initargs=(1,))
+    def __init__(self, num_threads: int) -> None:
+        self.num_threads = num_threads
+        self.executor = ThreadPoolExecutor(max(num_threads - 1, 1), initializer=torch.set_num_threads, initargs=(1,))
 
     def __enter__(self) -> ThreadPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.pool.shutdown()
+        self.executor.shutdown()
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """The function's result for each item, in their order. What it raises is raised here, once all threads rest."""
-        todo = list(enumerate(items))[::-1]
+        """Apply a function to each item; results in the order of the items.
+
+        If it raises, no further item is started, and the exception is raised here once all threads have stopped.
+        """
+        pending = list(enumerate(items))[::-1]
         results: dict[int, R] = {}
 
         def work() -> None:
-            while todo:
+            while pending:
                 try:
-                    index, item = todo.pop()
-                except IndexError:  # another thread was quicker to take the last one
+                    index, item = pending.pop()
+                except IndexError:  # another thread took the last item in between
                     return
                 results[index] = function(item)
 
-        helpers = [self.pool.submit(work) for _ in range(min(self.count, len(todo)) - 1)]
+        futures = [self.executor.submit(work) for _ in range(min(self.num_threads, len(pending)) - 1)]
         try:
             work()
         finally:
-            todo.clear()
-            wait(helpers)
-        for helper in helpers:
-            helper.result()
+            pending.clear()
+            wait(futures)
+        for future in futures:
+            future.result()
         return [results[index] for index in range(len(results))]

@@ -1,4 +1,4 @@
-"""Which of how many processes this is, as the launcher's environment says it. Read once, before torch is imported."""
+"""Rank, world size and machine of this process, from the launcher's environment; read before torch is imported."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from mnist_dist.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Topology:
-    """This process's place. One process without a launcher is rank 0 of 1."""
+    """Ranks and sizes as torch names them. A process without a launcher is rank 0 of 1."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
     address: str = ""
-    cpu_asked: bool = False
-    """Whether `accelerate launch` was told to use the CPU."""
-    launcher: int = 0
+    """HOST:PORT of the rendezvous (MASTER_ADDR, MASTER_PORT); may be empty for a single process."""
+    use_cpu: bool = False
+    """Whether `accelerate launch` was told to use the CPU (`--cpu`, or `use_cpu` in its file)."""
+    launcher_pid: int = 0
     """Process id of the torchrun or `accelerate launch` that started this process; 0 without one."""
-    started_by: str = ""
-    """The launcher's name, for people; empty without one."""
-    place: ClusterEnvironment | None = None
-    """What another launcher than torchrun said, where that is what counts."""
+    launcher_name: str = ""
+    """For the console; empty without a launcher."""
+    cluster: ClusterEnvironment | None = None
+    """What a launcher other than torchrun set, if the ranks come from it."""
     fsdp: Fsdp | None = None
-    """How the model is to be cut up, where several processes were told to."""
+    """The launcher's FSDP settings; None if the model is not to be sharded, and for a single process."""
 
     @property
     def is_main(self) -> bool:
@@ -43,31 +44,33 @@ class Topology:
 
     @property
     def is_local_main(self) -> bool:
-        """Whether this process acts for its machine: fetching data, reporting what is wrong here."""
+        """Whether this process does what its machine needs once: fetching the data, reporting errors."""
         return self.local_rank == 0
 
     @property
     def machines(self) -> int:
-        """Number of machines; where no launcher says it, all with as many processes as this one."""
-        return (self.place and self.place.machines) or -(-self.world_size // self.local_world_size)
+        """Number of machines. If no launcher sets it, all are assumed to have as many processes as this one."""
+        return (self.cluster and self.cluster.machines) or -(-self.world_size // self.local_world_size)
 
     @property
-    def machine(self) -> int:
-        """Which machine this is, from 0; where no launcher says it, ranks are counted up machine by machine."""
-        known = self.place is not None and self.place.machine >= 0
-        return self.place.machine if self.place and known else self.rank // self.local_world_size
+    def machine_rank(self) -> int:
+        """Number of this machine, from 0. If no launcher sets it, ranks are assumed to be consecutive on a machine."""
+        if self.cluster and self.cluster.machine_rank >= 0:
+            return self.cluster.machine_rank
+        return self.rank // self.local_world_size
 
     def describe(self) -> str:
-        """The launcher and what it said, for the console."""
-        started_by = self.started_by or "none"
+        """Launcher, rank and rendezvous, for the console."""
+        launcher = self.launcher_name or "none"
         if self.world_size == 1:
-            return started_by
-        return f"{started_by}, rank {self.rank} of {self.world_size}, meeting at {self.address}"
+            return launcher
+        return f"{launcher}, rank {self.rank} of {self.world_size}, rendezvous at {self.address}"
 
     def default_threads(self) -> int:
-        """CPU threads for each process: the physical cores that machine and container let us use, over its processes.
+        """CPU threads of each process: the physical cores that it may use, divided by the machine's processes.
 
-        Launchers set OMP_NUM_THREADS=1 where nothing is said, which halves the speed of a small machine.
+        The CPU affinity and a container's limit count too. Launchers would set OMP_NUM_THREADS=1 by default, which
+        halves the speed on two cores.
         """
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cores = min(psutil.cpu_count(logical=False) or allowed, allowed, cpu_limit())
@@ -75,10 +78,10 @@ class Topology:
 
 
 def cpu_limit(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPUs that a container may use by its cgroup (version 2, else 1); infinity where nothing limits it."""
+    """CPU limit of a container, from its cgroup (version 2, else 1); infinity without one."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = (folder / "cpu.max").read_text().split()
-        return int(quota) / int(period)  # "max" is no number
+        return int(quota) / int(period)  # ValueError for "max": no limit
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = ((folder / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         if int(quota) > 0:
@@ -87,13 +90,13 @@ def cpu_limit(folder: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def resolve_topology() -> Topology:
-    """This process's topology, which torch's env:// and accelerate are told too, whatever launcher said it.
+    """Read the topology; if it comes from another launcher than torchrun, set torch's variables (RANK, ...) to it.
 
     Raises:
         UserError: as `read_topology`.
     """
     topology = read_topology()
-    if topology.place:
+    if topology.cluster:
         host, _, port = topology.address.rpartition(":")
         os.environ.update(
             RANK=str(topology.rank),
@@ -107,59 +110,59 @@ def resolve_topology() -> Topology:
 
 
 def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
-    """The topology that the environment describes: torchrun's and `accelerate launch`'s, or another launcher's.
+    """The topology that the environment describes, as set by torchrun, `accelerate launch` or another launcher.
 
-    What torchrun says counts also inside another launcher, as with one torchrun a machine started by srun. RANK that
-    was set without it must agree with the launcher that there is.
+    torchrun's variables win inside another launcher, as where srun starts one torchrun per machine. RANK and WORLD_SIZE
+    that were not set by torchrun must agree with the other launcher's variables.
 
     Raises:
-        UserError: the variables are not numbers, contradict each other, or ask for what is not supported.
+        UserError: variables are not numbers, contradict each other, or ask for what is not supported.
     """
     fsdp = read_fsdp(environment)
     by_torchrun = "TORCHELASTIC_RUN_ID" in environment
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
     is_given = bool(environment.get("RANK") or environment.get("WORLD_SIZE"))
-    cpu_asked = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    launcher = os.getppid() if by_torchrun or by_accelerate else 0
-    place = None if by_torchrun and is_given else detect_cluster(environment)
-    if place:
+    use_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    launcher_pid = os.getppid() if by_torchrun or by_accelerate else 0
+    cluster = None if by_torchrun and is_given else detect_cluster(environment)
+    if cluster:
         if is_given:
-            check_agreement(environment, place)
+            check_same_ranks(environment, cluster)
         return Topology(
-            rank=place.rank,
-            world_size=place.world_size,
-            local_rank=place.local_rank,
-            local_world_size=place.local_world_size,
-            address=f"{place.address}:{place.port}",
-            cpu_asked=cpu_asked,
-            launcher=launcher,
-            started_by=place.launcher,
-            place=place,
+            rank=cluster.rank,
+            world_size=cluster.world_size,
+            local_rank=cluster.local_rank,
+            local_world_size=cluster.local_world_size,
+            address=f"{cluster.main_address}:{cluster.main_port}",
+            use_cpu=use_cpu,
+            launcher_pid=launcher_pid,
+            launcher_name=cluster.launcher_name,
+            cluster=cluster,
             fsdp=fsdp,
         )
     rank, world_size, local_rank, local_world_size = read_ranks(environment)
     address = environment.get("MASTER_ADDR", "")
     if world_size > 1 and not address:
         raise UserError(f"WORLD_SIZE={world_size} (environment), but MASTER_ADDR is not set; start with a launcher")
-    by_hand = "RANK in the environment" if is_given else ""
+    without_launcher = "RANK in the environment" if is_given else ""
     return Topology(
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
         local_world_size=local_world_size,
         address=f"{address}:{environment.get('MASTER_PORT', '29500')}" if address else "",
-        cpu_asked=cpu_asked,
-        launcher=launcher,
-        started_by="accelerate launch" if by_accelerate else "torchrun" if by_torchrun else by_hand,
+        use_cpu=use_cpu,
+        launcher_pid=launcher_pid,
+        launcher_name="accelerate launch" if by_accelerate else "torchrun" if by_torchrun else without_launcher,
         fsdp=fsdp if world_size > 1 else None,
     )
 
 
-def check_agreement(environment: Mapping[str, str], place: ClusterEnvironment) -> None:
-    """Raise UserError where RANK or WORLD_SIZE was set to something else than the launcher says."""
+def check_same_ranks(environment: Mapping[str, str], cluster: ClusterEnvironment) -> None:
+    """Raise UserError if RANK or WORLD_SIZE is set to another value than the launcher's own variable."""
     for name, value, theirs in (
-        ("RANK", place.rank, place.rank_name),
-        ("WORLD_SIZE", place.world_size, place.size_name),
+        ("RANK", cluster.rank, cluster.rank_variable),
+        ("WORLD_SIZE", cluster.world_size, cluster.world_size_variable),
     ):
         text = environment.get(name, "")
         if text and text != str(value):
@@ -167,7 +170,7 @@ def check_agreement(environment: Mapping[str, str], place: ClusterEnvironment) -
 
 
 def read_ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
-    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; without the last two, all processes are on one machine.
+    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE. Without the last two, one machine is assumed.
 
     Raises:
         UserError: they are not numbers, or contradict each other.
@@ -194,10 +197,10 @@ def read_ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
     return rank, world_size, local_rank, local_world_size
 
 
-def yield_while_waiting() -> None:
-    """Let waiting CPU threads sleep instead of spin. Call it before torch is imported, whose OpenMP reads it once.
+def set_omp_wait_policy() -> None:
+    """Make waiting OpenMP threads sleep instead of spin. Call it before torch is imported: OpenMP reads it once.
 
-    On a machine that does something else too, spinning threads wait for ones that are not running: the first epoch of
-    the default recipe took 80 s beside other work on two cores, and 12 s with threads that sleep.
+    On a busy machine, spinning threads keep the cores from the ones they wait for: the first epoch of the default
+    recipe took 80 s beside other work on two cores, and 12 s with sleeping threads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -51,7 +51,7 @@ class MetricLogger:
         """Start the time and the images of the next row here."""
         self.window_start, self.window_images = self.timer.seconds, 0
         self.window_step = self.state.progress.step
-        self.state.runtime.comm_timer.take()
+        self.state.runtime.comm_timer.pop_seconds()
 
     def add_images(self, images: int) -> None:
         """Count the images of a global batch for the next row's speed."""
@@ -116,7 +116,7 @@ class MetricLogger:
         runtime = self.state.runtime
         if runtime.world_size == 1 or runtime.device.type != "cpu" or runtime.topology.fsdp:
             return {}
-        own = max(seconds - runtime.comm_timer.take(), 0.0) / steps
+        own = max(seconds - runtime.comm_timer.pop_seconds(), 0.0) / steps
         ranks = runtime.all_gather(torch.tensor([[own]], dtype=torch.float64)).flatten().tolist()
         return {
             "step_seconds.least": min(ranks),
@@ -151,12 +151,12 @@ class TrainTimer:
     def start(self) -> None:
         """Count from here on."""
         self.started = time.perf_counter()
-        self.comm_timer.start()
+        self.comm_timer.enable()
 
     def stop(self) -> None:
         """Stop counting, and bring `progress.seconds` up to date."""
         self.progress.seconds, self.started = self.seconds, 0.0
-        self.comm_timer.stop()
+        self.comm_timer.disable()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

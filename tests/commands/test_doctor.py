@@ -112,11 +112,11 @@ def test_a_process_that_is_missing_is_named_in_time(folder: Path) -> None:
     assert first.value[1] < 30
     works, checks = report(folder)
     assert not works
-    assert checks["rendezvous"]["found"].startswith("rank 0 of 3 could not meet rank 1 at 127.0.0.1:")
+    assert checks["rendezvous"]["found"].startswith("rank 0 of 3 could not connect to rank 1 (rendezvous at 127.0.0.1:")
     assert "answers: another process is missing" in checks["rendezvous"]["advice"]
     assert checks["data"]["verdict"] == OK  # what it found alone is shown all the same
     assert isinstance(third.error, TrainingError)
-    assert "could not meet" in str(third.error)
+    assert "could not connect to" in str(third.error)
 
 
 def examine_stuck(folder: Path) -> None:
@@ -182,8 +182,8 @@ def test_a_check_that_hangs_is_left_behind() -> None:
     ]
 
 
-def two(address: str, place: ClusterEnvironment | None = None, machines: int = 2) -> Topology:
-    return Topology(0, 2, 0, 2 // machines, address, place=place)
+def two(address: str, cluster: ClusterEnvironment | None = None, machines: int = 2) -> Topology:
+    return Topology(0, 2, 0, 2 // machines, address, cluster=cluster)
 
 
 def test_a_name_that_nobody_knows() -> None:
@@ -194,17 +194,17 @@ def test_a_name_that_nobody_knows() -> None:
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        place = ClusterEnvironment("srun", 0, 2, 0, 1, "127.0.0.1", port, "SLURM_PROCID", "SLURM_NTASKS", 0, 2)
-        found = doctor_checks.check_address(CONFIG, two(f"127.0.0.1:{port}", place))
+        cluster = ClusterEnvironment("srun", 0, 2, 0, 1, "127.0.0.1", port, "SLURM_PROCID", "SLURM_NTASKS", 0, 2)
+        found = doctor_checks.check_address(CONFIG, two(f"127.0.0.1:{port}", cluster))
         assert (found.verdict, found.advice) == (PROBLEM, "choose another MASTER_PORT")
         assert probe_address(f"127.0.0.1:{port}").startswith("answers")
-    assert doctor_checks.check_address(CONFIG, two(f"127.0.0.1:{port}", place)).verdict == OK
+    assert doctor_checks.check_address(CONFIG, two(f"127.0.0.1:{port}", cluster)).verdict == OK
     assert probe_address(f"127.0.0.1:{port}") == "cannot be reached: Connection refused"
 
 
 def test_a_machine_that_takes_itself_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
-    monkeypatch.setattr(doctor_checks, "interface", lambda host, port: "")
+    monkeypatch.setattr(doctor_checks, "find_interface", lambda host, port: "")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kind: [(0, 0, 0, "", ("10.9.8.7", 1))])
     found = doctor_checks.check_address(CONFIG, two("n1:1"))
     assert (found.verdict, found.found) == (NOTE, "n1:1 is 10.9.8.7; this machine takes itself for 127.0.1.1")

@@ -1,4 +1,4 @@
-"""CommTimer for other processes count as long as the clock of training runs."""
+"""CommTimer measures collectives while training time is measured, and not otherwise."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from mnist_dist.distributed.comm_timer import CommTimer
 from mnist_dist.training.metric_logger import TrainTimer
 
 
-def test_waits_count_while_the_clock_runs_only() -> None:
+def test_collectives_are_measured_only_while_the_train_timer_runs() -> None:
     comm_timer = CommTimer()
-    clock = TrainTimer(TrainProgress(), comm_timer)
+    timer = TrainTimer(TrainProgress(), comm_timer)
 
-    def wait() -> float:
-        with comm_timer.exchange():
+    def measure() -> float:
+        with comm_timer.measure():
             pass
-        return comm_timer.take()
+        return comm_timer.pop_seconds()
 
-    assert wait() == 0
-    clock.start()
-    assert wait() > 0
-    with clock.paused():
-        assert wait() == 0
-    assert wait() > 0
-    clock.stop()
-    assert wait() == 0
+    assert measure() == 0
+    timer.start()
+    assert measure() > 0
+    with timer.paused():
+        assert measure() == 0
+    assert measure() > 0
+    timer.stop()
+    assert measure() == 0
 
 
-def test_what_an_exchange_that_fails_took_counts_too() -> None:
+def test_a_collective_that_fails_is_measured_too() -> None:
     comm_timer = CommTimer()
-    comm_timer.counting = True
-    with pytest.raises(RuntimeError), comm_timer.exchange():
+    comm_timer.enabled = True
+    with pytest.raises(RuntimeError), comm_timer.measure():
         raise RuntimeError("a peer is gone")
-    assert comm_timer.take() > 0 == comm_timer.take()
+    assert comm_timer.pop_seconds() > 0 == comm_timer.pop_seconds()
 
 
-def test_an_end_without_a_begin_counts_nothing() -> None:
+def test_stop_without_start_measures_nothing() -> None:
     comm_timer = CommTimer()
-    comm_timer.counting = True
-    comm_timer.end()
-    with comm_timer.exchange():
+    comm_timer.enabled = True
+    comm_timer.stop()
+    with comm_timer.measure():
         pass
-    assert comm_timer.take() > 0
-    comm_timer.end()
-    assert comm_timer.take() == 0
+    assert comm_timer.pop_seconds() > 0
+    comm_timer.stop()
+    assert comm_timer.pop_seconds() == 0

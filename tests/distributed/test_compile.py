@@ -15,7 +15,7 @@ import pytest
 import torch
 from harness import run_ranks
 from programs import write_digits
-from rehearsal import open_trainer
+from small_training import open_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -50,7 +50,7 @@ def telltale() -> nn.Module:
 
 
 def normed() -> nn.Module:
-    """A batch norm, whose statistics the rehearsal must leave alone, and a linear layer."""
+    """A batch norm, whose statistics the trial run must leave alone, and a linear layer."""
     return ImageClassifier(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()), nn.Linear(784, 10))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import run_ranks
-from rehearsal import Run, train
+from small_training import TrainResult, train
 
 from mnist_dist.config.schema import Config, TrainConfig
 from mnist_dist.distributed.ddp import DDPStrategy
@@ -24,14 +24,14 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @cache
-def trained(world_size: int, compress: str) -> list[Run]:
+def trained(world_size: int, compress: str) -> list[TrainResult]:
     """Every rank's view of 24 steps."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*ARGUMENTS, "--train.shards=0", f"--train.compress={compress}"]
         return run_ranks(world_size, train, arguments, Path(folder), SIZES)
 
 
-def losses(run: Run) -> list[float]:
+def losses(run: TrainResult) -> list[float]:
     return [row["train.loss"] for row in run.rows if "train.loss" in row]
 
 

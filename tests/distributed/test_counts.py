@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from harness import run_ranks
-from rehearsal import BASICS, image_set, indices_of
+from small_training import BASICS, decode_indices, synthetic_images
 
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
@@ -26,7 +26,7 @@ def count(images: int, eval_batch_size: int) -> Metrics:
     with start_runtime(config, topology) as runtime:
         torch.manual_seed(0)
         model = runtime.to_device(create_model("basic"))
-        return evaluate(model, image_set(images, seed=3), config.data, runtime, eval_batch_size)
+        return evaluate(model, synthetic_images(images, seed=3), config.data, runtime, eval_batch_size)
 
 
 def evaluated(images: int, eval_batch_size: int, shards: int) -> list[list[int]]:
@@ -36,8 +36,8 @@ def evaluated(images: int, eval_batch_size: int, shards: int) -> list[list[int]]
     seen: list[list[int]] = []
     with start_runtime(config, topology) as runtime:
         model = runtime.to_device(create_model("basic"))
-        model.register_forward_pre_hook(lambda _, inputs: seen.append(indices_of(inputs[0], config.data)))
-        evaluate(model, image_set(images, seed=3), config.data, runtime, eval_batch_size)
+        model.register_forward_pre_hook(lambda _, inputs: seen.append(decode_indices(inputs[0], config.data)))
+        evaluate(model, synthetic_images(images, seed=3), config.data, runtime, eval_batch_size)
     return seen
 
 

@@ -1,4 +1,4 @@
-"""Processes that never arrive, stop answering, or die: the others end in time, with one line that says why."""
+"""Ranks that never join, stop answering, or die: the others end in time, with one line that says why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness import run_ranks, try_ranks
 from programs import free_port
-from rehearsal import BASICS, open_trainer
+from small_training import BASICS, open_trainer
 
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
@@ -30,35 +30,36 @@ def join() -> None:
 @pytest.mark.parametrize(
     ("world_size", "absent", "named"), [(2, [1], "rank 1"), (3, [0], "rank 0"), (4, [1, 2], "ranks 1, 2")]
 )
-def test_ranks_that_never_arrive_are_named_within_the_timeout(world_size: int, absent: list[int], named: str) -> None:
+def test_ranks_that_never_join_are_named_within_the_timeout(world_size: int, absent: list[int], named: str) -> None:
     start = time.monotonic()
     outcomes = try_ranks(world_size, join, absent=absent)
     assert TIMEOUT <= time.monotonic() - start < TIMEOUT + 5
     for rank, outcome in enumerate(outcomes):
         if rank not in absent:
             assert isinstance(outcome.error, TrainingError)
-            assert f"rank {rank} of {world_size} could not meet {named} at 127.0.0.1:" in str(outcome.error)
+            expected = f"rank {rank} of {world_size} could not connect to {named} (rendezvous at 127.0.0.1:"
+            assert str(outcome.error).startswith(expected)
             assert f"within run.timeout={TIMEOUT} s" in str(outcome.error)
             assert "\n" not in str(outcome.error)
 
 
 def join_as(ranks: list[str], port: str) -> None:
-    """Join as the rank that is in the list, at a store that rank 0 opens."""
+    """Join as the rank in the list, by a store that rank 0 serves."""
     os.environ.update(RANK=ranks[int(os.environ["RANK"])], MASTER_PORT=port)
     del os.environ["TORCHELASTIC_USE_AGENT_STORE"], os.environ["LOCAL_RANK"]
     join()
 
 
-def test_a_rank_that_was_given_twice_is_refused() -> None:
+def test_a_rank_that_two_processes_have_is_refused() -> None:
     first, *others = try_ranks(3, join_as, ["0", "1", "1"], str(free_port()))
     (refused,) = [outcome for outcome in others if isinstance(outcome.error, UserError)]
     (other,) = [outcome for outcome in others if outcome is not refused]
     host = re.escape(socket.gethostname())
-    said = rf"rank 1 of 3 was given twice, to process \d+ on {host} and to process \d+ on {host}: give each process .*"
-    assert re.fullmatch(said, str(refused.error))
+    expected = rf"two processes have rank 1 of 3, process \d+ on {host} and process \d+ on {host}: give each process .*"
+    assert re.fullmatch(expected, str(refused.error))
     for outcome in (first, other):
         assert isinstance(outcome.error, TrainingError)
-        assert "could not meet rank 2 at 127.0.0.1:" in str(outcome.error)
+        assert "could not connect to rank 2 (rendezvous at 127.0.0.1:" in str(outcome.error)
 
 
 def test_two_processes_of_rank_0_on_one_machine() -> None:
@@ -91,12 +92,14 @@ def test_when_a_rank_ends_the_others_end_at_once(event: str, world_size: int, tm
     assert outcomes[1].exit_code == 9 if event == "dies" else isinstance(outcomes[1].error, UserError)
     for outcome in outcomes[:1] + outcomes[2:]:
         assert isinstance(outcome.error, TrainingError), outcome
-        fate = "ended without a word (killed?)" if event == "dies" else "ended by UserError (something is wrong here)"
-        assert str(outcome.error) == f"rank 1 on {socket.gethostname()} {fate}"
+        cause = "exited without an error message (killed?)"
+        if event == "raises":
+            cause = "failed with UserError (something is wrong here)"
+        assert str(outcome.error) == f"rank 1 on {socket.gethostname()} {cause}"
 
 
-def ask_alone() -> float:
-    """Rank 1 takes no part in what is asked on the control group. Gives the seconds that rank 0 waited for it."""
+def gather_without_rank_1() -> float:
+    """Seconds that rank 0 waits in an all_gather_object, on the control group, that rank 1 does not join."""
     with start_runtime(load([*BASICS, f"--run.timeout={TIMEOUT}"]).config, read_topology()) as runtime:
         start = time.monotonic()
         if runtime.rank == 0:
@@ -107,32 +110,32 @@ def ask_alone() -> float:
         return 0.0
 
 
-def test_control_messages_keep_to_the_timeout_too() -> None:
-    waited, _ = run_ranks(2, ask_alone)
+def test_the_timeout_holds_on_the_control_group_too() -> None:
+    waited, _ = run_ranks(2, gather_without_rank_1)
     assert TIMEOUT <= waited < 2 * TIMEOUT
 
 
-def lonely() -> None:
-    """The launcher says two processes, but accelerate is made to see one."""
+def start_as_one_of_two() -> None:
+    """The launcher started two processes, but accelerate is made to see one."""
     os.environ["WORLD_SIZE"] = "1"
     with start_runtime(load(BASICS).config, read_topology({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here"})):
         raise AssertionError("would have trained alone")
 
 
-def test_processes_that_would_train_apart_are_refused() -> None:
-    (outcome,) = try_ranks(1, lonely)
+def test_processes_that_would_train_independently_are_refused() -> None:
+    (outcome,) = try_ranks(1, start_as_one_of_two)
     assert isinstance(outcome.error, UserError)
     assert "the launcher started 2 processes, but accelerate sees 1" in str(outcome.error)
 
 
-def again() -> list[str]:
+def start_twice() -> list[str]:
     """Two runs at different precisions, as in a notebook."""
-    seen = []
+    precisions = []
     for precision in ("no", "bf16"):
         with start_runtime(load([*BASICS, f"--train.precision={precision}"]).config, read_topology()) as runtime:
-            seen.append(runtime.precision)
-    return seen
+            precisions.append(runtime.precision)
+    return precisions
 
 
 def test_a_process_may_train_twice() -> None:
-    assert run_ranks(1, again) == [["fp32", "bf16"]]
+    assert run_ranks(1, start_twice) == [["fp32", "bf16"]]

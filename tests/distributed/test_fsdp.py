@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from harness import run_ranks
-from rehearsal import open_trainer
+from small_training import open_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from harness import run_ranks
-from rehearsal import Rows, open_trainer
+from small_training import Rows, open_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256

@@ -13,7 +13,7 @@ import pytest
 import torch
 from clocks import ROW_CLOCKS
 from harness import run_ranks
-from rehearsal import image_set, open_trainer
+from small_training import open_trainer, synthetic_images
 from torch import nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -167,7 +167,7 @@ def test_shards_give_the_mean_over_the_global_batch_as_without() -> None:
 def test_batch_norms_end_with_the_mean_of_all_shards_weighted_by_images() -> None:
     """One step by hand, of five images in four shards."""
     (found,) = run_ranks(1, one_step_of_batch_norm)
-    images = image_set(5, seed=1).images.double()
+    images = synthetic_images(5, seed=1).images.double()
     shards = [images[a:b] for a, b in ((0, 1), (1, 2), (2, 3), (3, 5))]
     expected = torch.zeros(1, dtype=torch.double)
     for shard in shards:

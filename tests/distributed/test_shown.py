@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from clocks import ROW_CLOCKS
 from harness import run_ranks
+from media_training import ARGUMENTS, LoggedMedia, to_plain, train
 from programs import write_digits
-from rehearsal import image_set
-from shown import ARGUMENTS, Shown, plain, train
+from small_training import synthetic_images
 from torch import nn
 
 from mnist_dist.config.loader import load
@@ -85,7 +85,7 @@ def test_looking_changes_no_weight_no_row_and_no_random_number(setting: tuple[st
 
 
 def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: plain(value) for key, value in row.items() if key not in ROW_CLOCKS} for row in rows]
+    return [{key: to_plain(value) for key, value in row.items() if key not in ROW_CLOCKS} for row in rows]
 
 
 def test_ranks_and_splits_smaller_than_what_is_asked_for() -> None:
@@ -101,7 +101,7 @@ def test_ranks_and_splits_smaller_than_what_is_asked_for() -> None:
 @pytest.mark.parametrize("stop", [3, 6])
 def test_a_run_that_was_stopped_shows_what_one_that_was_not_does(stop: int, world_size: int, tmp_path: Path) -> None:
     """Stopped at an epoch's last step, it evaluates after it went on: of the last update no gradient is left then."""
-    shown: Shown = []
+    shown: LoggedMedia = []
     for step in (stop, -1):
         shown += run_ranks(world_size, train, SHARDS, tmp_path, SIZES, True, step)[0][0]
     expected = trained(1, SHARDS)[0][0]
@@ -160,7 +160,7 @@ def look(count: int, images: int) -> tuple[Any, list[list[float]]]:
     with start_runtime(config, topology) as runtime:
         torch.manual_seed(0)
         model = runtime.to_device(Odd(nn.Sequential(nn.Flatten()), nn.Linear(784, 10)))
-        data = image_set(images, seed=2)
+        data = synthetic_images(images, seed=2)
         found: list[Any] = []
         visualizer = Visualizer(
             TrainingState(model, config, runtime, len(data)), Splits(data, data, data), NullTracker()
@@ -174,7 +174,7 @@ def look(count: int, images: int) -> tuple[Any, list[list[float]]]:
                 logits = model(normalize(data.images[rows], config.data)).float()
                 losses = F.cross_entropy(logits, data.labels[rows], reduction="none")
                 found += [[loss, *row] for loss, row in zip(losses.tolist(), logits.tolist(), strict=True)]
-        return plain(media), plain(found)
+        return to_plain(media), to_plain(found)
 
 
 def infinite_if_none(loss: Any) -> float:
@@ -193,7 +193,7 @@ def test_mistakes_are_exactly_those_of_the_largest_loss(count: int, images: int,
     """Among equal losses the first images come first; a loss that is no number is the largest."""
     (media, said), *others = looked(world_size, count, images)
     assert [other for other, _ in others] == [None] * (world_size - 1)
-    labels = image_set(images, seed=2).labels.tolist()
+    labels = synthetic_images(images, seed=2).labels.tolist()
 
     def predicted(row: list[Any]) -> int:
         values = [float(value) for value in row[1:]]
@@ -208,6 +208,6 @@ def test_mistakes_are_exactly_those_of_the_largest_loss(count: int, images: int,
         assert (example["loss"], example["label"]) == (loss, labels[example["index"]])
         assert example["predicted"] == predicted([loss, *logits])
         expected = torch.tensor([float(value) for value in logits]).softmax(0).tolist()
-        assert example["probabilities"] == plain(expected)
+        assert example["probabilities"] == to_plain(expected)
         first, second = example["image"][0][:2]
         assert first * 256 + second == example["index"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import run_ranks
 from programs import write_digits
-from rehearsal import BASICS, open_trainer
+from small_training import BASICS, open_trainer
 
 from mnist_dist import train
 from mnist_dist.config.loader import load

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from harness import run_ranks
-from rehearsal import BASICS, Run, open_trainer, train
 from small_checkpoint import corruption
+from small_training import BASICS, TrainResult, open_trainer, train
 from torch import nn
 
 from mnist_dist.checkpoint.manager import list_checkpoints
@@ -31,7 +31,7 @@ LAST = 12
 
 
 @cache
-def undisturbed() -> Run:
+def undisturbed() -> TrainResult:
     """What one process trains when nothing stops it."""
     with tempfile.TemporaryDirectory() as folder:
         return run_ranks(1, train, SETTINGS, Path(folder), SIZES)[0]
@@ -89,8 +89,8 @@ def test_all_stop_at_one_step_with_a_checkpoint_and_go_on(
     rest = run_ranks(world_size, train, SETTINGS, tmp_path, SIZES)[0]
     assert max(row["step"] for row in rest.rows) == LAST
     single = undisturbed()
-    for name, tensor in single.network.items():
-        assert float((rest.network[name] - tensor).abs().max()) < 1e-12, name
+    for name, tensor in single.eval_weights.items():
+        assert float((rest.eval_weights[name] - tensor).abs().max()) < 1e-12, name
 
 
 def interrupted_twice() -> str:
@@ -121,11 +121,11 @@ def test_signals_mean_what_they_meant_before_afterwards() -> None:
 
 
 def steps_without_launcher() -> int:
-    """How many questions this rank asks until it is told to stop; rank 1's launcher is gone."""
-    place = read_topology()
-    launcher = os.getppid() if place.rank == 0 else os.getpid()  # nobody is its own parent
-    with start_runtime(load(BASICS).config, dataclasses.replace(place, launcher=launcher)) as runtime:
-        return next((question for question in range(10) if runtime.should_stop()), -1)
+    """Calls of should_stop until it is true on this rank; rank 1's launcher is gone."""
+    topology = read_topology()
+    launcher_pid = os.getppid() if topology.rank == 0 else os.getpid()  # no process is its own parent
+    with start_runtime(load(BASICS).config, dataclasses.replace(topology, launcher_pid=launcher_pid)) as runtime:
+        return next((call for call in range(10) if runtime.should_stop()), -1)
 
 
 def test_a_rank_whose_launcher_is_gone_stops_all() -> None:

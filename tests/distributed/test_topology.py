@@ -1,4 +1,4 @@
-"""Which of how many processes this is: read off what launchers set, refused where it cannot be."""
+"""The topology that launchers' variables describe, and the errors for variables that contradict each other."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def environment(rank: int, world_size: int, local_rank: int, local_world_size: i
 
 def test_without_a_launcher_there_is_one_process() -> None:
     topology = read_topology({})
-    assert topology == Topology(rank=0, world_size=1, local_rank=0, local_world_size=1, address="", launcher=0)
+    assert topology == Topology(rank=0, world_size=1, local_rank=0, local_world_size=1, address="", launcher_pid=0)
     assert topology.is_main
     assert topology.is_local_main
     assert topology.machines == 1
-    assert not topology.cpu_asked
+    assert not topology.use_cpu
 
 
 @given(machines=st.integers(1, 5), each=st.integers(1, 5), data=st.data())
-def test_a_launchers_processes(machines: int, each: int, data: st.DataObject) -> None:
+def test_ranks_of_a_launchers_processes(machines: int, each: int, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, machines * each - 1))
     topology = read_topology(environment(rank, machines * each, rank % each, each))
     assert (topology.rank, topology.world_size) == (rank, machines * each)
@@ -53,7 +53,7 @@ def test_the_port_has_torchs_default() -> None:
     assert read_topology(variables).address == "10.0.0.1:29500"
 
 
-def test_machines_with_unequal_numbers_of_processes_are_counted_up() -> None:
+def test_machines_with_unequal_numbers_of_processes_are_rounded_up() -> None:
     assert read_topology(environment(0, 5, 0, 3)).machines == 2
 
 
@@ -63,20 +63,20 @@ def test_without_local_variables_all_processes_are_on_one_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "asked"), [("true", True), ("True", True), ("1", True), ("false", False), ("", False)]
+    ("text", "use_cpu"), [("true", True), ("True", True), ("1", True), ("false", False), ("", False)]
 )
-def test_accelerates_wish_for_the_cpu(text: str, asked: bool) -> None:
-    assert read_topology({"ACCELERATE_USE_CPU": text}).cpu_asked is asked
+def test_accelerates_use_cpu(text: str, use_cpu: bool) -> None:
+    assert read_topology({"ACCELERATE_USE_CPU": text}).use_cpu is use_cpu
 
 
 @pytest.mark.parametrize("mark", ["TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"])
-def test_the_launcher_is_the_parent(mark: str) -> None:
-    assert read_topology({mark: "x"}).launcher == os.getppid()
+def test_the_launcher_is_the_parent_process(mark: str) -> None:
+    assert read_topology({mark: "x"}).launcher_pid == os.getppid()
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
 @pytest.mark.parametrize("text", ["two", "1.5", "$SLURM_PROCID"])
-def test_what_is_no_number_is_named(name: str, text: str) -> None:
+def test_a_variable_that_is_not_a_number_is_named(name: str, text: str) -> None:
     with pytest.raises(UserError) as error:
         read_topology(environment(0, 2, 0, 2) | {name: text})
     assert str(error.value) == f"{name}={text!r} (environment): must be a whole number, as the launcher sets it"
@@ -112,7 +112,7 @@ def test_contradictions_are_refused_in_one_line(variables: dict[str, str], messa
         ({"cpu.max": "damaged"}, math.inf),
     ],
 )
-def test_a_containers_limit_is_seen(files: dict[str, str], limit: float, tmp_path: Path) -> None:
+def test_the_cpu_limit_of_a_container(files: dict[str, str], limit: float, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

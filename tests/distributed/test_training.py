@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness import run_ranks
-from rehearsal import Run, train
+from small_training import TrainResult, train
 from torch import Tensor
 
 from mnist_dist.data.sampler import GlobalBatchSampler
@@ -29,7 +29,7 @@ STEPS = ["--train.epochs=4", f"--train.batch_size={BATCH}", "--train.shards=0"]
 
 
 @cache
-def trained(world_size: int, settings: tuple[str, ...], sizes: tuple[int, int]) -> list[Run]:
+def trained(world_size: int, settings: tuple[str, ...], sizes: tuple[int, int]) -> list[TrainResult]:
     """Every rank's view of 24 steps."""
     with tempfile.TemporaryDirectory() as folder:
         return run_ranks(world_size, train, [*SGD, *STEPS, *settings], Path(folder), sizes)
@@ -46,7 +46,7 @@ def values(rows: list[dict[str, float]], key: str) -> list[float]:
     return [row[key] for row in rows if key in row]
 
 
-def assert_same(run: Run, single: Run) -> None:
+def assert_same(run: TrainResult, single: TrainResult) -> None:
     """The same losses and weights, but for the order in which double precision added them up."""
     for key in ("train.loss", "epoch.train.loss"):
         assert values(run.rows, key) == pytest.approx(values(single.rows, key), rel=1e-7), key
@@ -54,7 +54,7 @@ def assert_same(run: Run, single: Run) -> None:
         assert values(run.rows, key) == values(single.rows, key), key
     assert len(values(run.rows, "train.loss")) == 24
     assert distance(run.weights, single.weights) < 1e-12
-    assert distance(run.network, single.network) < 1e-12
+    assert distance(run.eval_weights, single.eval_weights) < 1e-12
 
 
 CASES = [(setting, "tail of 1") for setting in SETTINGS] + [("plain", "whole"), ("everything", "tail of 17")]
@@ -114,13 +114,15 @@ def test_a_run_goes_on_with_other_numbers_of_processes_as_if_nothing_had_happene
         assert len(batches) == last_step
     assert batches == expected_batches(sizes[0])
     assert values(rows, "epoch.train.count") == [sizes[0]] * 4
-    whole = Run(rows, batches, runs[0].weights, runs[0].network, runs[0].sha256)
+    whole = TrainResult(rows, batches, runs[0].weights, runs[0].eval_weights, runs[0].sha256)
     assert_same(whole, trained(1, settings, sizes)[0])
 
 
-def global_batches(runs: list[Run]) -> list[list[int]]:
+def global_batches(runs: list[TrainResult]) -> list[list[int]]:
     """The image indices of each step, over all ranks in order."""
-    return [[index for share in shares for index in share] for shares in zip(*(run.seen for run in runs), strict=True)]
+    return [
+        [index for share in shares for index in share] for shares in zip(*(run.batches for run in runs), strict=True)
+    ]
 
 
 def expected_batches(images: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""A rank that is stopped, stuck or killed: the others end in time, name it, and say where each one was."""
+"""A rank is stopped, stuck or killed: the others end in time, name it, and write where each rank was."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from typing import Any, NoReturn
 
 import pytest
 from harness import Outcome, run_ranks, try_ranks
-from rehearsal import BASICS, open_trainer
+from small_training import BASICS, open_trainer
 from torch import nn
 
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
-from mnist_dist.distributed.watchdog.peer_monitor import ANSWER_SECONDS, END_SECONDS
+from mnist_dist.distributed.watchdog.peer_monitor import ABORT_SECONDS, QUERY_SECONDS
 from mnist_dist.training.trainer import Trainer
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED
 from mnist_dist.utils.exit import run_to_exit_code
 
 TIMEOUT = 2
-SLACK = 6.0  # seconds that starting, training and a busy machine may take besides
+SLACK_SECONDS = 6.0
+"""For starting and training, on a busy machine."""
 SETTINGS = [
     *("--train.batch_size=24", "--train.epochs=1", "--train.eval_batch_size=5", "--train.checkpoint_steps=2"),
     f"--run.timeout={TIMEOUT}",
 ]
 HOST = socket.gethostname()
 
-Faults = Mapping[int, str]  # by rank
+Faults = Mapping[int, str]
+"""What happens to a rank, by rank."""
 
 
 def stuck_in_a_loop() -> NoReturn:
@@ -52,49 +54,49 @@ def stuck_in_a_lock() -> None:
         lock.acquire()
 
 
-def suffer(fault: str) -> None:
-    """What happens to a rank."""
+def inject(fault: str) -> None:
+    """Stop, kill, fail or block this process."""
     if fault == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif fault == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "error":
-        raise ZeroDivisionError("a mistake of ours")
+        raise ZeroDivisionError("a bug")
     else:
         {"loop": stuck_in_a_loop, "sleep": stuck_in_a_sleep, "lock": stuck_in_a_lock}[fault]()
 
 
 def train(folder: Path, faults: Faults, moment: str) -> int:
-    """A small run with faults; gives the exit code that its process would have. Standard error goes to a file."""
+    """A small run with faults, its standard error in a file; the exit code that the program would have."""
     topology = read_topology()
     fault = faults.get(topology.rank)
     config = load([*BASICS, *SETTINGS], topology.world_size).config
     with (folder / f"stderr-{topology.rank}").open("w") as file:
         os.dup2(file.fileno(), 2)
 
-    def at(name: str) -> None:
+    def reach(name: str) -> None:
         if fault and moment == name:
-            suffer(fault)
+            inject(fault)
 
-    def evaluating(module: nn.Module, inputs: Any) -> None:
+    def before_forward(module: nn.Module, inputs: Any) -> None:
         if not module.training:
-            at("evaluation")
+            reach("evaluation")
 
-    class Faulty(Trainer):
+    class FaultyTrainer(Trainer):
         def save(self) -> None:
-            at("saving")
+            reach("saving")
             super().save()
 
     def program() -> int:
-        at("before joining")
+        reach("before joining")
         with start_runtime(config, topology) as runtime:
-            at("at start")
+            reach("at start")
             runtime.check_ranks_agree_on("nothing", {})
             trainer = open_trainer(
-                runtime, config, folder / "checkpoints", (24 * 5, 30), lambda step: at(f"step {step}")
+                runtime, config, folder / "checkpoints", (24 * 5, 30), lambda step: reach(f"step {step}")
             )
-            trainer.__class__ = Faulty
-            trainer.state.model.register_forward_pre_hook(evaluating)
+            trainer.__class__ = FaultyTrainer
+            trainer.state.model.register_forward_pre_hook(before_forward)
             trainer.train()
         return EXIT_DONE
 
@@ -103,15 +105,15 @@ def train(folder: Path, faults: Faults, moment: str) -> int:
 
 @dataclass(frozen=True)
 class Ended:
-    """How the ranks of a run ended, what each one said, and the seconds until the last survivor's end."""
+    """How the ranks of a run ended, their standard errors, and the seconds until the last survivor ended."""
 
     outcomes: list[Outcome]
-    said: list[str]
+    stderr: list[str]
     seconds: float
 
 
 def run(folder: Path, world_size: int, faults: Faults, moment: str) -> Ended:
-    """Train with faults. No rank is left running that can end."""
+    """Train with faults. Stopped ranks are killed once the others have ended."""
     stopped = [rank for rank, fault in faults.items() if fault == "stopped"]
     start = time.monotonic()
     outcomes = try_ranks(world_size, train, folder, faults, moment, timeout=40, stopped=stopped)
@@ -119,14 +121,14 @@ def run(folder: Path, world_size: int, faults: Faults, moment: str) -> Ended:
     return Ended(outcomes, [(folder / f"stderr-{rank}").read_text() for rank in range(world_size)], seconds)
 
 
-def words_for(fault: str) -> str:
-    """How survivors name a rank's fate."""
+def expected_cause(fault: str) -> str:
+    """What the survivors' error says of a rank."""
     within = f"within run.timeout={TIMEOUT} s"
     return {
-        "stopped": f"did not answer {within} (stopped, or cannot be reached)",
-        "killed": "ended without a word (killed?)",
-        "error": "ended by ZeroDivisionError (a mistake of ours)",
-    }.get(fault, f"did not take part {within}, but answers: stuck in ")
+        "stopped": f"did not answer {within} (stopped or unreachable)",
+        "killed": "exited without an error message (killed?)",
+        "error": "failed with ZeroDivisionError (a bug)",
+    }.get(fault, f"did not join the collective {within}, stuck in ")
 
 
 STUCK = ("loop", "sleep", "lock")
@@ -134,47 +136,47 @@ STUCK = ("loop", "sleep", "lock")
 
 def assert_named(ended: Ended, faults: Faults) -> None:
     """Every survivor ended with exit code 1, in time, with one line that names the faulty ranks and no other."""
-    longest = TIMEOUT + ANSWER_SECONDS + SLACK
+    longest = TIMEOUT + QUERY_SECONDS + SLACK_SECONDS
     if any(fault in STUCK for fault in faults.values()):
-        longest += END_SECONDS
+        longest += ABORT_SECONDS
     assert ended.seconds < longest
     for rank, outcome in enumerate(ended.outcomes):
         if rank in faults:
             continue
-        said = ended.said[rank]
-        assert outcome.value == EXIT_FAILED, (outcome, said)
-        (line,) = [line for line in said.splitlines() if line.startswith("mnist_dist: error: ")]
+        stderr = ended.stderr[rank]
+        assert outcome.value == EXIT_FAILED, (outcome, stderr)
+        (line,) = [line for line in stderr.splitlines() if line.startswith("mnist_dist: error: ")]
         parts = line.removeprefix(f"mnist_dist: error: rank {rank}: ").split("; ")
         named = {}
-        for ranks, fate in (part.split(f" on {HOST} ") for part in parts):
-            named |= {int(number): fate for number in re.findall(r"\d+", ranks)}
-        # A killed rank is noticed at once: another one may be stuck by then, and nobody has waited for it.
-        surely = {odd for odd, fault in faults.items() if fault not in STUCK or "killed" not in faults.values()}
-        assert surely <= named.keys() <= faults.keys(), line
-        for odd, fate in named.items():
-            assert fate.startswith(words_for(faults[odd])), line
-            assert f"stuck_in_a_{faults[odd]}" in fate or faults[odd] not in STUCK, line
+        for ranks, cause in (part.split(f" on {HOST} ") for part in parts):
+            named |= {int(number): cause for number in re.findall(r"\d+", ranks)}
+        # A killed rank is noticed at once: by then, no rank has waited for the timeout for another one that is stuck.
+        must_name = {odd for odd, fault in faults.items() if fault not in STUCK or "killed" not in faults.values()}
+        assert must_name <= named.keys() <= faults.keys(), line
+        for odd, cause in named.items():
+            assert cause.startswith(expected_cause(faults[odd])), line
+            assert f"stuck_in_a_{faults[odd]}" in cause or faults[odd] not in STUCK, line
 
 
 def assert_stacks(ended: Ended, faults: Faults) -> None:
-    """Every survivor said where it waited, and where those are that still answer; those ended by themselves."""
-    for rank, said in enumerate(ended.said):
+    """Every survivor wrote its own stack and those of the stuck ranks; a stuck rank wrote its own, and was ended."""
+    for rank, stderr in enumerate(ended.stderr):
         fault = faults.get(rank)
         if fault is None:
-            waited = said.split(f"mnist_dist: rank {rank} waited here:\n")[1].split("mnist_dist: ")[0]
+            waited = stderr.split(f"mnist_dist: rank {rank} waited here:\n")[1].split("mnist_dist: ")[0]
             assert " program\n" in waited
             for odd, other in faults.items():
                 here = f"mnist_dist: rank {odd} is here:\n"
-                assert (here in said) == (other in STUCK) or "killed" in faults.values()
-                if here in said:
-                    assert f" stuck_in_a_{other}\n" in said.split(here)[1].split("mnist_dist: ")[0]
+                assert (here in stderr) == (other in STUCK) or "killed" in faults.values()
+                if here in stderr:
+                    assert f" stuck_in_a_{other}\n" in stderr.split(here)[1].split("mnist_dist: ")[0]
         elif fault in STUCK:
             assert ended.outcomes[rank].exit_code == EXIT_FAILED
-            assert f" stuck_in_a_{fault}\n" in said.split(f"mnist_dist: rank {rank} is stuck here:\n")[1]
-            error = f"mnist_dist: error: rank {rank}: the others ended without this process, which is stuck in "
-            assert said.splitlines()[-1].startswith(error)
+            assert f" stuck_in_a_{fault}\n" in stderr.split(f"mnist_dist: rank {rank} is stuck here:\n")[1]
+            error = f"mnist_dist: error: rank {rank}: the other ranks stopped waiting for this rank, stuck in "
+            assert stderr.splitlines()[-1].startswith(error)
         else:
-            assert ended.outcomes[rank].exit_code == -signal.SIGKILL  # of a stopped one, by us
+            assert ended.outcomes[rank].exit_code == -signal.SIGKILL  # a stopped one by the harness
 
 
 MOMENTS = ("at start", "step 3", "evaluation", "saving")
@@ -223,38 +225,39 @@ def test_the_whole_matrix(world_size: int, faults: Faults, moment: str, tmp_path
 @pytest.mark.parametrize("odd", [0, 2])
 def test_a_rank_that_is_lost_before_it_joins_is_named(odd: int, fault: str, tmp_path: Path) -> None:
     ended = run(tmp_path, 3, {odd: fault}, "before joining")
-    assert ended.seconds < TIMEOUT + SLACK
+    assert ended.seconds < TIMEOUT + SLACK_SECONDS
     for rank, outcome in enumerate(ended.outcomes):
         if rank != odd:
             assert outcome.value == EXIT_FAILED
-            named = f"mnist_dist: error: rank {rank}: rank {rank} of 3 could not meet rank {odd} at 127.0.0.1:"
-            assert len(re.findall("^" + re.escape(named), ended.said[rank], re.MULTILINE)) == 1
+            message = f"rank {rank} of 3 could not connect to rank {odd} (rendezvous at 127.0.0.1:"
+            named = f"mnist_dist: error: rank {rank}: {message}"
+            assert len(re.findall("^" + re.escape(named), ended.stderr[rank], re.MULTILINE)) == 1
 
 
-def test_a_mistake_is_named_and_its_traceback_stands_alone(tmp_path: Path) -> None:
+def test_an_exception_is_named_and_its_rank_writes_nothing_but_the_traceback(tmp_path: Path) -> None:
     faults = {1: "error"}
     ended = run(tmp_path, 3, faults, "evaluation")
-    assert ended.seconds < SLACK
+    assert ended.seconds < SLACK_SECONDS
     assert ended.outcomes[1].value == EXIT_FAILED
-    assert ended.said[1].endswith("ZeroDivisionError: a mistake of ours\n")
-    assert "mnist_dist: " not in ended.said[1]
+    assert ended.stderr[1].endswith("ZeroDivisionError: a bug\n")
+    assert "mnist_dist: " not in ended.stderr[1]
     assert_named(ended, faults)
-    assert [said.count("\n") for said in (ended.said[0], ended.said[2])] == [1, 1]
+    assert [stderr.count("\n") for stderr in (ended.stderr[0], ended.stderr[2])] == [1, 1]
 
 
-def test_a_run_that_nothing_disturbs_says_nothing_of_it(tmp_path: Path) -> None:
+def test_a_healthy_run_writes_nothing_to_standard_error(tmp_path: Path) -> None:
     ended = run(tmp_path, 3, {}, "never")
     assert [outcome.value for outcome in ended.outcomes] == [EXIT_DONE] * 3
-    assert ended.said == [""] * 3
+    assert ended.stderr == [""] * 3
 
 
 def threads() -> tuple[list[str], list[str]]:
-    """The threads of a rank besides its main one, during a run and after it."""
+    """Names of the threads of a rank besides its main one, during a run and after it."""
     with start_runtime(load(BASICS).config, read_topology()):
         during = [thread.name for thread in threading.enumerate()[1:]]
     return during, [thread.name for thread in threading.enumerate()[1:]]
 
 
-def test_the_thread_ends_with_the_runtime() -> None:
-    assert run_ranks(2, threads) == [(["roll call"], [])] * 2
+def test_the_monitors_thread_ends_with_the_runtime() -> None:
+    assert run_ranks(2, threads) == [(["peer monitor"], [])] * 2
     assert run_ranks(1, threads) == [([], [])]

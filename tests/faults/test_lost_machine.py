@@ -1,4 +1,4 @@
-"""Of two machines, one is lost: the other says so and ends; starting both again continues to the same weights."""
+"""One of two machines is lost: the other reports it and ends; both started again continue to the same weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 from programs import ACCELERATE, LAUNCH, SECONDS, TORCHRUN, Program, free_port, run, started, write_digits
 
 from mnist_dist.checkpoint.manager import list_checkpoints
-from mnist_dist.distributed.watchdog.peer_monitor import ANSWER_SECONDS
+from mnist_dist.distributed.watchdog.peer_monitor import QUERY_SECONDS
 from mnist_dist.utils.errors import EXIT_DONE
 
 pytestmark = pytest.mark.launcher
 
 TIMEOUT = 5
-LAUNCHER_SECONDS = 10.0  # that a launcher may take to see that its process has ended, and to end itself
+LAUNCHER_SECONDS = 10.0
+"""For a launcher to see that its process has ended, and to end itself."""
 STEPS, LOST_AT = 80, 10
 IMAGES, BATCH = 320, 32
 SETTINGS = [
@@ -31,37 +32,37 @@ SETTINGS = [
 
 
 def accelerate(machine: int, port: int) -> list[str]:
-    place = ["--machine_rank", str(machine), "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
-    return [*ACCELERATE, "--config_file", str(LAUNCH / "multi_node_cpu.yaml"), *place]
+    rendezvous = ["--machine_rank", str(machine), "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+    return [*ACCELERATE, "--config_file", str(LAUNCH / "multi_node_cpu.yaml"), *rendezvous]
 
 
 def torchrun_static(machine: int, port: int) -> list[str]:
-    place = [f"--node-rank={machine}", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    return [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *place]
+    rendezvous = [f"--node-rank={machine}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    return [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *rendezvous]
 
 
 def torchrun_c10d(machine: int, port: int) -> list[str]:
-    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test"]
-    return [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *meeting]
+    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test"]
+    return [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *rendezvous]
 
 
 Launcher = Callable[[int, int], list[str]]
 
 
 def commands(launcher: Launcher, data: Path) -> list[list[str]]:
-    """How both machines are started."""
+    """The commands that start the two machines."""
     port = free_port()
     return [[*launcher(machine, port), *SETTINGS, f"--data.root={data}"] for machine in (0, 1)]
 
 
 def weights(folder: Path) -> str:
-    """A finished run's, as SHA-256."""
+    """SHA-256 of the weights of a finished run."""
     return str(json.loads((folder / "summary.json").read_text())["weights_sha256"])
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of digits made up here."""
+    """A folder of synthetic digits."""
     folder = tmp_path_factory.mktemp("digits")
     write_digits(folder, train=IMAGES, test=100)
     return folder
@@ -69,7 +70,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The weights of a run on two machines that nothing disturbs."""
+    """The weights of a healthy run on two machines."""
     work = tmp_path_factory.mktemp("undisturbed")
     ended = run(*commands(torchrun_static, data), work=work)
     assert [each.code for each in ended] == [EXIT_DONE, EXIT_DONE], ended
@@ -77,34 +78,34 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def wait_for_step(step: int, work: Path) -> None:
-    """Wait until a checkpoint of that step, or a later one, is there."""
+    """Wait until there is a checkpoint of this step or a later one."""
     deadline = time.monotonic() + SECONDS
     while not any(int(path.name[-8:]) >= step for path in list_checkpoints(work / "run" / "checkpoints")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def lose(machine: Program, number: signal.Signals) -> None:
-    """A signal to a launcher and all its processes at once."""
+def send_to_all(machine: Program, number: signal.Signals) -> None:
+    """Send a signal to a launcher and all its processes at once."""
     for process in machine.family():
         process.send_signal(number)
 
 
 def check(launcher: Launcher, lost: int, number: signal.Signals, data: Path, work: Path, undisturbed: str) -> None:
-    """Lose a machine in the middle of a run, then start both again."""
+    """Kill or stop a machine in the middle of a run, then start both again."""
     with started(*commands(launcher, data), work=work) as machines:
         wait_for_step(LOST_AT, work)
         start = time.monotonic()
-        lose(machines[lost], number)
+        send_to_all(machines[lost], number)
         ended = machines[1 - lost].end()
-        assert time.monotonic() - start < TIMEOUT + ANSWER_SECONDS + LAUNCHER_SECONDS
+        assert time.monotonic() - start < TIMEOUT + QUERY_SECONDS + LAUNCHER_SECONDS
         assert machines[1 - lost].family() == []
         assert ended.code not in (EXIT_DONE, None)
-        fate = {signal.SIGKILL: r"ended without a word", signal.SIGSTOP: r"did not answer within run\.timeout=5 s"}
-        said = re.findall(rf"^mnist_dist: error: rank (\d): rank (\d) on \S+ {fate[number]}", ended.err, re.MULTILINE)
-        # c10d decides itself which machine has rank 0.
+        cause = {signal.SIGKILL: "exited without an error", signal.SIGSTOP: r"did not answer within run\.timeout=5 s"}
+        named = re.findall(rf"^mnist_dist: error: rank (\d): rank (\d) on \S+ {cause[number]}", ended.err, re.MULTILINE)
+        # Under c10d, either machine may get rank 0.
         expected = [[("0", "1")], [("1", "0")]] if launcher is torchrun_c10d else [[(str(1 - lost), str(lost))]]
-        assert said in expected, ended.err
+        assert named in expected, ended.err
     assert not (work / "run" / "summary.json").exists()
     again = run(*commands(launcher, data), work=work)
     assert [each.code for each in again] == [EXIT_DONE, EXIT_DONE], again
@@ -113,7 +114,7 @@ def check(launcher: Launcher, lost: int, number: signal.Signals, data: Path, wor
 
 
 def test_when_the_first_machine_is_killed(data: Path, tmp_path: Path, undisturbed: str) -> None:
-    """It holds the store at which the processes met, and rank 0."""
+    """It has rank 0, and serves the rendezvous store."""
     check(accelerate, 0, signal.SIGKILL, data, tmp_path, undisturbed)
 
 
@@ -122,7 +123,7 @@ WHOLE = [
     for launcher in (accelerate, torchrun_static, torchrun_c10d)
     for lost in (0, 1)
     for number in (signal.SIGKILL, signal.SIGSTOP)
-    if (launcher, lost, number) != (accelerate, 0, signal.SIGKILL)  # that is above
+    if (launcher, lost, number) != (accelerate, 0, signal.SIGKILL)  # above
 ]
 
 

@@ -1,8 +1,9 @@
-"""Runs a function in several real processes that talk over gloo.
+"""Runs a function in several real processes that communicate over gloo.
 
 Cheap: a server process imports torch once and is then forked, so that a rank starts in milliseconds. Safe: the test
-holds the store that the ranks meet at, on a port that the system chose; a rank that hangs says where, and none outlives
-its test.
+serves the rendezvous store on a free port; a rank that hangs writes its stack, and no rank outlives its test.
+
+torch's own MultiProcessTestCase is internal, and each of its processes imports torch anew, which takes seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch.distributed import TCPStore
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    # pytest, since multiprocessing imports the main module anew; _dynamo and fsdp, since a training run imports them.
+    # pytest, since multiprocessing imports the main module again; _dynamo and fsdp, since a training run imports them.
     [
         "pytest",
         "torch",
@@ -38,12 +39,13 @@ CONTEXT.set_forkserver_preload(
     ]
 )
 
-GRACE = 10.0  # seconds between a rank's own deadline, at which it says where it hangs, and its end by force
+GRACE_SECONDS = 10.0
+"""From a rank's timeout, at which it writes its stack and exits, until it is killed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one rank ended: what its function returned, or the exception it raised; its exit code."""
+    """How one rank ended: the value that its function returned, or its exception and traceback; its exit code."""
 
     value: Any = None
     error: BaseException | None = None
@@ -52,17 +54,17 @@ class Outcome:
 
 
 class RanksFailed(AssertionError):
-    """Some ranks raised, died or hung; the message holds each one's traceback."""
+    """Some ranks raised, died or hung. The message has each one's traceback."""
 
 
 def run_ranks(
     world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60, machines: int = 1
 ) -> list[Any]:
-    """Call a module-level function in `world_size` processes and return what each returned, by rank.
+    """Call a module-level function in `world_size` processes; the values that they returned, by rank.
 
     Args:
         timeout: seconds until a rank that still runs counts as hung.
-        machines: how many machines to pretend.
+        machines: number of machines that the topology describes; all processes run on this one.
 
     Raises:
         RanksFailed: a rank raised, died or hung.
@@ -83,37 +85,38 @@ def try_ranks(
     absent: Sequence[int] = (),
     stopped: Sequence[int] = (),
 ) -> list[Outcome]:
-    """As `run_ranks`, but for ranks that are meant to fail.
+    """As `run_ranks`, for ranks that are meant to fail: returns every outcome, and raises nothing.
 
     Args:
         absent: ranks that are never started.
-        stopped: ranks that cannot end by themselves: as by a launcher, they are killed once the others have answered.
+        stopped: ranks that cannot end by themselves. Once the others have ended they are killed, as by a launcher.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    with TemporaryDirectory() as folder, ended() as processes:
+    with TemporaryDirectory() as folder, kill_at_exit() as processes:
         deadline = time.monotonic() + timeout
-        answers: dict[int, Connection] = {}
+        connections: dict[int, Connection] = {}
         for rank in range(world_size):
             if rank in absent:
                 continue
-            answers[rank], theirs = CONTEXT.Pipe(duplex=False)
-            place = environment(rank, world_size, machines, store.port)
-            setup = (theirs, place, os.path.join(folder, str(rank)), timeout)
-            processes[rank] = CONTEXT.Process(target=enter, args=(*setup, function, args), name=f"rank {rank}")
+            connections[rank], child_end = CONTEXT.Pipe(duplex=False)
+            variables = launcher_variables(rank, world_size, machines, store.port)
+            setup = (child_end, variables, os.path.join(folder, str(rank)), timeout)
+            processes[rank] = CONTEXT.Process(target=rank_main, args=(*setup, function, args), name=f"rank {rank}")
             processes[rank].start()
-            theirs.close()
-        received = receive({rank: answers[rank] for rank in answers if rank not in stopped}, deadline + GRACE)
+            child_end.close()
+        awaited = {rank: connection for rank, connection in connections.items() if rank not in stopped}
+        received = receive(awaited, deadline + GRACE_SECONDS)
         for rank in stopped:
             processes[rank].kill()
         for rank, process in processes.items():
-            process.join(max(deadline + GRACE - time.monotonic(), 0.1))
+            process.join(max(deadline + GRACE_SECONDS - time.monotonic(), 0.1))
             if process.exitcode is None:
                 received.pop(rank, None)
-        return [finish(rank, processes.get(rank), received, Path(folder, str(rank))) for rank in range(world_size)]
+        return [outcome_of(rank, processes.get(rank), received, Path(folder, str(rank))) for rank in range(world_size)]
 
 
-def environment(rank: int, world_size: int, machines: int, port: int) -> dict[str, str]:
-    """What a launcher would tell this rank; the store is served already, as by torchrun's agent."""
+def launcher_variables(rank: int, world_size: int, machines: int, port: int) -> dict[str, str]:
+    """The environment variables that a launcher would set. The store is already served, as by torchrun's agent."""
     local_world_size = world_size // machines
     return {
         "RANK": str(rank),
@@ -128,27 +131,32 @@ def environment(rank: int, world_size: int, machines: int, port: int) -> dict[st
     }
 
 
-def enter(
-    connection: Connection, place: dict[str, str], stack: str, timeout: float, function: Callable[..., Any], args: Any
+def rank_main(
+    connection: Connection,
+    variables: dict[str, str],
+    stack_file: str,
+    timeout: float,
+    function: Callable[..., Any],
+    args: Any,
 ) -> None:
-    """A rank's whole life. It ends by os._exit, as all children of multiprocessing do."""
-    os.environ.update(place)
-    with open(stack, "w") as file:
+    """The main function of a rank's process. It ends by os._exit, as all children of multiprocessing do."""
+    os.environ.update(variables)
+    with open(stack_file, "w") as file:
         faulthandler.dump_traceback_later(timeout, exit=True, file=file)
         torch.set_num_threads(1)
         try:
             answer = (function(*args), None, "")
         except BaseException as error:
             answer = (None, error, traceback.format_exc())
-        # Plain pickle: multiprocessing's own would lend tensors from memory that ends with this process.
+        # Plain pickle: multiprocessing's own would send tensors as shared memory, which ends with this process.
         connection.send_bytes(pickle.dumps(answer))
         faulthandler.cancel_dump_traceback_later()
 
 
-def receive(answers: dict[int, Connection], deadline: float) -> dict[int, tuple[Any, BaseException | None, str]]:
-    """The answers of the ranks that gave one before the deadline."""
+def receive(connections: dict[int, Connection], deadline: float) -> dict[int, tuple[Any, BaseException | None, str]]:
+    """Value, exception and traceback of each rank that sent them before the deadline."""
     received = {}
-    waiting = {connection: rank for rank, connection in answers.items()}
+    waiting = {connection: rank for rank, connection in connections.items()}
     while waiting and (left := deadline - time.monotonic()) > 0:
         for connection in wait(list(waiting), left):
             assert isinstance(connection, Connection)
@@ -158,20 +166,20 @@ def receive(answers: dict[int, Connection], deadline: float) -> dict[int, tuple[
     return received
 
 
-def finish(rank: int, process: Any, received: dict[int, Any], stack: Path) -> Outcome:
-    """A rank's outcome, from what it sent and how it ended."""
+def outcome_of(rank: int, process: Any, received: dict[int, Any], stack_file: Path) -> Outcome:
+    """A rank's outcome, from what it sent and how its process ended."""
     if process is None:
         return Outcome()
     if rank in received:
         return Outcome(*received[rank], process.exitcode)
     how = "hung" if process.exitcode is None else f"died with exit code {process.exitcode}"
-    where = stack.read_text() if stack.exists() else ""
-    return Outcome(trace=f"{how} without an answer\n{where}", exit_code=process.exitcode)
+    stack = stack_file.read_text() if stack_file.exists() else ""
+    return Outcome(trace=f"{how} without an answer\n{stack}", exit_code=process.exitcode)
 
 
 @contextlib.contextmanager
-def ended() -> Iterator[dict[int, Any]]:
-    """Gives a dictionary to keep processes in; none of them is left afterwards."""
+def kill_at_exit() -> Iterator[dict[int, Any]]:
+    """A dictionary for processes, which are killed at the end of the block."""
     processes: dict[int, Any] = {}
     try:
         yield processes

@@ -1,4 +1,4 @@
-"""Starts real programs as a user does, and sees that nothing of them stays behind."""
+"""Starts real programs as a user does, and checks that none of their processes is left."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ PYTHON = [sys.executable]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 SECONDS = 100.0
+"""For a program to end."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended, and what it wrote."""
+    """Exit code of a program, and what it wrote to standard output and standard error."""
 
     code: int
     out: str
@@ -35,10 +36,10 @@ class Ended:
 
 
 class Program:
-    """A program that was started in the folder `work`, with everything it starts in turn."""
+    """A program that was started in the folder `work`, with all processes that it starts in turn."""
 
     def __init__(self, command: Sequence[str], work: Path) -> None:
-        self.mark = secrets.token_hex(8)  # all that it starts inherits this
+        self.mark = secrets.token_hex(8)  # inherited, as an environment variable, by all that it starts
         self.errors = work / f"stderr-{self.mark}"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
@@ -52,28 +53,28 @@ class Program:
             )
 
     def wait_for_line(self, start: str) -> None:
-        """Wait until it writes a line that starts with these words."""
+        """Wait until it writes a line that starts with a text to standard output."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith(start):
                 return
-        raise AssertionError(f"ended without a line {start!r}\n{self.errors.read_text()}")
+        raise AssertionError(f"no line started with {start!r}\n{self.errors.read_text()}")
 
     def signal(self, number: int) -> None:
-        """Send a signal to the started process alone, as `kill` does."""
+        """Send a signal to the started process only, as `kill` does."""
         self.process.send_signal(number)
 
     def family(self) -> list[psutil.Process]:
-        """What runs of it, also what was given to another parent."""
+        """Its processes that are running, orphans included."""
         return [process for process in psutil.process_iter() if marked(process, self.mark)]
 
     def end(self) -> Ended:
-        """Wait for its end, and for that of all it started."""
+        """Wait until it has ended, and all that write to its standard output."""
         out, _ = self.process.communicate(timeout=SECONDS)
         return Ended(self.process.returncode, out, self.errors.read_text())
 
     def kill(self) -> None:
-        """End it and all it started, whatever they are doing."""
+        """Kill it and all that it started."""
         for process in self.family():
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -81,7 +82,7 @@ class Program:
 
 
 def marked(process: psutil.Process, mark: str) -> bool:
-    """Whether a process was started, over any number of others, with this mark."""
+    """Whether a process was started, directly or not, by the program with this mark."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE and process.environ().get("STARTED_BY_TEST") == mark
     except psutil.Error:
@@ -90,7 +91,7 @@ def marked(process: psutil.Process, mark: str) -> bool:
 
 @contextlib.contextmanager
 def started(*commands: Sequence[str], work: Path) -> Iterator[list[Program]]:
-    """Programs that run at once; none is left afterwards."""
+    """Programs that run at the same time; they are killed at the end of the block."""
     programs: list[Program] = []
     try:
         programs.extend(Program(command, work) for command in commands)
@@ -101,7 +102,7 @@ def started(*commands: Sequence[str], work: Path) -> Iterator[list[Program]]:
 
 
 def run(*commands: Sequence[str], work: Path) -> list[Ended]:
-    """How programs end that run at once. They must leave no process behind."""
+    """Run programs at the same time until they end; asserts that they leave no process."""
     with started(*commands, work=work) as programs:
         ended = [program.end() for program in programs]
         assert [program.family() for program in programs] == [[] for _ in programs]
@@ -109,7 +110,7 @@ def run(*commands: Sequence[str], work: Path) -> list[Ended]:
 
 
 def free_port() -> int:
-    """A port that the system had free a moment ago."""
+    """A port that was free a moment ago."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])
@@ -121,7 +122,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_digits(folder: Path, train: int, test: int) -> None:
-    """Four IDX files of noise, in which a bright row says the class: quick to learn, though not at once."""
+    """Write four IDX files of noise with a brighter row whose place is the class: learnt quickly, but not at once."""
     generator = torch.Generator().manual_seed(0)
     for name, count in (("train", train), ("t10k", test)):
         labels = torch.randint(10, (count,), generator=generator)

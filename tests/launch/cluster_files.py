@@ -1,4 +1,4 @@
-"""The files that clusters read: what is in them, what their own tools make of them, and what each would start."""
+"""The files for Kubernetes, SkyPilot and containers: their content, checks by their own tools, and their commands."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Check = Callable[[Any], None]
 
 
 class Refused(Exception):
-    """What a tool says of a file that it would not take."""
+    """A tool refuses a file."""
 
 
 def documents(path: Path) -> list[Any]:
-    """The YAML documents of a file, without shared parts."""
+    """The YAML documents of a file, with aliases resolved to copies."""
     return [copy.deepcopy(json.loads(json.dumps(each))) for each in yaml.safe_load_all(path.read_text())]
 
 
-# What the tools say
+# Checks by the tools
 
 
 def check_kubernetes(document: Any) -> None:
-    """Of Kubernetes' own objects, by the JSON schemas that it publishes. Raises Refused."""
+    """Check an object against the JSON schemas that Kubernetes publishes. Raises Refused."""
     tool = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate (extra `launchers`) is not installed")
     try:
         tool.validate(document, tool.latest_version(), strict=True)
@@ -47,7 +47,7 @@ def check_kubernetes(document: Any) -> None:
 
 
 def check_trainjob(document: Any) -> None:
-    """Of a TrainJob, by the models that Kubeflow Trainer publishes. Raises Refused."""
+    """Check a TrainJob against the models that Kubeflow Trainer publishes. Raises Refused."""
     reason = "kubeflow-trainer-api (extra `launchers`) is not installed"
     models = pytest.importorskip("kubeflow_trainer_api.models", reason=reason)
     try:
@@ -59,9 +59,9 @@ def check_trainjob(document: Any) -> None:
 
 
 def check_pytorchjob(document: Any) -> None:
-    """Of a PyTorchJob, by the models that the Training Operator publishes, and its pods by Kubernetes. Raises Refused.
+    """Check a PyTorchJob against the Training Operator's models, and its pods against Kubernetes. Raises Refused.
 
-    The first models take any value for a text or a mapping of their own, and Kubernetes' schemas do not.
+    The operator's models accept any value for a string or a mapping; Kubernetes' schemas do not.
     """
     reason = "kubeflow-training (extra `launchers`) is not installed"
     training = pytest.importorskip("kubeflow.training", reason=reason)
@@ -85,23 +85,23 @@ import sky
 for task in json.load(sys.stdin):
     try:
         sky.Task.from_yaml_config(task)
-        print("taken")
-    except Exception as error:  # whatever it says, in its own classes and in built-in ones
+        print("accepted")
+    except Exception as error:  # of its own classes, or built-in ones
         print("refused:", " ".join(str(error).split()))
 """
 
 
-def sky_says(tasks: list[Any], home: Path) -> list[str]:
-    """`taken` or `refused: why` for each task, by SkyPilot itself, in a process and a home folder of its own.
+def check_skypilot(tasks: list[Any], home: Path) -> list[str]:
+    """`accepted` or `refused: why` for each task, by SkyPilot, in a process of its own with `home` as home folder.
 
-    SkyPilot brings a hundred packages: SKYPILOT_PYTHON may name the Python of an environment that has them.
+    SkyPilot needs a hundred packages: SKYPILOT_PYTHON may name the Python of an environment that has them.
     """
     python = os.environ.get("SKYPILOT_PYTHON") or (sys.executable if find_spec("sky") else "")
     if not python:
         pytest.skip("skypilot is not installed (pip install skypilot; or SKYPILOT_PYTHON names a Python that has it)")
     environment = {**os.environ, "HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
     command = [python, "-c", SKY_PROGRAM]
-    said = subprocess.run(
+    ended = subprocess.run(
         command,
         input=json.dumps(tasks),
         env=environment,
@@ -110,22 +110,22 @@ def sky_says(tasks: list[Any], home: Path) -> list[str]:
         text=True,
         timeout=100,
     )
-    assert said.returncode == 0, said.stderr
-    return [line for line in said.stdout.splitlines() if line.startswith(("taken", "refused:"))]
+    assert ended.returncode == 0, ended.stderr
+    return [line for line in ended.stdout.splitlines() if line.startswith(("accepted", "refused:"))]
 
 
-# Copies with a mistake
+# Copies with one mistake
 
-RESUME_OVERRIDABLE = {"labels", "annotations", "requests", "limits", "envs", "file_mounts"}  # whose keys are the user's
-NAMED = {"pytorchReplicaSpecs"}  # keys that only the operator itself knows
+FREE_KEYS = {"labels", "annotations", "requests", "limits", "envs", "file_mounts"}  # their keys are the user's choice
+UNCHECKED_KEYS = {"pytorchReplicaSpecs"}  # their keys are checked by the operator only, not by its models
 
 
-def spoilt(document: Any) -> Iterator[tuple[str, Any]]:
-    """Copies of a document with one mistake each, and where it is: each key misspelt, each value of a wrong type."""
-    for path, parent, key in places(document, ()):
+def with_one_mistake(document: Any) -> Iterator[tuple[str, Any]]:
+    """Copies of a document with one mistake each (a key misspelt, a value of another type), and its place."""
+    for path, parent, key in walk(document, ()):
         where = ".".join(str(step) for step in (*path, key))
         value = parent[key]
-        if isinstance(key, str) and not {path[-1] if path else ""} & (RESUME_OVERRIDABLE | NAMED):
+        if isinstance(key, str) and not {path[-1] if path else ""} & (FREE_KEYS | UNCHECKED_KEYS):
             yield f"{where} misspelt", changed(document, path, key, value, rename=f"{key}x")
         yield f"{where} of another type", changed(document, path, key, another_type(value))
 
@@ -135,16 +135,16 @@ def another_type(value: Any) -> Any:
     return {"wrong": ["type"]} if isinstance(value, str) else "text"
 
 
-def places(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
-    """Where each value of a document is: the path of its parent, the parent, and its key or index there."""
+def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+    """Every value of a document: the path of its parent, the parent, and its key or index there."""
     keys = node.keys() if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
     for key in keys:
         yield path, node, key
-        yield from places(node[key], (*path, key))
+        yield from walk(node[key], (*path, key))
 
 
 def changed(document: Any, path: tuple[Any, ...], key: Any, value: Any, rename: str | None = None) -> Any:
-    """A copy in which one place has another value, or another key."""
+    """A copy with another value in one place, or another key."""
     result = copy.deepcopy(document)
     node = result
     for step in path:
@@ -155,7 +155,7 @@ def changed(document: Any, path: tuple[Any, ...], key: Any, value: Any, rename: 
     return result
 
 
-# What each would start
+# The commands
 
 
 def pods(document: Any) -> list[Any]:
@@ -171,7 +171,7 @@ def pods(document: Any) -> list[Any]:
 
 
 def containers(document: Any) -> list[Any]:
-    """What has the command and the resources in a Job, a PyTorchJob or a TrainJob, one for each kind of pod."""
+    """The parts of a Job, a PyTorchJob or a TrainJob that have command and resources, one for each kind of pod."""
     if document["kind"] == "TrainJob":
         trainer = document["spec"]["trainer"]
         return [{**trainer, "resources": trainer["resourcesPerNode"]}]
@@ -183,14 +183,14 @@ def command_of(container: Any) -> list[str]:
     return [*container["command"], *container["args"]]
 
 
-def sky_words() -> list[str]:
-    """The last command of SkyPilot's script, in words; the shell's variables are still in it."""
+def skypilot_command() -> list[str]:
+    """The last command of SkyPilot's script, split into words; shell variables are not expanded."""
     (task,) = documents(SKYPILOT)
     lines = task["run"].replace("\\\n", " ").strip().splitlines()
     return shlex.split(lines[-1])
 
 
 def settings_of(words: list[str]) -> list[str]:
-    """What a command line gives to the program."""
+    """The program's arguments in a command line."""
     start = next(i for i in range(len(words)) if words[i : i + 2] == STARTER)
     return words[start + 2 :]

@@ -1,4 +1,4 @@
-"""What the cluster files would start, started here with the variables that the clusters set: the same weights from all.
+"""The commands of the cluster files, run here with the variables that the clusters set, all give the same weights.
 
 A cluster's machines are processes on this one; its volumes are folders.
 """
@@ -29,26 +29,26 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the two volumes, /data and /runs, for the files' commands."""
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two volumes of the files' commands, /data and /runs."""
     folder = tmp_path_factory.mktemp("volumes")
-    (folder / "data" / "mnist_dist").mkdir(parents=True)  # where the user's cache is `data`, it is looked for here
+    (folder / "data" / "mnist_dist").mkdir(parents=True)  # the place in a cache, with `data` as the cache folder
     (folder / "runs").mkdir()
     write_digits(folder / "data" / "mnist_dist", train=3132, test=503)
     return folder
 
 
-def mounted(words: Sequence[str], place: Path, run_name: str) -> list[str]:
-    """A command with the volumes' paths as they are here, and with the settings of a small run."""
+def mounted(words: Sequence[str], volumes: Path, run_name: str) -> list[str]:
+    """A command with the volumes' paths on this machine, and with the settings of a small run."""
     words = [sys.executable if word == "python" else word for word in words]
-    words = [word.replace("=/data", f"={place}/data/mnist_dist") for word in words]
-    words = [word.replace("=/runs/mnist", f"={place}/runs/{run_name}") for word in words]
-    assert sum(str(place) in word for word in words) == 2
+    words = [word.replace("=/data", f"={volumes}/data/mnist_dist") for word in words]
+    words = [word.replace("=/runs/mnist", f"={volumes}/runs/{run_name}") for word in words]
+    assert sum(str(volumes) in word for word in words) == 2
     return [*TORCHRUN, *words[1:], *SMALL] if words[0] == "torchrun" else [*words, *SMALL]
 
 
 def container(name: str) -> Any:
-    """The container that a file starts first."""
+    """The first container of a file."""
     (document,) = documents(KUBERNETES / name)
     return containers(document)[0]
 
@@ -59,41 +59,41 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def with_environment(variables: Mapping[str, str], command: Sequence[str]) -> list[str]:
-    """A command that is started with some variables set."""
+    """A command with environment variables."""
     return ["env", *(f"{name}={value}" for name, value in variables.items()), *command]
 
 
 @pytest.fixture(scope="module")
-def single(place: Path) -> str:
-    """The weights of job.yaml's run, whose first pod is evicted and whose second one goes on."""
-    command = mounted(command_of(container("job.yaml")), place, "single")
-    with started(command, work=place) as (pod,):
+def single(volumes: Path) -> str:
+    """The weights of job.yaml's run, whose first pod is evicted; the second one resumes."""
+    command = mounted(command_of(container("job.yaml")), volumes, "single")
+    with started(command, work=volumes) as (pod,):
         pod.wait_for_line("step ")
         pod.signal(signal.SIGTERM)
         ended = pod.end()
     assert ended.code == EXIT_STOPPED, ended.err
-    (ended,) = run(command, work=place)
+    (ended,) = run(command, work=volumes)
     assert ended.code == EXIT_DONE, ended.err
-    said = summary(place / "runs" / "single")
-    assert (said["train.steps"], said["world_size"]) == (STEPS, 1)
-    assert said["resumed_from"]
-    return str(said["weights_sha256"])
+    found = summary(volumes / "runs" / "single")
+    assert (found["train.steps"], found["world_size"]) == (STEPS, 1)
+    assert found["resumed_from"]
+    return str(found["weights_sha256"])
 
 
 def assert_same(folder: Path, ended: Sequence[Ended], single: str) -> None:
-    """A run of two machines ended with the weights of the one process."""
+    """A run of two machines ended with the weights of a single process."""
     assert [each.code for each in ended] == [EXIT_DONE] * 2, "\n".join(each.err for each in ended)
-    said = summary(folder)
-    assert (said["world_size"], said["machines"], said["weights_sha256"]) == (2, 2, single)
+    found = summary(folder)
+    assert (found["world_size"], found["machines"], found["weights_sha256"]) == (2, 2, single)
 
 
-def test_a_mistake_in_the_jobs_command_ends_it_with_the_code_that_is_not_tried_again(place: Path) -> None:
-    (ended,) = run([*mounted(command_of(container("job.yaml")), place, "none"), "--optim.lr=fast"], work=place)
+def test_a_mistake_in_the_jobs_command_gives_the_exit_code_that_is_not_retried(volumes: Path) -> None:
+    (ended,) = run([*mounted(command_of(container("job.yaml")), volumes, "none"), "--optim.lr=fast"], work=volumes)
     assert ended.code == EXIT_USER
 
 
 def operator_variables(name: str, rank: int, port: int) -> dict[str, str]:
-    """What Kubeflow's controllers set in the pod of a rank."""
+    """The variables that Kubeflow's controllers set in the pod of a rank."""
     pet = {
         "NNODES": "2",
         "NPROC_PER_NODE": "1",
@@ -102,27 +102,27 @@ def operator_variables(name: str, rank: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
     }
     variables = {f"PET_{key}": value for key, value in pet.items()}
-    if name == "pytorchjob.yaml":  # the older one also sets these, of whole pods
+    if name == "pytorchjob.yaml":  # the older controller also sets these, counting pods
         variables |= {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return variables
 
 
 @pytest.mark.parametrize("name", ["trainjob.yaml", "pytorchjob.yaml"])
-def test_two_pods_of_kubeflow_train_as_one_process(name: str, place: Path, single: str) -> None:
-    command = mounted(command_of(container(name)), place, name)
+def test_two_pods_of_kubeflow_train_as_one_process(name: str, volumes: Path, single: str) -> None:
+    command = mounted(command_of(container(name)), volumes, name)
     port = free_port()
     pods = [with_environment(operator_variables(name, rank, port), command) for rank in range(2)]
-    assert_same(place / "runs" / name, run(*pods, work=place), single)
+    assert_same(volumes / "runs" / name, run(*pods, work=volumes), single)
 
 
-def test_two_nodes_of_skypilot_train_as_one_process(place: Path, single: str) -> None:
+def test_two_nodes_of_skypilot_train_as_one_process(volumes: Path, single: str) -> None:
     (task,) = documents(SKYPILOT)
-    torchrun = place / "bin" / "torchrun"
+    torchrun = volumes / "bin" / "torchrun"
     torchrun.parent.mkdir()
     torchrun.write_text('#!/bin/sh\nexec {} "$@"\n'.format(" ".join(TORCHRUN)))
     torchrun.chmod(0o755)
-    script = task["run"].strip().replace("29500", str(free_port())).replace('="/runs/', f'="{place}/runs/')
-    assert script.count(str(place)) == 1
+    script = task["run"].strip().replace("29500", str(free_port())).replace('="/runs/', f'="{volumes}/runs/')
+    assert script.count(str(volumes)) == 1
     script += " --run.threads=2 " + " ".join(SMALL)
 
     def node(rank: int) -> list[str]:
@@ -132,9 +132,9 @@ def test_two_nodes_of_skypilot_train_as_one_process(place: Path, single: str) ->
             "SKYPILOT_NUM_NODES": "2",
             "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2",
             "SKYPILOT_NUM_GPUS_PER_NODE": "0",
-            "XDG_CACHE_HOME": str(place / "data"),
+            "XDG_CACHE_HOME": str(volumes / "data"),
             "PATH": f"{torchrun.parent}{os.pathsep}{os.environ['PATH']}",
         }
         return with_environment(variables, ["bash", "-c", script])
 
-    assert_same(place / "runs" / task["envs"]["RUN"], run(node(0), node(1), work=place), single)
+    assert_same(volumes / "runs" / task["envs"]["RUN"], run(node(0), node(1), work=volumes), single)

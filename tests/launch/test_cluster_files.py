@@ -1,4 +1,4 @@
-"""The files for Kubernetes, SkyPilot and containers, as the tools read them that they are for, and their commands."""
+"""The files for Kubernetes, SkyPilot and containers pass their own tools' checks, and their commands are valid."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from cluster_files import (
     Refused,
     check_kubernetes,
     check_pytorchjob,
+    check_skypilot,
     check_trainjob,
     command_of,
     containers,
     documents,
     pods,
     settings_of,
-    sky_says,
-    sky_words,
-    spoilt,
+    skypilot_command,
+    with_one_mistake,
 )
 from programs import LAUNCH
 
@@ -52,16 +52,16 @@ def job(name: str) -> Any:
     return document
 
 
-# The tools take them, and would not take them with a mistake
+# The tools accept them, and refuse copies with a mistake
 
 
-def test_these_files_are_there() -> None:
+def test_which_files_exist() -> None:
     assert {path.name for path in KUBERNETES.iterdir()} == CHECKS.keys()
     assert [path.name for path in SKYPILOT.parent.iterdir()] == ["train.yaml"]
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_the_published_schemas_take_it(name: str) -> None:
+def test_the_published_schemas_accept_it(name: str) -> None:
     for document in documents(KUBERNETES / name):
         CHECKS[name](document)
 
@@ -69,13 +69,13 @@ def test_the_published_schemas_take_it(name: str) -> None:
 @pytest.mark.parametrize("name", CHECKS)
 def test_each_key_misspelt_and_each_value_of_another_type_is_refused(name: str) -> None:
     for document in documents(KUBERNETES / name):
-        copies = list(spoilt(document))
+        copies = list(with_one_mistake(document))
         assert len(copies) > 10
-        taken = [where for where, copy in copies if not refused(CHECKS[name], copy)]
-        assert taken == []
+        accepted = [where for where, copy in copies if not is_refused(CHECKS[name], copy)]
+        assert accepted == []
 
 
-def refused(check: Check, document: Any) -> bool:
+def is_refused(check: Check, document: Any) -> bool:
     """Whether a tool refuses a document."""
     try:
         check(document)
@@ -84,20 +84,20 @@ def refused(check: Check, document: Any) -> bool:
     return False
 
 
-def test_skypilot_takes_its_file_and_no_copy_with_a_mistake(tmp_path: Path) -> None:
+def test_skypilot_accepts_its_file_and_no_copy_with_a_mistake(tmp_path: Path) -> None:
     (task,) = documents(SKYPILOT)
-    copies = list(spoilt(task))
-    loose = [  # which SkyPilot's own schema takes: jobs may be recovered by plug-ins, variables have no value
+    copies = list(with_one_mistake(task))
+    unchecked = [  # which SkyPilot's own schema accepts: plug-ins may recover jobs, variables may have no value
         "resources.job_recovery of another type",
         "resources.job_recovery.strategy misspelt",
         "resources.job_recovery.max_restarts_on_errors misspelt",
         "envs.RUN of another type",
         "file_mounts./runs of another type",
     ]
-    first, *others = sky_says([task, *(copy for _, copy in copies)], tmp_path)
-    assert first == "taken"
+    first, *others = check_skypilot([task, *(copy for _, copy in copies)], tmp_path)
+    assert first == "accepted"
     assert len(others) == len(copies) > 10
-    assert [where for (where, _), said in zip(copies, others, strict=True) if said == "taken"] == loose
+    assert [where for (where, _), answer in zip(copies, others, strict=True) if answer == "accepted"] == unchecked
 
 
 HADOLINT = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -123,19 +123,19 @@ def test_hadolint_finds_nothing_in_the_containerfile_and_something_in_a_wrong_on
     assert old in text
     (tmp_path / "Containerfile").write_text(text.replace(old, new, 1) if old else text)
     command = [str(HADOLINT), "--no-color", "--failure-threshold", "style", "Containerfile"]
-    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert (said.returncode != 0) == bool(rule), said.stdout
-    assert rule in said.stdout + said.stderr
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert (ended.returncode != 0) == bool(rule), ended.stdout
+    assert rule in ended.stdout + ended.stderr
 
 
-# What they say fits together
+# They are consistent with each other and with the program
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_configuration_takes_the_command(name: str) -> None:
+def test_the_command_is_valid(name: str) -> None:
     for container in containers(job(name)):
         config = load(settings_of(command_of(container)), PROCESSES[name]).config
-        assert config.run.dir  # the same for each pod, so that it goes on
+        assert config.run.dir  # the same for each pod, so that the next one resumes
         limits = container["resources"]["limits"]
         assert config.run.threads == int(limits["cpu"])  # a pod cannot see how many it may use
 
@@ -148,16 +148,16 @@ def test_the_number_of_processes_is_the_one_that_was_checked() -> None:
     assert nodes * int(spec["nprocPerNode"]) == PROCESSES["pytorchjob.yaml"]
 
 
-def test_the_configuration_takes_skypilots_command() -> None:
+def test_skypilots_command_is_valid() -> None:
     (task,) = documents(SKYPILOT)
-    settings = [word.replace("$RUN", task["envs"]["RUN"]) for word in settings_of(sky_words())]
+    settings = [word.replace("$RUN", task["envs"]["RUN"]) for word in settings_of(skypilot_command())]
     config = load(settings, world_size=task["num_nodes"]).config
     folder, _, name = config.run.dir.rpartition("/")
     assert (folder in task["file_mounts"], name) == (True, "mnist")
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_volumes_are_mounted_where_the_command_looks(name: str) -> None:
+def test_volumes_are_mounted_where_the_command_expects_them(name: str) -> None:
     claims = {document["metadata"]["name"] for document in documents(KUBERNETES / "volumes.yaml")}
     document = job(name)
     config = load(settings_of(command_of(containers(document)[0]))).config
@@ -172,14 +172,14 @@ def test_volumes_are_mounted_where_the_command_looks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_pods_are_the_images_user_without_rights_and_have_time_to_stop(name: str) -> None:
+def test_pods_run_as_the_images_user_without_privileges_and_have_time_to_stop(name: str) -> None:
     (user,) = [line for line in CONTAINERFILE.read_text().splitlines() if line.startswith("USER ")]
     for pod in pods(job(name)):
         context = pod["securityContext"]
         assert context["runAsNonRoot"] is True
         assert user == f"USER {context['runAsUser']}:{context['runAsGroup']}"
         assert context["fsGroup"] == context["runAsGroup"]
-        assert pod["terminationGracePeriodSeconds"] > 30  # torchrun's own patience
+        assert pod["terminationGracePeriodSeconds"] > 30  # after which torchrun kills
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -187,7 +187,7 @@ def test_pods_are_the_images_user_without_rights_and_have_time_to_stop(name: str
             }
 
 
-def test_a_users_mistake_is_not_tried_again() -> None:
+def test_a_users_mistake_is_not_retried() -> None:
     rules = job("job.yaml")["spec"]["podFailurePolicy"]["rules"]
     exits = [rule for rule in rules if rule["action"] == "FailJob"]
     assert [rule["onExitCodes"]["values"] for rule in exits] == [[EXIT_USER]]
@@ -196,7 +196,7 @@ def test_a_users_mistake_is_not_tried_again() -> None:
     assert "torchrun" not in container["command"]  # its exit code would be 1
 
 
-def test_the_trainjob_leaves_to_the_runtime_what_is_the_runtimes() -> None:
+def test_the_trainjob_sets_no_variable_that_the_runtime_sets() -> None:
     assert not [env for env in job("trainjob.yaml")["spec"]["trainer"]["env"] if env["name"].startswith("PET_")]
 
 
@@ -209,16 +209,16 @@ def instructions(keyword: str) -> list[str]:
     return [line.removeprefix(keyword).strip() for line in lines if line.startswith(f"{keyword} ")]
 
 
-def test_the_images_program_is_its_first_process_and_gets_the_signal_that_stops_it() -> None:
-    assert json.loads(instructions("ENTRYPOINT")[0]) == ["mnist-dist"]  # no shell, which would keep signals to itself
+def test_the_images_program_is_its_first_process_and_receives_sigterm() -> None:
+    assert json.loads(instructions("ENTRYPOINT")[0]) == ["mnist-dist"]  # no shell, which would not pass signals on
     assert json.loads(instructions("CMD")[0]) == ["train"]
     assert instructions("STOPSIGNAL") == ["SIGTERM"]
 
 
-def test_all_that_the_package_is_built_of_is_in_the_images_context() -> None:
+def test_all_that_the_package_is_built_from_is_in_the_images_context() -> None:
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
 
-    def taken(path: str) -> bool:
+    def is_included(path: str) -> bool:
         answer = True
         for pattern in patterns:
             wanted, bare = pattern.startswith("!"), pattern.lstrip("!")
@@ -233,6 +233,6 @@ def test_all_that_the_package_is_built_of_is_in_the_images_context() -> None:
     assert forced == ["configs"]
     for path in ("pyproject.toml", "README.md", "LICENSE", "mnist_dist/train.py", *forced):
         assert (ROOT / path).exists(), path
-        assert taken(path), path
+        assert is_included(path), path
     for path in ("runs/one/summary.json", ".git/config", "tests/conftest.py", "wandb/x", "data/x"):
-        assert not taken(path), path
+        assert not is_included(path), path

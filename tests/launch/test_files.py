@@ -1,4 +1,4 @@
-"""accelerate's own reader takes every file in launch/, and each says its command."""
+"""accelerate reads every file in launch/ and knows its keys; each file's header shows its command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from programs import LAUNCH
 
-EXPECTED = {  # machines, processes over all of them, on the CPU where nothing else is said
+EXPECTED = {  # machines, processes in all, use_cpu
     "cpu_1.yaml": (1, 1, True),
     "cpu_2.yaml": (1, 2, True),
     "single_gpu.yaml": (1, 1, False),
@@ -19,7 +19,7 @@ EXPECTED = {  # machines, processes over all of them, on the CPU where nothing e
 }
 
 
-def test_these_files_are_there() -> None:
+def test_which_files_exist() -> None:
     assert {path.name for path in LAUNCH.glob("*.yaml")} == EXPECTED.keys()
 
 
@@ -27,10 +27,10 @@ def test_these_files_are_there() -> None:
 def test_accelerate_reads_the_file_and_knows_all_its_keys(name: str) -> None:
     config = load_config_from_file(str(LAUNCH / name))
     assert (config.num_machines, config.num_processes, config.use_cpu) == EXPECTED[name]
-    # What starts processes at all; MULTI_CPU starts one.
+    # MULTI_CPU would start a single process.
     several = "FSDP" if name.startswith("fsdp") else "MULTI_GPU"
     assert config.distributed_type.value == ("NO" if config.num_processes == 1 else several)
-    assert config.mixed_precision is None  # the command line's and train.precision's business
+    assert config.mixed_precision is None  # left to the command line and to train.precision
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -40,7 +40,7 @@ def test_the_header_shows_the_command(name: str) -> None:
     assert "-m mnist_dist.train" in header
 
 
-def test_an_unknown_key_would_be_noticed(tmp_path: Path) -> None:
+def test_an_unknown_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"
     path.write_text((LAUNCH / "cpu_2.yaml").read_text() + "rdzv_port: 1\n")
     with pytest.raises(ValueError, match="unknown keys"):

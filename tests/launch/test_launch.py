@@ -34,10 +34,10 @@ pytestmark = pytest.mark.launcher
 STEPS, BATCH, TAIL, TESTED = 101, 96, 25, 1009  # 1009 is a prime: no number of processes divides it
 IMAGES = (STEPS - 1) * BATCH + TAIL
 QUIET = ["--data.source=local", f"--data.test_limit={TESTED}", "--tracking.mode=disabled", "--run.dir=run"]
-EVERY_STEP = ["-m", "mnist_dist.train", *QUIET, "--tracking.log_steps=1", "--train.precision=no"]
-RECIPE = [*EVERY_STEP, "--train.max_steps=100", "--run.seed=1"]  # nothing else: the default recipe's first steps
+LOG_EVERY_STEP = ["-m", "mnist_dist.train", *QUIET, "--tracking.log_steps=1", "--train.precision=no"]
+RECIPE = [*LOG_EVERY_STEP, "--train.max_steps=100", "--run.seed=1"]  # nothing else: the default recipe's first steps
 SMALL = [
-    *EVERY_STEP,
+    *LOG_EVERY_STEP,
     *("--data.val_size=100", f"--data.limit={IMAGES}", f"--train.batch_size={BATCH}"),
     *("--optim.name=sgd", "--optim.lr=0.01", "--optim.schedule=constant", "--optim.warmup=0"),
 ]
@@ -47,7 +47,7 @@ FOUR_EPOCHS = [*SMALL, "--train.epochs=4"]  # long enough to be stopped in the m
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The option that names the data: MNIST where it has been fetched already, else digits made up here."""
+    """The option for the data: MNIST if it has been fetched already, else synthetic digits."""
     root = default_root()
     if not find_files(root):
         root = tmp_path_factory.mktemp("digits")
@@ -65,14 +65,14 @@ def single(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(folder: Path) -> list[float]:
-    """The loss of each step, which must be there once."""
+    """The loss of each step; asserts that each step has one row."""
     rows = [row for row in read_rows(folder) if "train.loss" in row]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     return [row["train.loss"] for row in rows]
 
 
 def assert_complete(folder: Path, ended: Ended, world_size: int, machines: int = 1, epochs: int = 1) -> None:
-    """The run's folder is whole, and says what was started."""
+    """The run's folder is complete, and the console shows the number of processes."""
     assert ended.code == EXIT_DONE, ended.err
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["world_size"], summary["machines"]) == (world_size, machines)
@@ -88,7 +88,7 @@ def assert_complete(folder: Path, ended: Ended, world_size: int, machines: int =
 
 
 def assert_stopped(folder: Path, err: str) -> None:
-    """A stop was said once, and a whole checkpoint in the middle of the run is there."""
+    """The stop was reported once, and there is an intact checkpoint in the middle of the run."""
     newest = list_checkpoints(folder / "checkpoints")[-1]
     step = int(newest.name.removeprefix("step-"))
     assert 0 < step < STEPS * 4
@@ -101,21 +101,21 @@ def assert_same_curve(folder: Path, single: Path, steps: int) -> None:
     """The losses of a run's first steps are those of one process."""
     first, expected = losses(folder)[:steps], losses(single)[:steps]
     assert len(first) == steps
-    assert expected[-1] < expected[0] * 0.8  # there was something to learn
+    assert expected[-1] < expected[0] * 0.8  # it learns
     assert first == pytest.approx(expected, rel=1e-4)
 
 
 def resumed_from(folder: Path) -> str:
-    """What summary.json says of it."""
+    """`resumed_from` of summary.json."""
     return str(json.loads((folder / "summary.json").read_text())["resumed_from"])
 
 
 def test_cpu_2_is_bit_for_bit_one_process(data: str, tmp_path: Path) -> None:
-    """The default recipe as it is, by the two commands of launch/README.md, for 100 steps.
+    """100 steps of the default recipe, by the two commands of launch/README.md.
 
-    With fixed shards nothing may differ: not the loss of any step, not the weights. The seed is one with which two
-    processes under DistributedDataParallel stray by 5e-3 in the loss from step 65 on: there a last bit moves an
-    activation over a kink.
+    With fixed shards the loss of every step and the weights are the same bit by bit. With this seed, two processes
+    under DistributedDataParallel differ by 5e-3 in the loss from step 65 on, where a last bit moves an activation over
+    the kink of a ReLU.
     """
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
@@ -140,8 +140,8 @@ def test_two_machines_by_accelerate(data: str, single: Path, tmp_path: Path) -> 
     port = str(free_port())
 
     def machine(rank: int) -> list[str]:
-        place = ["--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", port]
-        launcher = [*ACCELERATE, "--config_file", str(LAUNCH / "multi_node_cpu.yaml"), *place]
+        rendezvous = ["--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        launcher = [*ACCELERATE, "--config_file", str(LAUNCH / "multi_node_cpu.yaml"), *rendezvous]
         return [*launcher, *ONE_EPOCH, data]
 
     first, second = run(machine(0), machine(1), work=tmp_path)
@@ -152,19 +152,19 @@ def test_two_machines_by_accelerate(data: str, single: Path, tmp_path: Path) -> 
 
 
 def test_two_machines_by_torchrun(data: str, single: Path, tmp_path: Path) -> None:
-    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test"]
-    command = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *meeting, *ONE_EPOCH, data]
+    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test"]
+    command = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", *rendezvous, *ONE_EPOCH, data]
     ended = run(command, command, work=tmp_path)
     assert [each.code for each in ended] == [EXIT_DONE, EXIT_DONE], "\n".join(each.err for each in ended)
-    (first,) = [each for each in ended if "processes:" in each.out]  # c10d decides who is rank 0
+    (first,) = [each for each in ended if "processes:" in each.out]  # c10d decides which is rank 0
     assert_complete(tmp_path / "run", first, world_size=2, machines=2)
     assert_same_curve(tmp_path / "run", single, steps=40)
 
 
-# Stopping, and going on by the same command
+# Stopping, and resuming by the same command
 
 
-def test_sigint_and_sigterm_stop_one_process_with_exit_code_3_and_it_goes_on(data: str, tmp_path: Path) -> None:
+def test_sigint_and_sigterm_stop_one_process_with_exit_code_3_and_it_resumes(data: str, tmp_path: Path) -> None:
     command = [*PYTHON, *FOUR_EPOCHS, data]
     for number in (signal.SIGINT, signal.SIGTERM):
         with started(command, work=tmp_path) as (program,):
@@ -178,7 +178,7 @@ def test_sigint_and_sigterm_stop_one_process_with_exit_code_3_and_it_goes_on(dat
     assert resumed_from(tmp_path / "run").startswith("run/checkpoints/step-")
 
 
-def test_sigterm_to_torchrun_stops_three_processes_and_they_go_on(data: str, tmp_path: Path) -> None:
+def test_sigterm_to_torchrun_stops_three_processes_and_they_resume(data: str, tmp_path: Path) -> None:
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=3", *FOUR_EPOCHS, data]
     with started(command, work=tmp_path) as (program,):
         program.wait_for_line("step ")
@@ -192,7 +192,7 @@ def test_sigterm_to_torchrun_stops_three_processes_and_they_go_on(data: str, tmp
     assert resumed_from(tmp_path / "run").startswith("run/checkpoints/step-")
 
 
-def test_fsdp2_is_stopped_goes_on_and_leaves_what_every_other_file_leaves(
+def test_fsdp2_is_stopped_resumes_and_writes_the_same_files_as_any_other_run(
     data: str, single: Path, tmp_path: Path
 ) -> None:
     launcher = [*ACCELERATE, "--config_file", str(LAUNCH / "fsdp2.yaml")]
@@ -206,8 +206,8 @@ def test_fsdp2_is_stopped_goes_on_and_leaves_what_every_other_file_leaves(
     (ended,) = run(command, work=tmp_path)
     assert_complete(tmp_path / "run", ended, world_size=2)
     assert resumed_from(tmp_path / "run").startswith("run/checkpoints/step-")
-    said = [line for line in ended.out.splitlines() if line.startswith("gradients: ")]
-    assert said == ["gradients: sharded over 2 processes with weights and moments (FSDP2, gathered in 3 groups)"]
+    lines = [line for line in ended.out.splitlines() if line.startswith("gradients: ")]
+    assert lines == ["gradients: sharded over 2 processes with weights and moments (FSDP2, gathered in 3 groups)"]
     assert_same_curve(tmp_path / "run", single, steps=40)
     model = create_model("unshuffle")
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
@@ -215,7 +215,7 @@ def test_fsdp2_is_stopped_goes_on_and_leaves_what_every_other_file_leaves(
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["weights_sha256"] == weights_sha256(model)
 
 
-def test_when_accelerate_is_killed_its_process_stops_with_a_checkpoint_and_goes_on(data: str, tmp_path: Path) -> None:
+def test_when_accelerate_is_killed_its_process_stops_with_a_checkpoint_and_resumes(data: str, tmp_path: Path) -> None:
     launcher = [*ACCELERATE, "--config_file", str(LAUNCH / "cpu_1.yaml")]
     command = [*launcher, *FOUR_EPOCHS, data]
     with started(command, work=tmp_path) as (program,):
@@ -237,17 +237,17 @@ def test_a_batch_that_three_processes_do_not_divide_is_one_line(data: str, tmp_p
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=3", *SMALL, data, "--train.batch_size=100"]
     (ended,) = run(command, work=tmp_path)
     assert ended.code != EXIT_DONE
-    said = [line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")]
+    lines = [line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")]
     expected = "train.batch_size=100 (command line): cannot be divided by 3 processes x train.accumulate=1 (default)"
-    assert said == [f"mnist_dist: error: {expected}; 99 or 102 would work"]
+    assert lines == [f"mnist_dist: error: {expected}; 99 or 102 would work"]
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_file_asks_of_fsdp_in_vain_is_refused_in_one_line(data: str, tmp_path: Path) -> None:
-    """accelerate itself would pass over it on CPUs, and train otherwise than the file says."""
+def test_an_unsupported_fsdp_setting_is_refused_in_one_line(data: str, tmp_path: Path) -> None:
+    """accelerate itself would ignore it on CPUs, and train with other settings than the file's."""
     (tmp_path / "fsdp.yaml").write_text((LAUNCH / "fsdp2.yaml").read_text() + "  fsdp_offload_params: true\n")
     (ended,) = run([*ACCELERATE, "--config_file", str(tmp_path / "fsdp.yaml"), *SMALL, data], work=tmp_path)
     assert ended.code != EXIT_DONE
-    (said,) = {line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")}
-    assert said.startswith("mnist_dist: error: fsdp_offload_params=true (the launcher's fsdp_config, FSDP_OFFLOAD")
+    (line,) = {line for line in ended.err.splitlines() if line.startswith("mnist_dist: ")}
+    assert line.startswith("mnist_dist: error: fsdp_offload_params=true (the launcher's fsdp_config, FSDP_OFFLOAD")
     assert not (tmp_path / "run").exists()

@@ -1,8 +1,8 @@
-"""Two or three machines of their own on this one, by network namespaces of Linux. Needs root and iproute2.
+"""Several machines on this one, as network namespaces of Linux. Needs root and iproute2.
 
 Each machine has a namespace with its own address, loopback, port numbers and firewall, its own hostname and
-/etc/hosts, and its own folders for runs and for the cache. A switch, a bridge in one more namespace, joins them:
-nothing of this is seen outside, so that any number of networks can be at once, all with the same addresses.
+/etc/hosts, and its own folders for runs and for the cache. A switch (a bridge in one more namespace) connects them.
+Nothing of it is visible outside, so that several networks with the same addresses can exist at once.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Literal
 WIRE = Path(__file__).with_name("wire.py")
 
 INSIDE = 'hostname "$1" && mount --bind "$2" /etc/hosts && cd "$3" && shift 3 && exec "$@"'
-"""Takes a hostname, the file to see as /etc/hosts, a folder, and the command to run there."""
+"""A shell script. Takes a hostname, the file to mount as /etc/hosts, a folder, and the command to run there."""
 
 Names = Literal["known", "debian", "unknown"]
-"""Who knows a machine's name: all; all, but the machine itself as 127.0.1.1, which is Debian's way; nobody."""
+"""Which hostnames are in /etc/hosts: all; all, but a machine's own as 127.0.1.1, as on Debian; none."""
 
 
 @functools.cache
 def missing() -> str:
-    """Why no machines can be made here; empty if they can."""
+    """Why machines cannot be created here; empty if they can."""
     if os.geteuid():
-        return "needs root, to make network namespaces"
+        return "needs root, to create network namespaces"
     absent = [program for program in ("ip", "iptables", "unshare") if not shutil.which(program)]
     if absent:
         return f"needs iproute2, iptables and util-linux: no {', '.join(absent)}"
@@ -40,18 +40,18 @@ def missing() -> str:
         with tempfile.TemporaryDirectory() as work, network(1, Path(work)) as (machine,):
             machine.run("true")
     except subprocess.CalledProcessError as error:
-        said = str(error.stderr).strip().splitlines() or [str(error)]
-        return f"needs network namespaces, which cannot be made here: {said[-1]}"
+        lines = str(error.stderr).strip().splitlines() or [str(error)]
+        return f"needs network namespaces, which cannot be created here: {lines[-1]}"
     return ""
 
 
 def missing_wire() -> str:
-    """Why no slow link can be made here; empty if it can."""
+    """Why a slow link cannot be created here; empty if it can."""
     return missing() or ("" if os.path.exists("/dev/net/tun") else "needs /dev/net/tun, for a slow link")
 
 
 class Machine:
-    """One machine. Commands that are wrapped by `command` run on it."""
+    """One machine. `command` wraps a command so that it runs there."""
 
     def __init__(self, namespace: str, number: int, folder: Path, hosts: Path) -> None:
         self.namespace, self.name, self.address = namespace, f"machine{number}", address_of(number)
@@ -60,25 +60,25 @@ class Machine:
 
     def command(self, *command: str) -> list[str]:
         """The command that runs a command on this machine, in its folder."""
-        place = [self.name, str(self.hosts), str(self.folder)]
+        where = [self.name, str(self.hosts), str(self.folder)]
         entry = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", "sh", "-c", INSIDE, "sh"]
         path = f"{self.programs}:{os.environ['PATH']}"
-        return [*entry, *place, "env", f"XDG_CACHE_HOME={self.cache}", f"PATH={path}", *command]
+        return [*entry, *where, "env", f"XDG_CACHE_HOME={self.cache}", f"PATH={path}", *command]
 
     def run(self, *command: str) -> str:
-        """What a command prints here. Raises CalledProcessError if it fails."""
+        """Run a command on this machine; its output. Raises CalledProcessError if it fails."""
         return call(*self.command(*command))
 
     def unplug(self) -> None:
-        """Cut the link, as by pulling the cable: whatever is sent is lost, and nobody is told."""
+        """Cut the link, as by pulling the cable: packets are lost, and no process is notified."""
         call("ip", "-n", self.namespace, "link", "set", "net", "down")
 
     def plug(self) -> None:
-        """Join the link again that `unplug` cut."""
+        """Restore the link that `unplug` cut."""
         call("ip", "-n", self.namespace, "link", "set", "net", "up")
 
     def drop(self, *what: str) -> None:
-        """A firewall that drops packets that arrive here, all or those that iptables' options select."""
+        """Drop incoming packets by a firewall: all, or those that iptables' options select."""
         self.run("iptables", "-A", "INPUT", *what, "!", "-i", "lo", "-j", "DROP")
 
 
@@ -90,11 +90,11 @@ def address_of(number: int) -> str:
 def network(
     count: int, work: Path, names: Names = "debian", wire: tuple[float, float] | None = None
 ) -> Iterator[list[Machine]]:
-    """Machines that reach each other.
+    """Machines that reach each other, until the end of the block.
 
     Args:
-        work: where their folders are made.
-        wire: delay in seconds, and the share of packets that is lost, each way at each machine; None is a fast link.
+        work: folder in which theirs are created.
+        wire: delay in seconds and share of lost packets, each way at each machine; None for a fast link.
     """
     token = f"{os.getpid()}-{secrets.token_hex(3)}"
     switch = f"switch-{token}"
@@ -125,7 +125,7 @@ def hosts(number: int, count: int, names: Names) -> str:
 
 
 def add_namespace(name: str, stack: contextlib.ExitStack) -> None:
-    """A namespace with its loopback up, which goes with `stack`, and with it all that was made in it."""
+    """Create a namespace with its loopback up; `stack` deletes it, with all that is in it."""
     call("ip", "netns", "add", name)
     stack.callback(call, "ip", "netns", "del", name)
     call("ip", "-n", name, "link", "set", "lo", "up")
@@ -134,7 +134,7 @@ def add_namespace(name: str, stack: contextlib.ExitStack) -> None:
 def link(
     switch: str, machine: Machine, port: str, wire: tuple[float, float] | None, stack: contextlib.ExitStack
 ) -> None:
-    """Join a machine to a port of the switch."""
+    """Connect a machine to a port of the switch."""
     if wire is None:
         call("ip", "-n", switch, "link", "add", port, "type", "veth", "peer", "name", "net", "netns", machine.namespace)
     else:
@@ -151,5 +151,5 @@ def link(
 
 
 def call(*command: str) -> str:
-    """What a command prints. Raises CalledProcessError if it fails."""
+    """Run a command; its output. Raises CalledProcessError if it fails."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

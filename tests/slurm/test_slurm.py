@@ -1,4 +1,4 @@
-"""Slurm for real: two virtual nodes of this machine take launch/slurm/train.sbatch as a user's cluster would."""
+"""launch/slurm/train.sbatch on a real Slurm cluster of two virtual nodes on this machine."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ pytestmark = [
 SCRIPT = LAUNCH / "slurm" / "train.sbatch"
 IMAGES = 3000
 RECIPE = ["--data.source=local", "--data.val_size=0", "--run.threads=1", "--train.epochs=10000", "--optim.lr=0.0001"]
-PATIENCE = 240.0  # seconds for a job
-ENOUGH = 50.0  # seconds of training: the signal comes 20 to 50 s after the start of a job (Slurm looks every 30 s)
+JOB_SECONDS = 240.0
+"""For a job to end."""
+TRAIN_SECONDS = 50.0
+"""Slurm checks time limits every 30 s, so the signal comes 20 to 50 s after the start of a job."""
 
 
 class Slurm:
-    """A running cluster, and a folder that its nodes share."""
+    """A running cluster, and the folder that its nodes share."""
 
     def __init__(self, environment: dict[str, str], work: Path) -> None:
         bin_folder = str(Path(sys.executable).parent)  # where torchrun is
@@ -36,13 +38,13 @@ class Slurm:
         self.work = work
 
     def command(self, *command: str) -> str:
-        """What a command prints."""
+        """Run a command; its output."""
         done = subprocess.run(command, env=self.environment, cwd=self.work, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def submit(self, *arguments: str, options: tuple[str, ...] = ("--nodes=2", "--cpus-per-task=1")) -> str:
-        """The number of a new job."""
+        """Submit a job; its number."""
         recipe = [*RECIPE, f"--data.root={self.work}/data", "--tracking.mode=disabled"]
         return self.command("sbatch", "--parsable", *options, str(SCRIPT), *recipe, *arguments).strip()
 
@@ -53,20 +55,20 @@ class Slurm:
         return found[1]
 
     def wait(self, job: str, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds, and say what the job printed if it does not in time."""
-        deadline = time.monotonic() + PATIENCE
+        """Wait until a condition holds; after JOB_SECONDS, fail with the job's output."""
+        deadline = time.monotonic() + JOB_SECONDS
         while not condition():
-            assert time.monotonic() < deadline, self.printed(job)
+            assert time.monotonic() < deadline, self.output(job)
             time.sleep(0.5)
 
     def wait_for_end(self, job: str) -> str:
-        """The state in which a job ends."""
+        """Wait for a job's end; its final state."""
         going = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"}
         self.wait(job, lambda: self.field(job, "JobState") not in going)
         return self.field(job, "JobState")
 
-    def printed(self, job: str) -> str:
-        """What a job has printed."""
+    def output(self, job: str) -> str:
+        """What a job has written so far."""
         return "".join(path.read_text() for path in self.work.glob(f"slurm-*-{job}.out"))
 
 
@@ -80,10 +82,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 def train_alone(slurm: Slurm, folder: Path, *arguments: str) -> dict[str, object]:
-    """The summary of a run on one process of this machine, without Slurm."""
+    """Train on one process without Slurm; the summary."""
     recipe = [*RECIPE, f"--data.root={slurm.work}/data", "--tracking.mode=disabled", *arguments]
     command = [sys.executable, "-m", "mnist_dist.train", *recipe, f"--run.dir={folder}/run"]
-    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+    subprocess.run(command, check=True, capture_output=True, timeout=JOB_SECONDS)
     return summary_of(folder / "run")
 
 
@@ -92,10 +94,10 @@ def summary_of(folder: Path) -> dict[str, object]:
 
 
 def test_two_nodes_give_the_bits_of_one_process(slurm: Slurm, tmp_path: Path) -> None:
-    """And every argument arrives as it was written, blanks, quotes and dollars included."""
+    """Arguments with blanks, quotes and dollars are passed on unchanged."""
     names = '--data.classes=["a b","it\'s","$HOME","*","e","f","g","h","i","j"]'
     job = slurm.submit("--train.max_steps=30", names)
-    assert slurm.wait_for_end(job) == "COMPLETED", slurm.printed(job)
+    assert slurm.wait_for_end(job) == "COMPLETED", slurm.output(job)
     found = summary_of(slurm.work / "runs" / f"slurm-{job}")
     assert (found["world_size"], found["machines"]) == (2, 2)
     assert found["weights_sha256"] == train_alone(slurm, tmp_path, "--train.max_steps=30")["weights_sha256"]
@@ -104,21 +106,21 @@ def test_two_nodes_give_the_bits_of_one_process(slurm: Slurm, tmp_path: Path) ->
     assert "$HOME" in config
 
 
-def test_at_its_time_limit_a_job_is_requeued_and_ends_with_the_weights_of_an_undisturbed_run(
+def test_a_job_is_requeued_at_its_time_limit_and_ends_with_the_weights_of_an_uninterrupted_run(
     slurm: Slurm, tmp_path: Path
 ) -> None:
-    """The time limit's own signal: nothing else ends the first part."""
+    """The first part is ended by the time limit's own signal."""
     (tmp_path / "short").mkdir()
     (tmp_path / "whole").mkdir()
     short = train_alone(slurm, tmp_path / "short", "--train.max_steps=200")
-    steps = int(200 * ENOUGH / float(str(short["train.seconds"])))
+    steps = int(200 * TRAIN_SECONDS / float(str(short["train.seconds"])))
     job = slurm.submit(
         f"--train.max_steps={steps}",
         options=("--nodes=2", "--cpus-per-task=1", "--time=1", "--signal=B:USR1@40"),
     )
     slurm.wait(job, lambda: slurm.field(job, "Restarts") == "1")
     slurm.command("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    assert slurm.wait_for_end(job) == "COMPLETED", slurm.printed(job)
+    assert slurm.wait_for_end(job) == "COMPLETED", slurm.output(job)
     whole = train_alone(slurm, tmp_path / "whole", f"--train.max_steps={steps}")
     folder = slurm.work / "runs" / f"slurm-{job}"
     assert summary_of(folder)["weights_sha256"] == whole["weights_sha256"]
@@ -126,9 +128,9 @@ def test_at_its_time_limit_a_job_is_requeued_and_ends_with_the_weights_of_an_und
         [row["train.loss"] for row in read_rows(f) if "train.loss" in row] for f in (folder, tmp_path / "whole/run")
     ]
     assert losses[0] == losses[1]
-    printed = slurm.printed(job)
-    assert "this job goes back into the queue" in printed
-    assert f"going on from runs/slurm-{job}/checkpoints/" in printed
+    output = slurm.output(job)
+    assert "this job goes back into the queue" in output
+    assert f"going on from runs/slurm-{job}/checkpoints/" in output
 
 
 def test_an_array_is_a_sweep_over_seeds(slurm: Slurm) -> None:
@@ -144,4 +146,4 @@ def test_a_mistake_ends_the_job_at_once_and_is_not_requeued(slurm: Slurm) -> Non
     job = slurm.submit("--train.batch_sice=5")
     assert slurm.wait_for_end(job) == "FAILED"
     assert slurm.field(job, "Restarts") == "0"
-    assert "did you mean train.batch_size?" in slurm.printed(job)
+    assert "did you mean train.batch_size?" in slurm.output(job)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from rehearsal import build_trainer
+from small_training import build_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint, newest_checkpoint, step_of

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from clocks import ROW_CLOCKS
-from rehearsal import open_trainer
+from small_training import open_trainer
 
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load

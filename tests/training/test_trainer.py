@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clocks import ROW_CLOCKS
-from rehearsal import build_trainer
+from small_training import build_trainer
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint import async_writer

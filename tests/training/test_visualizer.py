@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rehearsal import open_trainer
-from shown import noisy
+from media_training import stateful_model
+from small_training import open_trainer
 
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def train(folder: Path, *arguments: str, network: Any = noisy) -> tuple[Trainer, list[tuple[int, int, Media]]]:
+def train(folder: Path, *arguments: str, network: Any = stateful_model) -> tuple[Trainer, list[tuple[int, int, Media]]]:
     """Two steps, with what they show."""
     config = load([*SMALL, *arguments]).config
     shown: list[tuple[int, int, Media]] = []
@@ -104,7 +104,7 @@ def test_nothing_is_shown_of_evaluations_between_epochs(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_finite_can_be_looked_at(tmp_path: Path) -> None:
     def broken() -> Any:
-        model = noisy()
+        model = stateful_model()
         model.body[0].weight.data[0] = torch.nan
         model.body[0].weight.data[1, 0, 0, 0] = torch.inf
         return model

@@ -1,4 +1,7 @@
-"""What an error says about another process: whether one was lost, and who never came to the meeting."""
+"""Read errors of torch.distributed: was another rank lost, and which ranks never joined?
+
+torch raises a plain RuntimeError with a text of the backend's for most of them, so the texts are matched here.
+"""
 
 from __future__ import annotations
 
@@ -11,39 +14,49 @@ from collections.abc import Callable, Iterator
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import EXIT_FAILED, TrainingError, UserError
 
-STUCK_SECONDS = 10.0  # after run.timeout, that torch has to say by itself that it waited in vain
+RENDEZVOUS_GRACE_SECONDS = 10.0
+"""After run.timeout, torch has this long to raise its own timeout error before the process is ended."""
 
-LOST_PEER = ("closed by peer", "reset by peer", "timed out", "timeout", "connection refused", "broken pipe", "nccl")
+LOST_PEER_TEXTS = (
+    "closed by peer",
+    "reset by peer",
+    "timed out",
+    "timeout",
+    "connection refused",
+    "broken pipe",
+    "nccl",
+)
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an exception says that another process ended or stopped answering."""
+    """Whether an exception says that another rank ended or stopped answering."""
     if not isinstance(error, RuntimeError):
         return False
     text = str(error).lower()
-    return any(kind.__name__ == "DistError" for kind in type(error).__mro__) or any(mark in text for mark in LOST_PEER)
+    is_dist_error = any(base.__name__ == "DistError" for base in type(error).__mro__)
+    return is_dist_error or any(part in text for part in LOST_PEER_TEXTS)
 
 
 def is_timeout(error: BaseException) -> bool:
-    """Whether a lost peer was waited for in vain, rather than seen to close its connection."""
+    """Whether a lost peer was noticed by a timeout, not by its closed connection."""
     text = str(error).lower()
     return "timed out" in text or "timeout" in text
 
 
 @contextlib.contextmanager
-def rendezvous_errors(topology: Topology, timeout: float, present: Callable[[str], bool]) -> Iterator[None]:
-    """Meanwhile, a process that is not there has not arrived.
+def rendezvous_errors(topology: Topology, timeout: float, has_key: Callable[[str], bool]) -> Iterator[None]:
+    """Wrap the rendezvous: turn torch's errors into one line that names the ranks that did not join.
 
     Args:
-        timeout: seconds of run.timeout, for the message.
-        present: whether the store that the processes meet at has a key.
+        timeout: run.timeout in seconds.
+        has_key: whether the rendezvous store has a key.
 
     Raises:
-        TrainingError: names the ranks that did not arrive in time.
-        UserError: somebody else listens where they are to meet.
+        TrainingError: some ranks did not join within `timeout`.
+        UserError: the address of the rendezvous is in use.
     """
     try:
-        with abort_if_stuck(topology, timeout):
+        with rendezvous_watchdog(topology, timeout):
             yield
     except RuntimeError as error:
         if topology.world_size == 1 or not is_lost_peer(error):
@@ -53,35 +66,36 @@ def rendezvous_errors(topology: Topology, timeout: float, present: Callable[[str
                 f"rank {topology.rank} of {topology.world_size} cannot listen at {topology.address}, which is in use: "
                 "by another run (choose another port), or by another process that was given the same rank"
             ) from error
-        absent = absent_ranks(error, topology.world_size, present)
+        missing = ranks_not_joined(error, topology.world_size, has_key)
         raise TrainingError(
-            f"rank {topology.rank} of {topology.world_size} could not meet "
-            f"{name_ranks(absent) if absent else 'the others'} at {topology.address} within run.timeout={timeout:g} s "
-            f"({first_line(error)}); check that every machine was started with its own rank and this address"
+            f"rank {topology.rank} of {topology.world_size} could not connect to "
+            f"{format_ranks(missing) if missing else 'the other ranks'} (rendezvous at {topology.address}) within "
+            f"run.timeout={timeout:g} s: {first_line(error).rstrip('.')}; check that every machine was started, with "
+            "its own rank and this address"
         ) from error
 
 
 @contextlib.contextmanager
-def abort_if_stuck(topology: Topology, timeout: float) -> Iterator[None]:
-    """Meanwhile, a process that still tries to reach the others after run.timeout says so and is ended.
+def rendezvous_watchdog(topology: Topology, timeout: float) -> Iterator[None]:
+    """End this process if the block still runs RENDEZVOUS_GRACE_SECONDS after `timeout` seconds.
 
-    gloo tries again and again where packets are dropped, five times as long as it was told (seen in torch 2.15).
+    Where a firewall drops packets, gloo keeps trying for five times the timeout it was given (seen in torch 2.15).
     """
 
-    def end() -> None:
-        who = f"rank {topology.rank}: rank {topology.rank} of {topology.world_size}"
+    def end_process() -> None:
         error = (
-            f"{who} could not meet the others at {topology.address} within run.timeout={timeout:g} s (still trying to "
-            "connect to them); check that no firewall drops what machines say to each other, at whatever port"
+            f"rank {topology.rank} of {topology.world_size} could not connect to the other ranks (rendezvous at "
+            f"{topology.address}) within run.timeout={timeout:g} s: still trying to connect; check the address, and "
+            "that no firewall blocks any port between the machines"
         )
-        os.write(2, f"mnist_dist: error: {error}\n".encode())
+        os.write(2, f"mnist_dist: error: rank {topology.rank}: {error}\n".encode())
         os._exit(EXIT_FAILED)
 
-    timer = threading.Timer(timeout + STUCK_SECONDS, end)
-    timer.daemon = True
     if topology.world_size == 1:
         yield
         return
+    timer = threading.Timer(timeout + RENDEZVOUS_GRACE_SECONDS, end_process)
+    timer.daemon = True
     timer.start()
     try:
         yield
@@ -90,26 +104,26 @@ def abort_if_stuck(topology: Topology, timeout: float) -> Iterator[None]:
         timer.join()
 
 
-def absent_ranks(error: RuntimeError, world_size: int, present: Callable[[str], bool]) -> list[int]:
-    """Who did not come to the meeting, as far as it can be known: empty where the error does not say it.
+def ranks_not_joined(error: RuntimeError, world_size: int, has_key: Callable[[str], bool]) -> list[int]:
+    """The ranks that did not join, by an error of the rendezvous; empty where the error does not tell.
 
-    gloo waits for one rank after the other, under a key of the meeting's store that ends in the rank's number, and
-    says which one it was. The others that the store does not have either never came.
+    gloo waits for one rank after the other, each under a store key that ends in the rank, and its error names the key.
+    Later ranks whose keys are not in the store did not join either.
 
     Args:
-        present: whether the store has a key.
+        has_key: whether the rendezvous store has a key.
     """
     if "trying to connect" in str(error):
-        return [0]  # it, or its launcher, holds the store
+        return [0]  # rank 0, or its launcher, serves the store
     match = re.search(r"keys: /(\S*/)(\d+)$", first_line(error))
     if match is None:
         return []
-    prefix, waited_for = match[1], int(match[2])
-    return [rank for rank in range(world_size) if rank == waited_for or not present(f"{prefix}{rank}")]
+    prefix, awaited = match[1], int(match[2])
+    return [rank for rank in range(world_size) if rank == awaited or not has_key(f"{prefix}{rank}")]
 
 
-def name_ranks(ranks: list[int]) -> str:
-    """`rank 1`, `ranks 1, 3-5`."""
+def format_ranks(ranks: list[int]) -> str:
+    """`rank 1` or `ranks 1, 3-5`."""
     spans: list[list[int]] = []
     for rank in sorted(ranks):
         if spans and rank == spans[-1][-1] + 1:
@@ -121,6 +135,6 @@ def name_ranks(ranks: list[int]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without gloo's place in its source and its guesses; or its type."""
+    """First line of an error's message, without gloo's source location and guesses; its type if it has no message."""
     lines = str(error).strip().splitlines()
     return re.sub(r"^\[\S+:\d+\] |\. This is typically .*", "", lines[0])[:200] if lines else type(error).__name__

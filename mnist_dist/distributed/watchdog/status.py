@@ -1,4 +1,4 @@
-"""Where a thread is, in words, and which processes are missing by what each one says of itself."""
+"""What a rank is doing: waiting in a collective, or busy elsewhere; and which ranks are missing from a collective."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from mnist_dist.distributed.watchdog.comm_errors import first_line, is_lost_peer, is_timeout
 
-# The innermost frame of a main thread that waits for other processes lies in one of these.
-COLLECTIVES = tuple(
-    os.path.join(*place)
-    for place in (
+# A thread whose innermost Python frame lies in one of these waits for other ranks.
+COLLECTIVE_FILES = tuple(
+    os.path.join(*parts)
+    for parts in (
         ("mnist_dist", "distributed", "runtime.py"),
         ("mnist_dist", "distributed", "shared_memory.py"),
         ("torch", "distributed", ""),
@@ -23,82 +23,92 @@ COLLECTIVES = tuple(
     )
 )
 
+PeerState = Literal["waiting", "busy", "failed", "exited", "unresponsive"]
+"""`waiting`: in a collective, or handling the error of one. `busy`: anywhere else. `failed`: ending by an error of its
+own. `exited`: the process is gone. `unresponsive`: no answer, so stopped or unreachable."""
+
 
 @dataclass(frozen=True)
 class PeerStatus:
-    """What a rank says of itself, or what can be said of one that says nothing."""
+    """What a rank reports of itself, or what the others conclude where it reports nothing."""
 
-    kind: str
-    """`waits` for others or has lost one, `busy` with something else, `failed` by an error, `ended`, `silent`."""
-    text: str = ""
+    state: PeerState
+    error: str = ""
+    """First line of the error that it failed with."""
     stack: tuple[str, ...] = ()
-    """`file:line function` of the main thread's frames, the outermost first."""
+    """Frames of its main thread as `file:line function`, the outermost first."""
     timed_out: bool = False
+    """It waited in the collective for the whole of run.timeout."""
     missing_ranks: tuple[int, ...] = ()
-    """The ranks that this one found missing."""
+    """Ranks that it found missing."""
 
 
 def parse_status(message: dict[str, Any]) -> PeerStatus:
-    """A standing that came as JSON."""
-    lists = {name: tuple(message[name]) for name in ("stack", "gives_up")}
-    return PeerStatus(**{**message, **lists})
+    """A status that came as JSON, which knows lists only."""
+    tuples = {name: tuple(message[name]) for name in ("stack", "missing_ranks")}
+    return PeerStatus(**{**message, **tuples})
 
 
-def thread_status(thread: int, lost: BaseException | None = None) -> PeerStatus:
-    """What a thread of this process is doing.
+def thread_status(thread: int, lost_peer_error: BaseException | None = None) -> PeerStatus:
+    """Status of a thread of this process.
 
     Args:
-        lost: the error that told it that another process is lost, if it is known.
+        thread: its `threading.get_ident()`.
+        lost_peer_error: the error by which this process noticed that a peer is lost, if it has.
     """
     frame = sys._current_frames().get(thread)
-    stack = tuple(describe_frames(frame))
-    error = lost or current_error(thread)
+    stack = tuple(extract_stack(frame))
+    error = lost_peer_error or current_exception(thread)
     if error is not None and is_lost_peer(error):
-        return PeerStatus("waits", first_line(error), stack, is_timeout(error))
-    if frame is not None and any(place in frame.f_code.co_filename for place in COLLECTIVES):
-        return PeerStatus("waits", "", stack)
+        return PeerStatus("waiting", first_line(error), stack, is_timeout(error))
+    if frame is not None and any(file in frame.f_code.co_filename for file in COLLECTIVE_FILES):
+        return PeerStatus("waiting", "", stack)
     return PeerStatus("busy", "", stack)
 
 
-def find_missing(statuses: dict[int, PeerStatus], here: PeerStatus) -> dict[int, PeerStatus]:
-    """Of the other ranks, those that are to blame, by rank.
+def find_missing(statuses: dict[int, PeerStatus], own: PeerStatus) -> dict[int, PeerStatus]:
+    """The ranks that are missing from the collective, with their status.
 
-    A rank that is merely busy is only blamed where somebody has waited for the whole timeout, or nobody else is left:
-    it has not come to the exchange yet in which it will notice the loss.
+    Args:
+        statuses: of the other ranks.
+        own: of this rank, whose collective failed.
+
+    A busy rank counts as missing only if some rank timed out, or if no other rank is missing. Otherwise it is merely
+    on its way to the collective, in which it will notice the loss itself.
     """
-    gone = {rank: other for rank, other in statuses.items() if other.kind in ("silent", "ended", "failed")}
-    if gone and not here.timed_out and not any(other.timed_out for other in statuses.values()):
+    gone = {rank: other for rank, other in statuses.items() if other.state in ("unresponsive", "exited", "failed")}
+    if gone and not own.timed_out and not any(other.timed_out for other in statuses.values()):
         return gone
-    return {rank: other for rank, other in statuses.items() if rank in gone or other.kind == "busy"}
+    return {rank: other for rank, other in statuses.items() if rank in gone or other.state == "busy"}
 
 
-def current_error(thread: int) -> BaseException | None:
+def current_exception(thread: int) -> BaseException | None:
     """The exception that a thread is handling, in an `except` or a `finally`."""
     current = getattr(sys, "_current_exceptions")().get(thread)  # noqa: B009 (typeshed does not know it)
     return current[1] if isinstance(current, tuple) else current  # before Python 3.12: type, value, traceback
 
 
-def describe_frames(frame: FrameType | None) -> list[str]:
-    """`file:line function`, the outermost first. Reads no source, which may lie on the disk that hangs."""
-    found = [describe(*place) for place in traceback.walk_stack(frame)] if frame else []
-    return found[::-1]
+def extract_stack(frame: FrameType | None) -> list[str]:
+    """A thread's frames, the outermost first. Reads no source files: their disk may be what hangs."""
+    frames = [format_frame(*item) for item in traceback.walk_stack(frame)] if frame else []
+    return frames[::-1]
 
 
-def describe_traceback(error: BaseException) -> list[str]:
-    """The same of an exception's way, from where it is caught to where it was raised."""
-    return [describe(*place) for place in traceback.walk_tb(error.__traceback__)]
+def extract_traceback(error: BaseException) -> list[str]:
+    """An exception's frames, from where it was caught to where it was raised."""
+    return [format_frame(*item) for item in traceback.walk_tb(error.__traceback__)]
 
 
-def describe(frame: FrameType, line: int) -> str:
-    """One frame."""
+def format_frame(frame: FrameType, line: int) -> str:
+    """`file:line function`."""
     return f"{os.path.basename(frame.f_code.co_filename)}:{line} {frame.f_code.co_name}"
 
 
-def innermost(stack: Sequence[str]) -> str:
-    """The end of a stack, in one line."""
+def innermost_frames(stack: Sequence[str]) -> str:
+    """The last four frames of a stack, in one line."""
     return " > ".join(stack[-4:]) or "an unknown place"
 
 
-def dump(title: str, stack: Sequence[str]) -> str:
-    """A whole stack, one frame a line."""
+def format_stack(title: str, stack: Sequence[str]) -> str:
+    """A title and a whole stack, one frame a line."""
     return "\n".join([f"mnist_dist: {title}:", *(f"    {frame}" for frame in stack), ""])

@@ -1,4 +1,4 @@
-"""Processes that srun, mpirun or Kubeflow would start are one run, with the weights of a single process."""
+"""Processes started as by srun, mpirun or Kubeflow are one run, with the weights of a single process."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ TRAIN = [
 
 
 def slurm_job(port: int) -> dict[str, str]:
-    """The number of a job and of its step whose processes meet at this port."""
+    """Job and step numbers from which this port is derived."""
     job, step = divmod(port - 15000, 10)
     return {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}
 
 
 def slurm_port() -> int:
-    """A free port of those that jobs' numbers lead to."""
+    """A free port of those that are derived from job numbers."""
     for port in range(15000 + os.getpid() % 5000, 30000):
         with socket.socket() as listening:
             try:
@@ -43,13 +43,13 @@ def slurm_port() -> int:
     raise AssertionError("no free port")
 
 
-def places(launcher: str) -> list[dict[str, str]]:
-    """What each process finds in its environment."""
+def environments_of(launcher: str) -> list[dict[str, str]]:
+    """The variables that a launcher sets, for each process."""
     if launcher == "srun":
         step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "n1"}
         job = slurm_job(slurm_port()) | step | {"SLURM_NODEID": "0"}
         return [job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in "01"]
-    if launcher == "srun, two machines dealt out like cards":
+    if launcher == "srun, two machines, cyclic distribution":
         step = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_STEP_NODELIST": "localhost,x"}
         job = slurm_job(slurm_port()) | step
         ids = (("0", "0", "0"), ("1", "1", "0"), ("2", "0", "1"))
@@ -67,7 +67,7 @@ def places(launcher: str) -> list[dict[str, str]]:
 
 
 def train(environments: list[dict[str, str]], data: Path, folder: Path) -> int:
-    """Forget what the harness says, and train as another launcher's process."""
+    """Remove the harness's variables, and train as a process of another launcher."""
     rank = int(os.environ["RANK"])
     for name in [name for name in os.environ if name.startswith(("TORCHELASTIC", "MASTER_")) or "RANK" in name]:
         del os.environ[name]
@@ -104,21 +104,23 @@ def single(data: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
     ("launcher", "machines"),
     [
         ("srun", 1),
-        ("srun, two machines dealt out like cards", 2),
+        ("srun, two machines, cyclic distribution", 2),
         ("Open MPI", 1),
         ("MPICH or Intel MPI", 1),
         ("Kubeflow (PET_*)", 2),
     ],
 )
-def test_they_are_one_run(launcher: str, machines: int, data: Path, single: object, tmp_path: Path) -> None:
-    environments = places(launcher)
+def test_processes_of_a_launcher_are_one_run(
+    launcher: str, machines: int, data: Path, single: object, tmp_path: Path
+) -> None:
+    environments = environments_of(launcher)
     assert run_ranks(len(environments), train, environments, data, tmp_path) == [0] * len(environments)
     found = summary(tmp_path)
     assert (found["world_size"], found["machines"]) == (len(environments), machines)
     assert found["weights_sha256"] == single
-    said = (tmp_path / "out-0").read_text()
+    out = (tmp_path / "out-0").read_text()
     name = launcher.partition(",")[0]
-    assert f"launcher: {name}, rank 0 of {len(environments)}, meeting at " in said
+    assert f"launcher: {name}, rank 0 of {len(environments)}, rendezvous at " in out
     assert all((tmp_path / f"out-{rank}").read_text() == "" for rank in range(1, len(environments)))
 
 
@@ -138,16 +140,16 @@ def test_mpirun_and_accelerate_train_the_same(data: Path, single: object, tmp_pa
     accelerate = [*ACCELERATE, "--config_file", str(LAUNCH / "cpu_2.yaml"), *command]
     ended = [run(each, work=tmp_path)[0] for each in (mpi, [*accelerate, f"--run.dir={tmp_path / 'acc' / 'run'}"])]
     assert [each.code for each in ended] == [0, 0], [each.err for each in ended]
-    assert "Open MPI, rank 0 of 2, meeting at 127.0.0.1:" in ended[0].out  # in colours: mpirun makes a terminal
-    assert "launcher: accelerate launch, rank 0 of 2, meeting at 127.0.0.1:" in ended[1].out
+    assert "Open MPI, rank 0 of 2, rendezvous at 127.0.0.1:" in ended[0].out  # in colours: mpirun makes a terminal
+    assert "launcher: accelerate launch, rank 0 of 2, rendezvous at 127.0.0.1:" in ended[1].out
     for name in ("mpi", "acc"):
         found = summary(tmp_path / name)
         assert (found["world_size"], found["weights_sha256"]) == (2, single)
 
 
-def train_apart(environments: list[dict[str, str]], data: Path, folder: Path, what: str) -> int:
-    """The second process has other code, or another time."""
-    if os.environ["RANK"] == "1" and what == "code":
+def train_with_odd_rank(environments: list[dict[str, str]], data: Path, folder: Path, difference: str) -> int:
+    """Train; rank 1 has other code, or another clock."""
+    if os.environ["RANK"] == "1" and difference == "code":
         mnist_dist.train.software = lambda: software() | {"code": "other"}  # type: ignore[attr-defined]
     elif os.environ["RANK"] == "1":
         now = time.time
@@ -156,7 +158,7 @@ def train_apart(environments: list[dict[str, str]], data: Path, folder: Path, wh
 
 
 def test_other_code_on_one_machine_is_refused(data: Path, tmp_path: Path) -> None:
-    outcomes = try_ranks(2, train_apart, places("MPICH or Intel MPI"), data, tmp_path, "code")
+    outcomes = try_ranks(2, train_with_odd_rank, environments_of("MPICH or Intel MPI"), data, tmp_path, "code")
     assert [outcome.value for outcome in outcomes] == [2, 2]
     (line,) = (tmp_path / "out-0").read_text().splitlines()
     expected = f"the software of rank 1 differs from rank 0's: code='other' against {software()['code']!r}; start all"
@@ -164,7 +166,7 @@ def test_other_code_on_one_machine_is_refused(data: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-def test_a_clock_that_is_far_off_is_told(data: Path, tmp_path: Path) -> None:
-    assert run_ranks(2, train_apart, places("MPICH or Intel MPI"), data, tmp_path, "clock") == [0, 0]
+def test_a_clock_that_is_far_off_is_a_warning(data: Path, tmp_path: Path) -> None:
+    assert run_ranks(2, train_with_odd_rank, environments_of("MPICH or Intel MPI"), data, tmp_path, "clock") == [0, 0]
     (line,) = [line for line in (tmp_path / "out-0").read_text().splitlines() if line.startswith("warning: ")]
     assert line.startswith("warning: the clock of rank 1 is 60 s ahead of rank 0's")

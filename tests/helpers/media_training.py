@@ -1,4 +1,4 @@
-"""What ranks show of a network: media as plain values that can be compared, and nets that have everything."""
+"""A small training run that logs media, as plain values that tests on several ranks can compare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rehearsal import open_trainer
+from small_training import open_trainer
 from torch import nn
 
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -23,25 +23,25 @@ ARGUMENTS = (
     *("--run.device=cpu", "--run.threads=1", "--train.batch_size=24", "--train.epochs=2", "--train.eval_batch_size=7"),
     *("--tracking.log_steps=2", "--tracking.examples=5"),
 )
-Shown = list[tuple[int, int, dict[str, Any]]]
+LoggedMedia = list[tuple[int, int, dict[str, Any]]]
 
 
-def noisy() -> nn.Module:
-    """A net that looking at it could disturb: dropout, and batch norms with running statistics."""
+def stateful_model() -> nn.Module:
+    """A model that an extra forward pass could change: dropout, and batch norm with running statistics."""
     body = nn.Sequential(
         nn.Conv2d(1, 6, 5, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(6, 4, 3), nn.Flatten()
     )
     return ImageClassifier(body, nn.Linear(4 * 10 * 10, 10))
 
 
-def plain(value: Any) -> Any:
-    """Media with arrays as lists; what is not finite as text, since nan is not equal to itself."""
+def to_plain(value: Any) -> Any:
+    """Media with arrays as lists, and nan and infinities as text, since nan is not equal to itself."""
     if isinstance(value, Media):
-        return plain(asdict(value))
+        return to_plain(asdict(value))
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, np.ndarray):
         assert value.dtype == np.uint8
         return value.tolist()
@@ -49,17 +49,21 @@ def plain(value: Any) -> Any:
 
 
 def train(
-    arguments: tuple[str, ...], folder: Path, sizes: tuple[int, int], shows: bool = True, stop: int = -1
-) -> tuple[Shown, list[dict[str, Any]], str, str, list[int]]:
-    """Train, from the folder's newest checkpoint on, until the end or until a stop that one rank asks for.
+    arguments: tuple[str, ...], folder: Path, sizes: tuple[int, int], has_media: bool = True, stop: int = -1
+) -> tuple[LoggedMedia, list[dict[str, Any]], str, str, list[int]]:
+    """Train from the folder's newest checkpoint to the end, or to a step after which one rank requests a stop.
+
+    Args:
+        has_media: whether a Visualizer logs media.
+        stop: the step; -1 for the end.
 
     Returns:
-        what this rank showed, its rows, the digests of the weights and of their average, and the state of torch's
-        random numbers.
+        the media that this rank logged, its metric rows, SHA-256 of the weights and of the evaluated weights, and the
+        state of torch's random generator.
     """
     topology = read_topology()
     config = load([*ARGUMENTS, *arguments], topology.world_size).config
-    shown: Shown = []
+    logged: LoggedMedia = []
     rows: list[dict[str, Any]] = []
     with start_runtime(config, topology) as runtime:
 
@@ -67,12 +71,15 @@ def train(
             if step == stop and runtime.rank == runtime.world_size - 1:
                 runtime.request_stop()
 
-        show = (lambda *seen: shown.append((*seen[:2], plain(seen[2])))) if shows else None
-        trainer = open_trainer(runtime, config, folder, sizes, after_step, network=noisy, rows=rows, show=show)
+        def log(step: int, epoch: int, media: Media) -> None:
+            logged.append((step, epoch, to_plain(media)))
+
+        show = log if has_media else None
+        trainer = open_trainer(runtime, config, folder, sizes, after_step, network=stateful_model, rows=rows, show=show)
         try:
             trainer.train()
         except Stopped:
             assert stop >= 0
         assert trainer.state.model.training
         random = torch.get_rng_state().tolist()
-        return shown, rows, weights_sha256(trainer.state.model), weights_sha256(trainer.state.eval_model), random
+        return logged, rows, weights_sha256(trainer.state.model), weights_sha256(trainer.state.eval_model), random

@@ -1,4 +1,4 @@
-"""What ranks do in these tests: a small, real training run, of which everything that matters is brought home."""
+"""A small real training run for tests on several ranks, which returns all that matters of it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from mnist_dist.training.visualizer import Visualizer
 BASICS = ("--run.device=cpu", "--run.threads=1", "--model.name=basic", "--tracking.log_steps=1", "--train.precision=no")
 
 
-def image_set(count: int, seed: int) -> ImageSet:
-    """Noise with a bright row that says the class. The first two pixels of an image spell its index."""
+def synthetic_images(count: int, seed: int) -> ImageSet:
+    """Noise with a bright row whose place is the class. The first two pixels of an image encode its index."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(10, (count,), generator=generator)
     images = torch.randint(0, 160, (count, 1, 28, 28), generator=generator).to(torch.uint8)
@@ -41,20 +41,20 @@ def image_set(count: int, seed: int) -> ImageSet:
     return ImageSet(images, labels)
 
 
-def indices_of(images: Tensor, config: DataConfig) -> list[int]:
-    """The indices that normalised, not augmented images spell."""
-    spelt = (images[:, 0, 0, :2] * config.std + config.mean).mul(255).round().long()
-    return (spelt[:, 0] * 256 + spelt[:, 1]).tolist()
+def decode_indices(images: Tensor, config: DataConfig) -> list[int]:
+    """The indices of normalised images that were not augmented."""
+    pixels = (images[:, 0, 0, :2] * config.std + config.mean).mul(255).round().long()
+    return (pixels[:, 0] * 256 + pixels[:, 1]).tolist()
 
 
-class Watcher(Console):
-    """Calls something after each step of this rank."""
+class StepCallback(Console):
+    """A console that shows nothing, and calls a function after each step of this rank."""
 
     def __init__(self, after_step: Callable[[int], None]) -> None:
         self.after_step = after_step
 
     def progress(self, step: int, epoch: int) -> None:
-        """One more step is done."""
+        """A step is done."""
         self.after_step(step)
 
 
@@ -122,60 +122,60 @@ def open_trainer(
     network: Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> Trainer:
-    """A trainer over `sizes` random training and test images, at the folder's newest checkpoint if it has one.
-
-    Without another `network`, the configured one computes in double precision: then rounding, which may push an
-    activation to the other side of a ReLU, neither hides a mistake nor looks like one.
+    """A Trainer on synthetic images, restored from the folder's newest checkpoint if it has one.
 
     Args:
+        sizes: number of training images and of test images.
+        network: creates the model. By default it is the configured one in double precision: rounding in single
+            precision moves activations over the kink of a ReLU, which may hide a mistake or look like one.
         options: of `build_trainer`.
     """
     nothing = ImageSet(torch.zeros(0, 1, 28, 28, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
-    splits = Splits(image_set(sizes[0], seed=1), nothing, image_set(sizes[1], seed=2)).to(runtime.device)
+    splits = Splits(synthetic_images(sizes[0], seed=1), nothing, synthetic_images(sizes[1], seed=2)).to(runtime.device)
     torch.manual_seed(config.run.seed)
     model = runtime.to_device(network() if network else create_model(config.model.name).double())
     if network is None:
         model.register_forward_pre_hook(to_double)
     newest = newest_checkpoint(folder, print)
     resume = load_checkpoint(newest) if newest else None
-    return build_trainer(config, runtime, model, splits, Watcher(after_step), folder, resume=resume, **options)
+    return build_trainer(config, runtime, model, splits, StepCallback(after_step), folder, resume=resume, **options)
 
 
 def to_double(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """A hook before a network: double precision is what it gets."""
+    """A forward pre-hook that converts the images to double precision."""
     return (inputs[0].double(),)
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one rank saw of a training run."""
+class TrainResult:
+    """What one rank returns of a training run."""
 
     rows: list[dict[str, Any]]
-    seen: list[list[int]]
-    """For each step, the indices of the images that this rank's model was given; empty with augmentation."""
+    batches: list[list[int]]
+    """For each step, the indices of the images that this rank's model was given; meaningless with augmentation."""
     weights: dict[str, Tensor]
-    network: dict[str, Tensor]
+    eval_weights: dict[str, Tensor]
     sha256: str
 
 
-def train(arguments: Sequence[str], folder: Path, sizes: tuple[int, int]) -> Run:
+def train(arguments: Sequence[str], folder: Path, sizes: tuple[int, int]) -> TrainResult:
     """Train as the arguments say."""
     topology = read_topology()
     config = load([*BASICS, *arguments], topology.world_size).config
     with start_runtime(config, topology) as runtime:
         rows: list[dict[str, Any]] = []
-        seen: list[list[int]] = [[]]
-        trainer = open_trainer(runtime, config, folder, sizes, lambda step: seen.append([]), rows=rows)
+        batches: list[list[int]] = [[]]
+        trainer = open_trainer(runtime, config, folder, sizes, lambda step: batches.append([]), rows=rows)
 
-        def note(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        def record_batch(module: nn.Module, inputs: tuple[Tensor]) -> None:
             if module.training:
-                seen[-1] += indices_of(inputs[0], config.data)
+                batches[-1] += decode_indices(inputs[0], config.data)
 
-        trainer.state.model.register_forward_pre_hook(note)
+        trainer.state.model.register_forward_pre_hook(record_batch)
         trainer.train()
-        return Run(
+        return TrainResult(
             rows,
-            seen[:-1],
+            batches[:-1],
             trainer.state.model.state_dict(),
             trainer.state.eval_model.state_dict(),
             weights_sha256(trainer.state.eval_model),
