@@ -109,7 +109,7 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
             console.say(f"{run_dir.folder} holds this run, finished; --run.resume=never starts it over")
         else:
             train_and_test(train_step, data, console, run_dir, run_id, key_check)
-        lock.finished = True
+        lock.mark_finished()
     return EXIT_DONE
 
 

@@ -100,10 +100,11 @@ def open_run_dir(config: Config, recipes: Sequence[str], lock: RunLock, warn: Ca
     named = config.run.dir or lock.find_restarted_run(RUNS)
     path = Path(named or RUNS / f"{'-'.join(recipes) or 'default'}-{timestamp}").expanduser()
     try:
-        lock.created = [parent for parent in path.parents if not parent.exists()]
+        missing = [parent for parent in path.parents if not parent.exists()]
+        lock.remove_unless_started(missing)
         if not (named and path.exists()):
             path = create_folder(path) if named else create_new_folder(path)
-            lock.created = [path, *lock.created]
+            lock.remove_unless_started([path, *missing])
         lock.acquire(path, warn)
         if config.run.resume != "never" or lock.is_restart:
             recover(path / CHECKPOINTS)

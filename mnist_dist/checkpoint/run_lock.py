@@ -62,10 +62,7 @@ class RunLock:
         """File descriptor of the locked file; -1 until `acquire`."""
         self.folder = Path()
         self.created: Sequence[Path] = ()
-        """Folders that were created for this run, innermost first; removed on exit unless the run has started."""
-        self.started = False
-        self.finished = False
-        """Set it when the run is complete."""
+        self.started = self.finished = False
 
     @property
     def is_restart(self) -> bool:
@@ -112,6 +109,14 @@ class RunLock:
         """The run starts: from here on a restart by our launcher resumes it. Needs the lock."""
         self.started = True
         self.write_holder(self.holder.launcher)
+
+    def mark_finished(self) -> None:
+        """The run is complete: its lock file is deleted on exit."""
+        self.finished = True
+
+    def remove_unless_started(self, created: Sequence[Path]) -> None:
+        """Remove folders that were created for this run, innermost first, on exit without `mark_started`."""
+        self.created = created
 
     def write_holder(self, launcher: int) -> None:
         """Write who holds the lock, and the launcher of the run in this folder."""

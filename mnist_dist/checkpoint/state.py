@@ -47,6 +47,16 @@ class TrainProgress:
     best: dict[str, float] = field(default_factory=dict)
     """step, accuracy and loss of the best evaluation on the validation split; empty before the first."""
 
+    def finish_step(self) -> None:
+        """Count one more global batch."""
+        self.step += 1
+        self.step_in_epoch += 1
+
+    def finish_epoch(self) -> None:
+        """Go to the start of the next epoch."""
+        self.epoch += 1
+        self.step_in_epoch = 0
+
     def note_best(self, accuracy: float, loss: float) -> None:
         """Make the current step the best one if its accuracy, or at equal accuracy its loss, is better.
 

@@ -107,8 +107,7 @@ class Trainer:
         for batch in batches:
             self.profiler.before_step(batch.size)
             stop = self.train_step.step(batch)
-            progress.step += 1
-            progress.step_in_epoch += 1
+            progress.finish_step()
             self.metric_logger.add_images(batch.size)
             self.console.progress(progress.step, progress.epoch)
             logs = progress.step % self.config.tracking.log_steps == 0 or self.is_epoch_done() or self.is_done()
@@ -158,8 +157,7 @@ class Trainer:
         shows = self.config.tracking.has_media(progress.epoch + 1, self.config.train.epochs) or self.is_done()
         held_out = self.evaluate_held_out(self.visualizer if shows else None)
         self.metric_logger.log_epoch(self.train_step.lr, self.held_out, held_out)
-        progress.epoch += 1
-        progress.step_in_epoch = 0
+        progress.finish_epoch()
         if len(self.data.val):
             progress.note_best(held_out.accuracy, held_out.loss)
         self.save()

@@ -27,7 +27,8 @@ with RunLock(0) as lock:
     lock.acquire(Path(sys.argv[1]), print)
     child = subprocess.Popen(["sleep", "600"], close_fds=False, stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
-    lock.finished = sys.stdin.readline() == "finish\\n"
+    if sys.stdin.readline() == "finish\\n":
+        lock.mark_finished()
 """
 
 
@@ -48,7 +49,8 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 def take(folder: Path, **done: bool) -> None:
     with RunLock(0) as lock:
         lock.acquire(folder, pytest.fail)
-        lock.finished = done.get("finished", False)
+        if done.get("finished"):
+            lock.mark_finished()
 
 
 def test_the_second_is_refused_by_the_name_of_the_first(tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_a_folder_made_for_a_run_that_did_not_begin_is_removed(there: bool, tmp_
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     with RunLock(0) as lock:
-        lock.created = [] if there else [folder, folder.parent]
+        lock.remove_unless_started([] if there else [folder, folder.parent])
         lock.acquire(folder, pytest.fail)
     assert list(tmp_path.rglob("*")) == ([folder.parent, folder] if there else [])
 
