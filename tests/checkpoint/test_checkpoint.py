@@ -1,4 +1,4 @@
-"""Checkpoints: read back as written, damage noticed and named, nothing half-written left, the right ones deleted."""
+"""Checkpoints: read back as written, damage detected and named, nothing incomplete left, the right ones pruned."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert sorted(os.listdir(path)) == sorted([*FILES, "manifest.json"])
 
 
-def test_empty_parts_are_empty_again(tmp_path: Path) -> None:
-    """SGD without momentum has no state, and most runs no moving average."""
+def test_empty_parts_are_read_back_empty(tmp_path: Path) -> None:
+    """SGD without momentum has no state, and most runs have no EMA."""
     plain = replace(saved(step=0), optimizer={}, ema={})
     path = save_checkpoint(tmp_path, 0, plain)
     assert not (path / "ema.safetensors").exists()
@@ -91,7 +91,9 @@ def test_the_same_step_again_replaces_the_first(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_folders_of_a_killed_process_are_ignored_and_cleaned_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -113,10 +115,10 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("settle", [recover, lambda root: save_checkpoint(root, 9, saved(step=9))])
-def test_a_checkpoint_whose_successor_never_came_gets_its_name_back(
+def test_a_checkpoint_moved_aside_for_a_new_one_that_is_not_there_gets_its_name_back(
     tmp_path: Path, settle: Callable[[Path], Any]
 ) -> None:
-    """A kill between the two renames of a step that is written again."""
+    """As after a kill between the two renames, when a step is saved again."""
     path = save_checkpoint(tmp_path, 7, saved())
     path.rename(tmp_path / f".replaced-{path.name}")
     settle(tmp_path)
@@ -156,7 +158,7 @@ def test_everything_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
 
 @contextlib.contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """As on a full disk: no file may grow beyond this many bytes."""
+    """Like a full disk: no file can grow beyond this many bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -203,21 +205,21 @@ def test_a_failed_last_rename_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert os.listdir(tmp_path) == []
 
 
-def test_a_run_folder_that_vanished_is_not_made_again(tmp_path: Path) -> None:
-    """Where it was mounted, the disk beneath must not be filled."""
+def test_a_run_directory_that_vanished_is_not_created_again(tmp_path: Path) -> None:
+    """If its mount is gone, the disk below must not be filled."""
     with pytest.raises(TrainingError, match="No such file or directory"):
         save_checkpoint(tmp_path / "run" / "checkpoints", 7, saved())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_reader_would_refuse_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for state, said in ({"loss": math.nan}, "not JSON compliant"), ({"text": "x" * MAX_JSON_BYTES}, "no more than"):
         with pytest.raises(TrainingError, match=f"cannot be written .*{said}"):
             save_checkpoint(tmp_path, 7, replace(saved(), state=state))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="step-00000007: cannot be written"):
         save_checkpoint(tmp_path / "file" / "checkpoints", 7, saved())
@@ -237,7 +239,7 @@ def edit(**changes: Any) -> Callable[[Path], None]:
 
 
 def describe_as(name: str, **description: Any) -> Callable[[Path], None]:
-    """Let the manifest describe one more file."""
+    """Add an entry to the manifest, or replace one."""
 
     def change(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -275,7 +277,7 @@ def turn_into_folder(name: str) -> Callable[[Path], None]:
 
 
 def turn_into_link(name: str) -> Callable[[Path], None]:
-    """A link to the very same content, elsewhere."""
+    """Replace a file by a link to the same content."""
 
     def change(folder: Path) -> None:
         (folder / name).rename(folder.parent / name)
@@ -285,7 +287,7 @@ def turn_into_link(name: str) -> Callable[[Path], None]:
 
 
 def turn_into_pipe(name: str) -> Callable[[Path], None]:
-    """A named pipe that nobody writes into: to open it as a file is to wait for ever."""
+    """Replace a file by a named pipe without a writer: an ordinary open would never return."""
 
     def change(folder: Path) -> None:
         (folder / name).unlink()
@@ -372,9 +374,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_damage_is_noticed_and_named(folder: Path, case: str) -> None:
+def test_damage_is_detected_and_named(folder: Path, case: str) -> None:
     inflict, reason = DAMAGES[case]
-    (folder.parent / "elsewhere").write_bytes(b"")  # were it looked at, it would be as described
+    (folder.parent / "elsewhere").write_bytes(b"")  # as the manifest describes it, if it were read
     inflict(folder)
     assert corruption(folder) is not None
     with pytest.raises(UserError, match=rf"^checkpoint .*step-00000007: .*{reason}.*; choose another one$") as error:
@@ -418,7 +420,7 @@ def test_a_renamed_checkpoint_is_refused(folder: Path) -> None:
 
 
 def test_nothing_that_is_read_can_execute(folder: Path, tmp_path: Path) -> None:
-    """A pickle with a right digest in the manifest is refused, not run."""
+    """A pickle whose digest is in the manifest is refused, not executed."""
     pickle = tmp_path / "pickle"
     torch.save({"a": torch.zeros(1)}, pickle)
     replace_file(folder, "model.safetensors", pickle.read_bytes())
@@ -450,7 +452,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int |
 
 
 def test_a_damaged_checkpoint_of_a_later_step_is_not_kept_instead_of_a_whole_one(tmp_path: Path) -> None:
-    """The run went on from step 1, since step 9 was damaged, and has come to step 5."""
+    """The run resumed from step 1, because step 9 was damaged, and is now at step 5."""
     for step in (1, 5, 9):
         (tmp_path / f"step-{step:08d}").mkdir()
     prune_checkpoints(tmp_path, keep=1, best_step=None, newest_step=5)
@@ -461,7 +463,7 @@ def test_a_damaged_checkpoint_of_a_later_step_is_not_kept_instead_of_a_whole_one
 
 
 def plain_sha256(model: nn.Module) -> str:
-    """The digest as the design words it, number by number."""
+    """The digest by its definition, number by number."""
     letters = {torch.float32: "f", torch.int64: "q", torch.bool: "?"}
     data = b""
     for name in sorted(model.state_dict()):
@@ -472,7 +474,7 @@ def plain_sha256(model: nn.Module) -> str:
 
 
 @pytest.mark.parametrize("name", ["basic", "convnet"])
-def test_weights_sha256_is_what_the_design_says_in_any_memory_format(name: str) -> None:
+def test_weights_sha256_is_as_defined_in_any_memory_format(name: str) -> None:
     torch.manual_seed(0)
     model: nn.Module = create_model(name)
     digest = weights_sha256(model)
@@ -525,10 +527,10 @@ def test_weights_of_another_model_are_refused(change: Callable[[dict[str, Tensor
     assert weights_sha256(model) == before
 
 
-# Files written whole
+# Atomic writes
 
 
-def test_a_file_is_written_whole_or_stays_what_it_was(tmp_path: Path) -> None:
+def test_atomic_write_replaces_a_file_or_leaves_it_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     with atomic_write(path) as file:
         file.write_text('{"a": 1}')

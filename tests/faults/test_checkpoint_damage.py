@@ -1,4 +1,4 @@
-"""Property tests and fuzzing of the reader: damage is always noticed, and a forger gets one line or nothing odd."""
+"""Property tests and fuzzing of the reader: all damage is detected, and forged files are refused in one line."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def content() -> dict[str, bytes]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A whole checkpoint of step 7, and an older one beside it."""
+    """A whole checkpoint of step 7, with an older one of step 3 beside it."""
     save_checkpoint(tmp_path, 3, saved(step=3))
     return save_checkpoint(tmp_path, 7, saved())
 
 
 def restore(folder: Path) -> None:
-    """Every file of the checkpoint as it was."""
+    """Write every file of the checkpoint anew."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, data in content().items():
@@ -85,7 +85,7 @@ def swap(folder: Path, name: str, place: float, bit: int) -> None:
 
 
 def zero(folder: Path, name: str, place: float, bit: int) -> None:
-    """A block that the disk never got."""
+    """A block that was never written: zeros up to the end."""
     data = (folder / name).read_bytes()
     where = int(place * len(data) * 0.9)
     (folder / name).write_bytes(data[:where] + bytes(len(data) - where))
@@ -109,7 +109,7 @@ def test_any_damage_is_named_and_the_one_before_is_used(
     assert is_same(newest.parse(), saved(step=3))
     (warning,) = warnings
     assert warning.startswith(f"checkpoint {folder} is damaged (")
-    # With a manifest that is another one, it is the word of one file against that of another.
+    # If the manifest itself was changed, the message may name either file.
     assert any(
         f"({each}: " in warning for each in ([name] if inflict is not swap and name != "manifest.json" else EACH)
     )
@@ -121,7 +121,7 @@ def test_any_damage_is_named_and_the_one_before_is_used(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", EACH)
-def test_every_flipped_bit_is_noticed(folder: Path, name: str) -> None:
+def test_every_flipped_bit_is_detected(folder: Path, name: str) -> None:
     for place in range(len(content()[name])):
         for bit in range(8):
             data = bytearray(content()[name])
@@ -130,12 +130,12 @@ def test_every_flipped_bit_is_noticed(folder: Path, name: str) -> None:
             assert corruption(folder) is not None, (place, bit)
 
 
-# Forgery: digests and sizes are right
+# Forgery: digests and sizes match the manifest
 
 
 @contextlib.contextmanager
 def bounded_memory(limit: int) -> Iterator[None]:
-    """No more than this many bytes at once, neither by Python nor beside it."""
+    """Assert that memory, of Python and of the process, grows by less than `limit` bytes."""
     tracemalloc.start()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
@@ -208,13 +208,13 @@ def test_forged_tensors_are_refused_in_one_line(folder: Path, case: str) -> None
     assert reason.isprintable()
 
 
-def test_what_is_not_forged_is_taken() -> None:
+def test_a_valid_file_is_accepted() -> None:
     assert parse_tensors(header(a=tensor()))["a"].tolist() == [0.0]
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_a_huge_file_is_not_read(folder: Path, name: str) -> None:
-    """One with a hole: it takes no room on the disk, but would in memory."""
+    """A sparse file: it takes no space on the disk, but would in memory."""
     size = (1 << 40) + 1
     (folder / name).open("r+b").truncate(size)
     if name != "manifest.json":
@@ -296,7 +296,7 @@ STATES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("case", STATES)
 def test_a_forged_state_is_refused_in_one_line(folder: Path, case: str) -> None:
-    """And counts as damage: the run goes on from the checkpoint before."""
+    """And counts as damage: the checkpoint before is used."""
     forged, reason = STATES[case]
     replace_file(folder, "state.json", forged)
     with bounded_memory(64 << 20):
@@ -315,11 +315,11 @@ def test_a_forged_state_is_refused_in_one_line(folder: Path, case: str) -> None:
 @pytest.mark.parametrize(
     "state", [state_of(7), state_of(7) | {"scaler": SCALER}, json.loads(moved(best=BEST, evaluated=-1, scaler_skips=7))]
 )
-def test_a_state_that_can_be_is_taken(state: dict[str, Any]) -> None:
+def test_a_valid_state_is_accepted(state: dict[str, Any]) -> None:
     check_state(state, 7)
 
 
-def test_a_checkpoint_of_before_norms_were_kept_goes_on(folder: Path) -> None:
+def test_a_checkpoint_without_norms_is_read_with_empty_sums(folder: Path) -> None:
     replace_file(folder, "state.json", without("norms"))
     assert load_checkpoint(folder).state["norms"] == {"count": 0, "nonfinite": 0, "total": 0.0, "most": 0.0}
 
@@ -362,7 +362,7 @@ def test_a_new_field_of_the_progress_is_checked_by_its_type(monkeypatch: pytest.
         st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=12), st.integers(0, 12)), max_size=4
     ),
 )
-def test_mutated_bytes_are_refused_or_taken_and_nothing_else(
+def test_mutated_bytes_are_refused_or_accepted_and_nothing_else(
     folder: Path, name: str, edits: list[tuple[float, bytes, int]]
 ) -> None:
     restore(folder)
@@ -388,7 +388,7 @@ plain = st.recursive(
 @given(
     path=st.sampled_from([(a,) for a in state_of(7)] + [("progress", b) for b in state_of(7)["progress"]]), value=plain
 )
-def test_any_value_in_the_state_is_refused_or_taken_and_nothing_else(
+def test_any_value_in_the_state_is_refused_or_accepted_and_nothing_else(
     folder: Path, path: tuple[str, ...], value: Any
 ) -> None:
     restore(folder)
@@ -407,14 +407,14 @@ def test_any_value_in_the_state_is_refused_or_taken_and_nothing_else(
         max_size=3,
     )
 )
-def test_any_header_is_refused_or_taken_and_nothing_else(folder: Path, tensors: dict[str, Any]) -> None:
+def test_any_header_is_refused_or_accepted_and_nothing_else(folder: Path, tensors: dict[str, Any]) -> None:
     restore(folder)
     replace_file(folder, "model.safetensors", header(**tensors))
     check_reader(folder)
 
 
 def check_reader(folder: Path) -> None:
-    """The reader takes a checkpoint, or says in one short line why not."""
+    """Assert that the reader accepts a checkpoint, or refuses it in one short line."""
     reason = corruption(folder)
     if reason is None:
         found = load_checkpoint(folder)

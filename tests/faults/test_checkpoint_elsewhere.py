@@ -1,4 +1,4 @@
-"""The run's folder lies on the main process's machine alone: the others get the checkpoint from it."""
+"""The run directory is on the main process's machine alone: the other processes get the checkpoint from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS += ["--model.name=basic", "--tracking.mode=disabled", "--run.threads=1"
 
 
 def train_at_home(work: Path, *options: str) -> int:
-    """Train, each rank in a folder that the other does not see."""
+    """Train, each rank in a working directory of its own, as on two machines."""
     os.chdir(work / str(read_topology().rank))
     return main([f"--data.root={work}", *SETTINGS, *options])
 
@@ -43,24 +43,28 @@ def sha256(run: Path) -> str:
     return str(json.loads((run / "summary.json").read_text())["weights_sha256"])
 
 
-def test_all_go_on_from_what_the_main_process_reads(work: Path) -> None:
+def test_all_processes_resume_from_what_the_main_process_reads(work: Path) -> None:
     assert run_ranks(2, train_at_home, work, machines=2) == [EXIT_DONE] * 2
     whole = sha256(work / "0" / "run")
     shutil.rmtree(work / "0" / "run")
     assert run_ranks(2, train_at_home, work, "--train.max_steps=11", machines=2) == [EXIT_DONE] * 2
     newest = work / "0" / "run" / "checkpoints" / "step-00000011"
-    shutil.copytree(newest, newest.with_name("step-00000012"))  # a foreign one: only the main process can know
+    shutil.copytree(
+        newest, newest.with_name("step-00000012")
+    )  # corrupt, its manifest names step 11: only the main process can know
     assert run_ranks(2, train_at_home, work, machines=2) == [EXIT_DONE] * 2
     assert sha256(work / "0" / "run") == whole
     summary = json.loads((work / "0" / "run" / "summary.json").read_text())
     assert summary["resumed_from"] == "run/checkpoints/step-00000011"
     before = (work / "0" / "run" / "summary.json").stat().st_mtime_ns
-    assert run_ranks(2, train_at_home, work, machines=2) == [EXIT_DONE] * 2  # it is finished, as all must agree
+    assert (
+        run_ranks(2, train_at_home, work, machines=2) == [EXIT_DONE] * 2
+    )  # the run is finished, and all processes agree
     assert (work / "0" / "run" / "summary.json").stat().st_mtime_ns == before
     assert list((work / "1").iterdir()) == []
 
 
-def test_what_the_main_process_refuses_all_refuse_and_nothing_is_left(work: Path) -> None:
+def test_all_processes_refuse_what_the_main_process_refuses_and_leave_nothing(work: Path) -> None:
     outcomes = try_ranks(2, refused_at_home, work, "--run.resume=nowhere", machines=2)
     for outcome in outcomes:
         assert isinstance(outcome.error, UserError), outcome.trace
@@ -72,6 +76,6 @@ def test_a_finished_run_leaves_no_lock_and_one_that_failed_does(work: Path) -> N
     assert run_ranks(1, train_at_home, work, "--train.max_steps=1") == [EXIT_DONE]
     assert not (work / "0" / "run" / LOCK).exists()
     (work / "0" / "run" / "summary.json").unlink()
-    (work / "0" / "run" / "summary.json").mkdir()  # the last thing a run does cannot be done
+    (work / "0" / "run" / "summary.json").mkdir()  # so that the summary cannot be written
     assert run_ranks(1, train_at_home, work, "--train.max_steps=2") == [1]
     assert (work / "0" / "run" / LOCK).exists()

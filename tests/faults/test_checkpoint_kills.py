@@ -1,6 +1,6 @@
-"""A process that is killed while it writes checkpoints leaves each one whole, or absent, and none lost that it had.
+"""A process killed while it saves or prunes: every checkpoint is whole or absent, and no earlier one is lost.
 
-The child dies at a given line of Python, in the middle of a write, or whenever SIGKILL happens to reach it.
+A child process ends at a given line of Python, in the middle of a write, or at a random moment by SIGKILL.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from mnist_dist.checkpoint.manager import (
 )
 
 KILLED = 77
-WHERE = ("checkpoint/manager.py", "checkpoint/format.py", "utils/files.py", "shutil.py", "pathlib.py")
+TRACED_FILES = ("checkpoint/manager.py", "checkpoint/format.py", "utils/files.py", "shutil.py", "pathlib.py")
 FIRST = (1, 2, 3)
 
 
 def prepare(root: Path) -> None:
-    """Steps 1 to 3, in their first edition."""
+    """Save steps 1 to 3 with the data of seed 1."""
     for step in FIRST:
         save_checkpoint(root, step, saved(1, step))
 
 
 def work(root: Path) -> None:
-    """Step 3 again, in its second edition, then steps 4 and 5; two are kept, and step 1, the best."""
+    """Save step 3 again, then steps 4 and 5, with the data of seed 2; keep two, and step 1 as the best."""
     for step in (3, 4, 5):
         save_checkpoint(root, step, saved(2, step))
         prune_checkpoints(root, 2, 1, step)
 
 
 def in_a_child(action: Callable[[], None]) -> int:
-    """Do something in a process of its own; its exit code, or minus the signal that ended it."""
+    """Run `action` in a forked process. Returns its exit code, or minus the signal that ended it."""
     child = os.fork()
     if not child:
         try:
@@ -59,12 +59,12 @@ def in_a_child(action: Callable[[], None]) -> int:
 
 
 def die_at(count: int) -> Callable[..., Any]:
-    """A tracer that ends the process before the line of this number of those that touch files."""
+    """A trace function that ends the process before line number `count` of those in TRACED_FILES."""
     left = count
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.endswith(WHERE):
+        if not frame.f_code.co_filename.endswith(TRACED_FILES):
             return None
         if event == "line":
             left -= 1
@@ -81,7 +81,7 @@ def work_until_line(root: Path, count: int) -> None:
 
 
 def work_until_byte(root: Path, count: int) -> None:
-    """Every write to a file is of a few bytes at a time, until as many as `count` are written."""
+    """As `work`, but the process ends after `count` bytes were written to files."""
     left = count
     original = Path.open
 
@@ -112,8 +112,12 @@ def work_until_byte(root: Path, count: int) -> None:
 
 
 def check(root: Path) -> list[int]:
-    """What a killed child may leave, and what the next process makes of it; the steps that are there."""
-    for path in list_checkpoints(root):  # also for those who look before anybody has tidied up
+    """Assert that what a killed child left is sound, and that the next process recovers and continues.
+
+    Returns:
+        The steps that were there after `recover`.
+    """
+    for path in list_checkpoints(root):  # before `recover` too: other processes may read now
         assert corruption(path) is None, path
     recover(root)
     assert not [path for path in root.iterdir() if path.name.startswith(".")]
@@ -133,13 +137,13 @@ def check(root: Path) -> list[int]:
 
 
 def lines_of_work(root: Path) -> int:
-    """How many lines `work` has."""
+    """Number of lines in TRACED_FILES that `work` executes."""
     prepare(root)
     lines = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal lines
-        if not frame.f_code.co_filename.endswith(WHERE):
+        if not frame.f_code.co_filename.endswith(TRACED_FILES):
             return None
         lines += event == "line"
         return trace
@@ -154,7 +158,7 @@ def lines_of_work(root: Path) -> int:
 
 
 def kill_at(template: Path, root: Path, action: Callable[[Path, int], None], count: int) -> list[int]:
-    """The steps that are left by a child that ends at a point."""
+    """Run `action` in a child until it ends at point `count`; check, and return, what it left."""
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(template, root)
     assert in_a_child(lambda: action(root, count)) == KILLED
@@ -169,7 +173,7 @@ def template(tmp_path: Path) -> Path:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """So many numbers from 1 to `total`, evenly spread but never in step with anything."""
+    """`count` numbers from 1 to `total`: one random number in each of `count` equal ranges."""
     generator = random.Random(0)
     return [1 + int((index + generator.random()) * total / count) for index in range(count)]
 
@@ -177,7 +181,7 @@ def spread(total: int, count: int) -> list[int]:
 def test_killed_at_some_lines(template: Path, tmp_path: Path) -> None:
     lines = lines_of_work(tmp_path / "counted")
     left = {tuple(kill_at(template, tmp_path / "root", work_until_line, n)) for n in spread(lines - 1, 60)}
-    assert {(1, 2, 3), (1, 3, 4), (1, 4, 5)} <= left  # the kills came at different times
+    assert {(1, 2, 3), (1, 3, 4), (1, 4, 5)} <= left  # the kills came at different stages
     assert lines > 500
 
 
@@ -190,7 +194,7 @@ def test_killed_in_some_writes(template: Path, tmp_path: Path) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("share", range(8))
 def test_killed_at_every_line(share: int, template: Path, tmp_path: Path) -> None:
-    """In eight parts, each as long as a test may be on a slow machine."""
+    """In eight parts, so that each ends within the test timeout on a slow machine."""
     lines = lines_of_work(tmp_path / "counted")
     for line in range(1 + share, lines, 8):
         kill_at(template, tmp_path / "root", work_until_line, line)
@@ -205,7 +209,7 @@ def work_for_ever(root: Path, ready: int) -> None:
 
 
 def kill_after(template: Path, root: Path, seconds: float) -> None:
-    """SIGKILL, some time after the child has begun."""
+    """SIGKILL to the child, `seconds` after it has started to work; then `check`."""
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(template, root)
     ours, theirs = os.pipe()
@@ -217,7 +221,7 @@ def kill_after(template: Path, root: Path, seconds: float) -> None:
             os._exit(1)
     os.close(theirs)
     assert os.read(ours, 1) == b"x"
-    select.select([ours], [], [], seconds)  # nothing comes: this is the clock
+    select.select([ours], [], [], seconds)  # as a sleep: nothing is written to the pipe
     os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     os.close(ours)

@@ -1,4 +1,4 @@
-"""One run in one folder: real processes that want the same one, are killed in it, and leave children behind."""
+"""The lock on a run directory, with real processes: refused, killed, and with children that outlive them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ with RunLock(0) as lock:
 
 @contextlib.contextmanager
 def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the folder until it reads a line, and leaves a child behind."""
+    """Another process that holds the lock until it reads a line, and starts a child that outlives it."""
     command = [sys.executable, "-c", HOLD, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -46,18 +46,18 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
             os.kill(child, signal.SIGKILL)  # it must have lived until here
 
 
-def take(folder: Path, **done: bool) -> None:
+def lock_and_release(folder: Path, **done: bool) -> None:
     with RunLock(0) as lock:
         lock.acquire(folder, pytest.fail)
         if done.get("finished"):
             lock.mark_finished()
 
 
-def test_the_second_is_refused_by_the_name_of_the_first(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_told_who_holds_the_lock(tmp_path: Path) -> None:
     with holder(tmp_path) as first:
         before = (tmp_path / LOCK).read_bytes()
         with pytest.raises(UserError) as error:
-            take(tmp_path)
+            lock_and_release(tmp_path)
         assert str(error.value) == (
             f"run.dir={tmp_path}: is in use by process {first.pid} on {platform.node()}; "
             "wait for it, stop it, or choose another --run.dir"
@@ -66,39 +66,37 @@ def test_the_second_is_refused_by_the_name_of_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_holder_leaves_no_lock_though_its_child_lives_on(number: int, tmp_path: Path) -> None:
+def test_a_killed_holder_leaves_no_lock_even_if_its_child_lives_on(number: int, tmp_path: Path) -> None:
     with holder(tmp_path) as first:
         first.send_signal(number)
         first.wait()
         assert (tmp_path / LOCK).exists()
-        take(tmp_path)
+        lock_and_release(tmp_path)
 
 
 def test_a_finished_holder_leaves_no_file(tmp_path: Path) -> None:
     with holder(tmp_path) as first:
         first.communicate("finish\n")
         assert os.listdir(tmp_path) == []
-        take(tmp_path, finished=True)
+        lock_and_release(tmp_path, finished=True)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": "x"}', b"x" * 5000, b"\xff"])
-def test_a_file_that_is_merely_there_locks_nobody_out(content: bytes, tmp_path: Path) -> None:
+def test_a_lock_file_that_nobody_has_locked_keeps_nobody_out(content: bytes, tmp_path: Path) -> None:
     (tmp_path / LOCK).write_bytes(content)
     with RunLock(0) as lock:
         lock.acquire(tmp_path, pytest.fail)
         assert read_holder(tmp_path / LOCK) == lock.holder
         with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"):
-            take(tmp_path)
+            lock_and_release(tmp_path)
         (tmp_path / LOCK).write_bytes(content)
         with pytest.raises(UserError, match="in use by another process;"):
-            take(tmp_path)
+            lock_and_release(tmp_path)
 
 
-def test_a_lock_is_never_had_on_a_file_that_its_holder_has_just_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between our opening it and our locking it; somebody else may have made and locked another one since."""
+def test_a_lock_file_deleted_between_open_and_lock_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may have created and locked a new one since."""
     flock = fcntl.flock
 
     def after_it_is_gone(handle: int, operation: int) -> None:
@@ -110,10 +108,10 @@ def test_a_lock_is_never_had_on_a_file_that_its_holder_has_just_removed(
     with RunLock(0) as lock:
         lock.acquire(tmp_path, pytest.fail)
         with pytest.raises(UserError):
-            take(tmp_path)
+            lock_and_release(tmp_path)
 
 
-def test_a_file_system_without_locks_is_said_and_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(handle: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -125,7 +123,7 @@ def test_a_file_system_without_locks_is_said_and_trained_on(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_folder_made_for_a_run_that_did_not_begin_is_removed(there: bool, tmp_path: Path) -> None:
+def test_a_folder_created_for_a_run_that_did_not_start_is_removed(there: bool, tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     folder.mkdir(parents=True)
     with RunLock(0) as lock:

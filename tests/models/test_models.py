@@ -1,4 +1,4 @@
-"""The networks: registered under the names that the configuration knows, of the shapes that their tutorials walk."""
+"""The models: registered under the names in the configuration, with the layers of their tutorials."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mnist_dist.models.summary import count_flops, count_parameters, summarize
 
 ALL = list_models()
 
-WALKS = {
+SHAPES = {
     "cnn": [(16, 28, 28), (16, 14, 14), (32, 14, 14), (32, 7, 7), (1568,), (10,)],
     "convnet": [(8, 28, 28), (8, 14, 14), (16, 14, 14), (16, 7, 7), (784,), (10,)],
     "basic": [(10, 24, 24), (10, 12, 12), (20, 8, 8), (20, 4, 4), (320,), (10,)],
@@ -33,7 +33,7 @@ WALKS = {
     "compact": [(4, 12, 12), (32, 12, 12), (32, 6, 6), (64, 4, 4), (64, 2, 2), (256,), (10,)],
     "unshuffle": [(4, 14, 14), (32, 14, 14), (32, 7, 7), (64, 7, 7), (64, 3, 3), (576,), (128,), (10,)],
 }
-"""Every shape that a layer gives and its input had not."""
+"""Output shapes of the layers, without those that equal the shape before."""
 
 LAYERS = {
     "cnn": "conv 16@5x5 pad 2, max-pool 2, relu, conv 32@5x5 pad 2, max-pool 2, relu, flatten, linear 10",
@@ -44,7 +44,7 @@ LAYERS = {
     "deep_head_fixed": "conv 10@5x5 pad 0, max-pool 2, relu, conv 20@3x3 pad 0, relu, flatten, linear 500, relu, "
     "linear 10",
 }
-"""The five tutorials' layers, but for the place of the pooling; deep_head as published and mended."""
+"""Layers of the five tutorials' models, with the pooling before the ReLU."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def seeded() -> Iterator[None]:
 
 def test_the_configuration_knows_exactly_the_registered_names() -> None:
     names = get_args(get_type_hints(ModelConfig)["name"])
-    assert sorted(names) == ALL == sorted(WALKS)
+    assert sorted(names) == ALL == sorted(SHAPES)
     assert len({describe_model(name) for name in ALL}) == len(ALL)
 
 
@@ -89,11 +89,11 @@ def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_walk_of_shapes(name: str) -> None:
+def test_shapes_and_layers(name: str) -> None:
     layers = summarize(create_model(name)).layers
     shapes = [layer.shape for layer in layers]
     assert [shape for before, shape in zip([(1, 28, 28), *shapes], shapes, strict=False) if shape != before] == (
-        WALKS[name]
+        SHAPES[name]
     )
     if name in LAYERS:
         assert ", ".join(layer.kind for layer in layers) == LAYERS[name]
@@ -115,7 +115,7 @@ def test_parameters_are_counted(name: str, parameters: int) -> None:
     assert sum(layer.parameters for layer in summary.layers) == parameters
 
 
-def test_operations_are_counted() -> None:
+def test_flops_are_counted() -> None:
     """A multiply-add is two: filters x positions, then the linear layer."""
     expected = 2 * (8 * 9 * 28 * 28 + 16 * 8 * 9 * 14 * 14 + 784 * 10)
     assert summarize(create_model("convnet")).flops == expected
@@ -124,7 +124,7 @@ def test_operations_are_counted() -> None:
 @pytest.mark.parametrize("format_", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pooling_before_the_relu_changes_no_bit(format_: torch.memory_format, dtype: torch.dtype) -> None:
-    """Of values and gradients, ties included: where the largest value is negative, the ReLU lets nothing through."""
+    """Values and gradients are equal, also with ties and where all values of a window are negative."""
     maps = torch.randn(4, 6, 8, 8).to(dtype)
     maps[:2] = maps[:2].round()
     weights = torch.randn(4, 6, 4, 4).to(dtype)
@@ -139,7 +139,7 @@ def test_pooling_before_the_relu_changes_no_bit(format_: torch.memory_format, dt
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_operations_are_those_that_torch_counts(name: str) -> None:
+def test_flops_are_those_that_torch_counts(name: str) -> None:
     model = create_model(name).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 1, 28, 28))
@@ -147,7 +147,7 @@ def test_operations_are_those_that_torch_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_counting_operations_changes_nothing(training: bool) -> None:
+def test_counting_flops_changes_nothing(training: bool) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(1352, 10))
     model.train(training)
     before = [tensor.clone() for tensor in model.state_dict().values()]
@@ -159,7 +159,7 @@ def test_counting_operations_changes_nothing(training: bool) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-# What a model gives
+# Outputs and gradients
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -169,7 +169,7 @@ def test_features_logits_and_probabilities(name: str) -> None:
     logits, features = model.forward_features(images)
     assert logits.equal(model(images))
     assert logits.shape == (5, 10)
-    assert features.shape[1:] == next(shape for shape in WALKS[name] if len(shape) == 1)
+    assert features.shape[1:] == next(shape for shape in SHAPES[name] if len(shape) == 1)
     assert model.head(features).equal(logits)
     probabilities = model.probabilities(logits.bfloat16())
     assert probabilities.dtype == torch.float32
@@ -182,14 +182,14 @@ def test_features_logits_and_probabilities(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_every_parameter_gets_a_gradient_from_any_batch(name: str, count: int) -> None:
-    """An empty part of a ragged batch must work too: DistributedDataParallel waits for every gradient."""
+    """From an empty microbatch too: DistributedDataParallel waits for every gradient."""
     model = create_model(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     labels = torch.arange(count)
     F.cross_entropy(model(torch.randn(count, 1, 28, 28)), labels, reduction="none").sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
-        if name != "deep_head":  # its last ReLU may be shut for all images
+        if name != "deep_head":  # its last ReLU may be 0 for all images
             assert bool(parameter.grad.any()) == bool(count), key
 
 
@@ -217,15 +217,15 @@ def test_convnet_draws_weights_of_variance_0_01_and_no_biases() -> None:
             assert abs(parameter.std().item() - 0.1) < 5 * 0.1 / (2 * n) ** 0.5, key
 
 
-def test_deep_head_gives_probabilities_and_its_mended_twin_the_logits_below() -> None:
-    published, mended = create_model("deep_head"), create_model("deep_head_fixed")
-    mended.load_state_dict(published.state_dict())
+def test_deep_head_returns_probabilities_and_deep_head_fixed_logits() -> None:
+    published, fixed = create_model("deep_head"), create_model("deep_head_fixed")
+    fixed.load_state_dict(published.state_dict())
     images = torch.randn(4, 1, 28, 28)
     output = published(images)
     assert torch.allclose(output.sum(1), torch.ones(4), atol=1e-5)
-    assert torch.allclose(output, mended(images).relu().softmax(1))
+    assert torch.allclose(output, fixed(images).relu().softmax(1))
     assert published.probabilities(output).equal(output)
-    assert torch.allclose(mended.probabilities(mended(images)), mended(images).softmax(1))
+    assert torch.allclose(fixed.probabilities(fixed(images)), fixed(images).softmax(1))
 
 
 def test_unshuffle_moves_pixels_as_torch_does() -> None:

@@ -1,4 +1,4 @@
-"""Learning rates against formulas written out, and against torch's schedulers where these do the same."""
+"""Learning rates against written-out formulas, and against torch's schedulers where they agree."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_cosine_and_linear_fall_as_torchs_do(total: int, final_lr: float) -> Non
     assert rates("linear", total, final_lr=final_lr) == pytest.approx(torch_rates(linear, total), abs=1e-9)
 
 
-def test_onecycle_is_torchs_one_step_on_while_it_rises() -> None:
+def test_onecycle_rises_one_step_earlier_than_torchs() -> None:
     """Torch's first update has 1/25 of the peak; ours is the one after it, and the peak lasts one step longer."""
     total, warm, lowest = 50, 20, 1 / 25 / 1e4
     theirs = torch_rates(lambda o: OneCycleLR(o, PEAK, total_steps=total, pct_start=(warm + 1) / total), total)
@@ -124,7 +124,7 @@ def test_rises_to_the_peak_then_falls_to_the_last_rate(
 
 @given(schedule=SHAPES, total=st.integers(50, 400), warmup=st.floats(0.1, 0.8), final_lr=st.floats(0, 1))
 def test_no_step_jumps(schedule: Schedule, total: int, warmup: float, final_lr: float) -> None:
-    """The steepest place is the middle of a cosine, pi/2 times as steep as a straight line."""
+    """A cosine is steepest in its middle: pi/2 times as steep as a straight line."""
     found = rates(schedule, total, warmup, final_lr)
     rise, fall = round(warmup * total), total - 1 - round(warmup * total)
     for before, after in pairwise(found):
@@ -132,7 +132,7 @@ def test_no_step_jumps(schedule: Schedule, total: int, warmup: float, final_lr: 
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_goes_on_at_the_last_rate_beyond_the_end(schedule: Schedule) -> None:
-    """Not reached in training, whose skipped updates only delay the schedule; but nothing may explode there."""
+def test_stays_at_the_last_rate_beyond_the_end(schedule: Schedule) -> None:
+    """Training does not get there, because skipped updates only delay the schedule."""
     config = OptimConfig(lr=PEAK, schedule=schedule, warmup=0.1, final_lr=0.2)
     assert lr_at(1000, 20, config) == lr_at(19, 20, config)

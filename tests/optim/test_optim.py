@@ -40,7 +40,7 @@ def build(name: str, memory_format: torch.memory_format = torch.channels_last) -
 
 
 def set_gradients(model: nn.Module, step: int) -> None:
-    """Gradients that depend on the step alone, laid out as the parameters are, as autograd does."""
+    """Gradients that depend on the step alone, in the memory format of the parameters, as autograd makes them."""
     generator = torch.Generator().manual_seed(step)
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
@@ -94,7 +94,7 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay(name: str, mode
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fused", [False, True])
 def test_weight_decay_shrinks_matrices_and_leaves_biases(name: str, fused: bool) -> None:
-    """With no gradient but the decay's: SGD and the decoupled ones shrink each weight by lr * decay."""
+    """With gradients of 0: SGD, AdamW and Muon shrink each weight by lr * decay."""
     model = build("basic")
     before = weights(model)
     optimizer = build_optimizer(model, settings(name, momentum=0.0, weight_decay=0.5), fused=fused)
@@ -112,7 +112,7 @@ def test_weight_decay_shrinks_matrices_and_leaves_biases(name: str, fused: bool)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_rate_that_is_set_is_the_one_that_is_used(name: str) -> None:
+def test_set_lr_sets_the_rate_of_the_next_update(name: str) -> None:
     model = build("basic")
     before = weights(model)
     optimizer = build_optimizer(model, settings(name, weight_decay=0.1), fused=False)
@@ -129,10 +129,10 @@ def test_the_rate_that_is_set_is_the_one_that_is_used(name: str) -> None:
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_muon_moves_filters_as_torchs_muon_moves_their_matrices(
+def test_muon_updates_filters_as_torchs_muon_updates_their_matrices(
     memory_format: torch.memory_format, nesterov: bool
 ) -> None:
-    """All but the last matrix; that one and the biases as AdamW moves them. Filters keep their memory."""
+    """All but the last matrix, which AdamW updates, as it does the biases. Filters keep their memory."""
     model = build("deep_head_fixed", memory_format)
     memory = [parameter.data_ptr() for parameter in model.parameters()]
     config = settings("muon", momentum=0.8, nesterov=nesterov, weight_decay=0.1)
@@ -173,7 +173,7 @@ def test_muon_moves_filters_as_torchs_muon_moves_their_matrices(
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_muon_understands_gradients_of_another_layout_than_their_filters(memory_format: torch.memory_format) -> None:
+def test_muon_accepts_gradients_in_another_memory_format_than_the_filters(memory_format: torch.memory_format) -> None:
     moved = []
     for layout in (memory_format, torch.contiguous_format, torch.channels_last):
         model = build("cnn", memory_format)
@@ -216,7 +216,7 @@ def test_muon_leaves_parameters_without_gradient() -> None:
     ids=["sgd", "momentum", "adam", "adamw", "muon"],
 )
 @pytest.mark.parametrize("stop", [0, 3])
-def test_saved_state_goes_on_bit_for_bit(
+def test_saved_state_resumes_bit_for_bit(
     config: OptimConfig, fused: bool, memory_format: torch.memory_format, stop: int
 ) -> None:
     whole = build("convnet", memory_format)
@@ -297,7 +297,7 @@ def test_state_of_another_model_is_refused() -> None:
     ],
 )
 def test_state_that_does_not_fit_is_refused(name: str, change: dict[str, Tensor | None], said: str) -> None:
-    """Not in the middle of a training step, and not by a traceback."""
+    """In one line, before a training step fails on it."""
     model = build("basic")
     optimizer = build_optimizer(model, settings(name), fused=False)
     update(model, optimizer, range(1))
@@ -309,7 +309,7 @@ def test_state_that_does_not_fit_is_refused(name: str, change: dict[str, Tensor 
     assert len(str(error.value).splitlines()) == 1
 
 
-# The moving average
+# EMA
 
 
 def test_no_average_without_a_decay() -> None:
@@ -343,12 +343,12 @@ def test_average_has_the_models_layout_and_names() -> None:
         assert found.stride() == wanted.stride()
 
 
-# Without the compiler
+# Without torch._dynamo
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon"])
-def test_an_optimizer_steps_without_importing_the_compiler(name: str) -> None:
-    """It would take 1.6 s of each start: more than the whole of speed99's training."""
+def test_an_optimizer_steps_without_importing_dynamo(name: str) -> None:
+    """The import would add 1.6 s to each start: more than speed99 trains."""
     program = (
         "import sys, torch; from mnist_dist.config.schema import OptimConfig; "
         "from mnist_dist.optim.optimizer import build_optimizer, set_lr\n"
@@ -363,7 +363,7 @@ def test_an_optimizer_steps_without_importing_the_compiler(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
-def test_without_the_compiler_the_same_weights(kind: type[torch.optim.Optimizer]) -> None:
+def test_eager_optimizers_update_as_torchs_do(kind: type[torch.optim.Optimizer]) -> None:
     def train(made: Callable[..., torch.optim.Optimizer]) -> torch.Tensor:
         torch.manual_seed(0)
         model = torch.nn.Linear(5, 3)
