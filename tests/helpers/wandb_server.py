@@ -164,7 +164,7 @@ class WandbServer:
             self.note_key(request.headers["Authorization"])
             del request.headers["Authorization"]
             self.requests.append(f"{text} {request.headers}")
-            fault = self.fault if self.fault and self.fault.times > 0 and self.fault.progress in text else None
+            fault = self.fault if self.fault and self.fault.times > 0 and self.fault.at in text else None
             if fault:
                 fault.times -= 1
             self.changed.notify_all()

@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_whole_rows_only(tmp_path: Path) -> None:
     script = """
         import resource, sys
         from pathlib import Path
-        from mnist_dist.tracking.tracker import MetricsFile
+        from mnist_dist.tracking.metrics_file import MetricsFile
 
         rows = MetricsFile(Path("metrics.jsonl"), -1, print)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)

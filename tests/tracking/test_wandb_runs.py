@@ -27,10 +27,10 @@ STEPS = 5  # of an epoch
 AT_STEP_7 = """
 import os, signal, time
 import psutil
-from mnist_dist import tracking
-from mnist_dist.utils.exit import exit_with
-from mnist_dist.training.train_step import TrainStep
+from mnist_dist.tracking import tracker
 from mnist_dist.train import main
+from mnist_dist.training.train_step import TrainStep
+from mnist_dist.utils.exit import exit_with
 
 def stop():
     os.kill(os.getpid(), signal.SIGTERM)
@@ -43,18 +43,19 @@ def kill_service():
             child.kill()
 
 trackers = []
-class Watched(tracking.WandbTracker):
+class Watched(tracker.WandbTracker):
     def __init__(self, *arguments):
         trackers.append(self)
         super().__init__(*arguments)
-tracking.WandbTracker = Watched
+tracker.WandbTracker = Watched
 
-learn = TrainStep.learn
-def learn_and_act(self, batch):
-    learn(self, batch)
+step = TrainStep.step
+def step_and_act(self, batch):
+    result = step(self, batch)
     if self.state.progress.step + 1 == 7:
         ACTION()
-TrainStep.learn = learn_and_act
+    return result
+TrainStep.step = step_and_act
 exit_with(main)
 """
 
