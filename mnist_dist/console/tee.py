@@ -24,7 +24,7 @@ class TeeConsole(Console):
     def __init__(self, shown: Console) -> None:
         copy = LineCopier()
         self._consoles: tuple[Console, ...] = (shown, copy)
-        self.share = copy.share
+        self.copy_lines_to = copy.copy_lines_to
 
 
 def call_on_all(method: Callable[..., None]) -> Callable[..., None]:
@@ -52,18 +52,18 @@ class LineCopier(PlainConsole):
         self._write: Callable[[str], object] = self._kept.append
         self._lock = threading.RLock()  # any thread may warn; `write` itself may too, so the lock is reentrant
 
-    def share(self, write: Callable[[str], object]) -> None:
+    def copy_lines_to(self, write: Callable[[str], object]) -> None:
         """Pass the lines so far to `write`, and then each line as it comes."""
         with self._lock:
             for line in self._kept:
                 write(line)
             self._write = write
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """A line."""
         with self._lock:
             self._write(text)
 
     def warn(self, text: str) -> None:
         """A line."""
-        self.say(f"warning: {text}")
+        self.print(f"warning: {text}")

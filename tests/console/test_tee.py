@@ -35,12 +35,12 @@ def test_lines_are_those_of_a_plain_console_from_the_first_one_on(
     monkeypatch.setattr("time.monotonic", lambda: 100.0)
     lines: list[str] = []
     console = TeeConsole(Console())
-    console.say("before")
-    console.share(lines.append)
+    console.print("before")
+    console.copy_lines_to(lines.append)
     whole_run(console)
     assert capsys.readouterr() == ("", "")
     plain = PlainConsole()
-    plain.say("before")
+    plain.print("before")
     whole_run(plain)
     out, err = capsys.readouterr()
     assert [line for line in lines if not line.startswith("warning")] == out.splitlines()
@@ -56,6 +56,6 @@ def test_a_taker_of_lines_may_warn_itself() -> None:
         if not line.startswith("warning"):
             console.warn(f"dropped {line}")
 
-    console.share(take)
-    console.say("a line")
+    console.copy_lines_to(take)
+    console.print("a line")
     assert lines == ["a line", "warning: dropped a line"]
