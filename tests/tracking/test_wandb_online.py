@@ -8,9 +8,11 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +210,7 @@ def test_offline_parts_of_a_stopped_run_join_into_one(server: WandbServer, much:
 # A server that fails
 
 OFFLINE = r"wandb cannot go online \(.*\); this run is recorded offline"
-GIVEN_UP = r"wandb's server did not take everything; metrics.jsonl has everything"
+GIVEN_UP = r"wandb's server did not receive everything; metrics.jsonl has everything"
 FAULTS = {
     "500s for a while": (Fault(times=3), None),
     "500s for ever": (Fault(), OFFLINE),
@@ -342,8 +344,8 @@ def test_a_key_that_the_server_does_not_know_is_said_before_training(
     server.fault = Fault(status=401)
     ended = train(tmp_path, data, "--train.epochs=2")
     assert ended.err == (
-        f"warning: {server.url} does not take the wandb key of WANDB_API_KEY (environment); this run is recorded"
-        " offline, and `wandb login --relogin` takes another key\n"
+        f"warning: {server.url} refuses the wandb key in WANDB_API_KEY (environment); this run is recorded offline"
+        " (to replace the key, run `wandb login --relogin`)\n"
     )
     assert outcome(tmp_path / "run") == without[1]
     assert [request.split()[:2] for request in server.requests] == [["POST", "/graphql"]]
@@ -359,8 +361,9 @@ def test_a_key_that_is_none_is_refused_without_a_network(
     monkeypatch.setenv("WANDB_API_KEY", key)
     assert main(["--tracking.mode=auto"]) == 2
     assert capsys.readouterr().err == (
-        "mnist_dist: error: WANDB_API_KEY (environment): is no wandb key (40 or more letters, digits, _ and -, no space"
-        " or line end); mend it, run `wandb login --relogin`, or go offline by --tracking.mode=offline\n"
+        "mnist_dist: error: WANDB_API_KEY (environment): not a wandb key, which has 40 or more letters, digits, _ and"
+        " -, and no space or line break; correct it, run `wandb login --relogin`, or go offline by"
+        " --tracking.mode=offline\n"
     )
     assert server.requests == []
 
@@ -388,6 +391,25 @@ def test_only_a_clear_answer_is_a_refusal(server: WandbServer, fault: Fault) -> 
     server.go_away()
     assert not refuses_key(server.url, KEY)
     assert not refuses_key("http://[", KEY)
+
+
+def test_the_key_stays_with_its_server(server: WandbServer) -> None:
+    class Redirect(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", f"{server.url}/healthz")
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            """Nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Redirect) as other:
+        thread = threading.Thread(target=other.handle_request, daemon=True)
+        thread.start()
+        assert not refuses_key(f"http://127.0.0.1:{other.server_port}", KEY)
+        thread.join()
+    assert [request.split()[:2] for request in server.requests] == [["GET", "/healthz"]]
+    assert server.keys == set()
 
 
 def test_the_doctor_asks_whether_the_key_is_taken(server: WandbServer) -> None:

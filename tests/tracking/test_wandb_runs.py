@@ -36,7 +36,7 @@ def stop():
     os.kill(os.getpid(), signal.SIGTERM)
 
 def kill_service():
-    while not trackers[0].look:  # wandb has begun
+    while not trackers[0].view_hint:  # wandb has begun
         time.sleep(0.01)
     for child in psutil.Process().children():
         if child.name().startswith("wandb-core"):
@@ -241,5 +241,5 @@ def test_a_model_that_cannot_be_read_is_said_and_the_rest_is_there(damage: str, 
     assert recorded.logged("lr") == [(1, 0.5)]
     assert recorded.exit_code == 1
     (warning,) = warnings
-    assert warning.startswith("wandb does not have the model (")
+    assert warning.startswith("the model could not be logged to wandb (")
     assert warning.endswith(f"; it is in {tmp_path}")

@@ -30,12 +30,12 @@ def record(
     tracking = TrackingConfig(mode="offline", timeout=100, share=share, group="g", job_type="j", notes="a note")  # type: ignore[arg-type]
     tracker = open_tracker(Config(tracking=tracking), folder, "run1234", False, pytest.fail, True)
     if isinstance(console, TeeConsole):
-        console.copy_lines_to(tracker.say)
+        console.copy_lines_to(tracker.write_logs)
         console.print("after")
     tracker.log({"step": 1, "epoch": 1, "time": 1000.0, "lr": 0.5})
     meanwhile()
     tracker.finish({}, 0)
-    assert not tracker.hung
+    assert not tracker.timed_out
     (segment,) = (folder / "wandb").glob("offline-run-*")
     return read_run(segment)
 
@@ -83,7 +83,7 @@ def test_code_is_this_packages_modules_alone(tmp_path: Path) -> None:
 
 def test_system_is_load_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     often = {"x_stats_sampling_interval": 0.1, "x_transaction_log_flush_interval": 0.1}
-    monkeypatch.setattr(wandb_tracker, "SYSTEM", wandb_tracker.SYSTEM | often)
+    monkeypatch.setattr(wandb_tracker, "SYSTEM_SETTINGS", wandb_tracker.SYSTEM_SETTINGS | often)
 
     def wait_for_load() -> None:
         deadline = time.monotonic() + 60
