@@ -8,11 +8,9 @@ import re
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ from mnist_dist.commands.doctor_checks import NOTE, OK, check_wandb
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.tracking.media import wandb_key
-from mnist_dist.tracking.wandb_auth import WANDB_KEY, refuses_key
-from mnist_dist.train import main
 
 pytest.importorskip("wandb")
 
@@ -352,64 +348,6 @@ def test_a_key_that_the_server_does_not_know_is_said_before_training(
     server.fault = None
     upload(ended, tmp_path)
     assert_mirrored(*server.runs.values(), tmp_path / "run")
-
-
-@pytest.mark.parametrize("key", ["canary", f"{KEY}\n", f"{KEY} ", "local-short"])
-def test_a_key_that_is_none_is_refused_without_a_network(
-    key: str, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", key)
-    assert main(["--tracking.mode=auto"]) == 2
-    assert capsys.readouterr().err == (
-        "mnist_dist: error: WANDB_API_KEY (environment): not a wandb key, which has 40 or more letters, digits, _ and"
-        " -, and no space or line break; correct it, run `wandb login --relogin`, or go offline by"
-        " --tracking.mode=offline\n"
-    )
-    assert server.requests == []
-
-
-@pytest.mark.parametrize(
-    "key", [KEY, f"local-{KEY}", "a.b-c.d_e", "x" * 39, "x" * 40, f"{'x' * 50}-a", "", "é" * 40, "a b"]
-)
-def test_wandb_refuses_and_takes_the_same_keys(key: str) -> None:
-    from wandb.sdk.lib.wbauth.validation import check_api_key
-
-    assert (WANDB_KEY.fullmatch(key) is None) == (check_api_key(key) is not None)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [Fault(status=500), Fault(status=403), Fault(status=302), Fault("drop")],
-    ids=lambda fault: str(fault.status),
-)
-def test_only_a_clear_answer_is_a_refusal(server: WandbServer, fault: Fault) -> None:
-    assert not refuses_key(server.url, KEY)
-    server.fault = fault
-    assert not refuses_key(server.url, KEY)
-    server.fault = Fault(status=401)
-    assert refuses_key(server.url, KEY)
-    server.go_away()
-    assert not refuses_key(server.url, KEY)
-    assert not refuses_key("http://[", KEY)
-
-
-def test_the_key_stays_with_its_server(server: WandbServer) -> None:
-    class Redirect(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.send_response(302)
-            self.send_header("Location", f"{server.url}/healthz")
-            self.end_headers()
-
-        def log_message(self, *args: Any) -> None:
-            """Nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Redirect) as other:
-        thread = threading.Thread(target=other.handle_request, daemon=True)
-        thread.start()
-        assert not refuses_key(f"http://127.0.0.1:{other.server_port}", KEY)
-        thread.join()
-    assert [request.split()[:2] for request in server.requests] == [["GET", "/healthz"]]
-    assert server.keys == set()
 
 
 def test_the_doctor_asks_whether_the_key_is_taken(server: WandbServer) -> None:
