@@ -96,7 +96,7 @@ def test_a_crash_while_trimming_loses_nothing(tmp_path: Path, monkeypatch: pytes
     assert lines(path) == [row(1), row(2)]
 
 
-def test_a_vanished_folder_is_said_once_and_its_return_is_used(tmp_path: Path) -> None:
+def test_a_vanished_folder_gives_one_warning_and_its_return_is_used(tmp_path: Path) -> None:
     folder, warnings = tmp_path / "run", []
     folder.mkdir()
     rows = MetricsFile(folder / "metrics.jsonl", -1, warnings.append)
@@ -112,7 +112,7 @@ def test_a_vanished_folder_is_said_once_and_its_return_is_used(tmp_path: Path) -
     assert lines(folder / "metrics.jsonl") == [row(4)]
 
 
-def test_a_path_that_cannot_be_a_file_is_said_once(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_file_gives_one_warning(tmp_path: Path) -> None:
     warnings: list[str] = []
     rows = MetricsFile(tmp_path, -1, warnings.append)
     rows.write(row(1))

@@ -106,7 +106,7 @@ def test_nothing_private_is_recorded_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_resumed_run_keeps_its_id_and_says_how_to_join_the_parts(tmp_path: Path, offline: Config) -> None:
+def test_a_resumed_run_keeps_its_id_and_shows_how_to_join_the_parts(tmp_path: Path, offline: Config) -> None:
     tracker = record_run(tmp_path, offline, [row(1)], resumed=True)
     assert len(list(tmp_path.glob("wandb/offline-run-*-run1234"))) == 1
     assert tracker.view_hint.endswith(f"upload it with `wandb beta sync --id run1234 {tmp_path / 'wandb'}`")
@@ -128,7 +128,7 @@ def test_other_processes_and_disabled_record_nothing(tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-def test_wandb_that_is_not_installed_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_that_is_not_installed_gives_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     warnings: list[str] = []
     tracker = open_tracker(Config(), tmp_path, "run1234", False, warnings.append, True)
@@ -175,7 +175,7 @@ DRIVER = """
 
 
 def run_script(script: str, folder: Path, **environment: str) -> list[str]:
-    """The lines that a script prints in a process of its own, which must end well and say nothing else."""
+    """The lines that a script prints in a process of its own, which must exit with 0 and print no errors."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         cwd=folder,
@@ -220,17 +220,17 @@ HANGS = "warned: wandb did not finish within 0.2 s and was stopped; metrics.json
         ),
     ],
 )
-def test_wandb_that_raises_is_said_once(tmp_path: Path, fake: str, error: str) -> None:
+def test_wandb_that_raises_gives_one_warning(tmp_path: Path, fake: str, error: str) -> None:
     script = """
         tracker = start(timeout=60)
         for step in range(100):
             tracker.log(row(step))
         end(tracker)
     """
-    said = drive(script, tmp_path, fake or "nothing = True")
-    assert said[0].startswith(f"warned: wandb failed ({error}")
-    assert said[0].endswith(FAILS)
-    assert said[1:] == ["timed out: False", "children: []"]
+    output = drive(script, tmp_path, fake or "nothing = True")
+    assert output[0].startswith(f"warned: wandb failed ({error}")
+    assert output[0].endswith(FAILS)
+    assert output[1:] == ["timed out: False", "children: []"]
 
 
 @pytest.mark.parametrize(
@@ -257,8 +257,8 @@ def test_wandb_that_hangs_is_never_waited_for_but_at_the_end(tmp_path: Path, fak
     """
     events = "import builtins, threading\nbuiltins.entered, builtins.forever = threading.Event(), threading.Event()\n"
     fake = "    from builtins import entered, forever\n" + textwrap.indent(textwrap.dedent(fake), "    ")
-    said = drive(events + textwrap.dedent(script), tmp_path, fake)
-    assert said == ["trained", HANGS, "timed out: True", "children: []"]
+    output = drive(events + textwrap.dedent(script), tmp_path, fake)
+    assert output == ["trained", HANGS, "timed out: True", "children: []"]
 
 
 @pytest.mark.parametrize("take", ["log(row(step))", "log_media(step, 1, Media('val'))"], ids=["rows", "media"])
@@ -272,8 +272,8 @@ def test_what_wandb_does_not_take_is_not_hoarded(tmp_path: Path, take: str) -> N
         print("waiting:", tracker._queue.qsize())
         end(tracker)
     """
-    said = drive(script, tmp_path, "import threading\nthreading.Event().wait()")
-    assert said == [
+    output = drive(script, tmp_path, "import threading\nthreading.Event().wait()")
+    assert output == [
         "warned: wandb cannot keep up; from step 5 on, rows are in metrics.jsonl only",
         "waiting: 5",
         HANGS,
@@ -291,14 +291,14 @@ WAIT_FOR_SERVICE = """
 """
 
 
-def test_a_service_that_is_killed_is_said_once(tmp_path: Path) -> None:
+def test_a_service_that_is_killed_gives_one_warning(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     script = (
         "    tracker = start(timeout=60)" + WAIT_FOR_SERVICE + "    service.kill(); tracker.log(row(2)); end(tracker)"
     )
-    said = drive(script, tmp_path)
-    assert said[0].startswith("warned: wandb failed (")
-    assert said[1:] == ["timed out: False", "children: []"]
+    output = drive(script, tmp_path)
+    assert output[0].startswith("warned: wandb failed (")
+    assert output[1:] == ["timed out: False", "children: []"]
 
 
 def test_a_service_that_hangs_is_ended(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_a_service_that_hangs_is_ended(tmp_path: Path) -> None:
     assert drive(script, tmp_path) == [HANGS, "timed out: True", "children: []"]
 
 
-def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_gives_one_warning(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     script = """
         Path("run").rmdir()
@@ -318,9 +318,9 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     """
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    said = drive(script, tmp_path, TMPDIR=str(temporary))
-    assert said[0].startswith(f"warned: wandb cannot write to run; it records in {temporary}/wandb/offline-run-")
-    assert said[1:] == ["timed out: False", "children: []"]
+    output = drive(script, tmp_path, TMPDIR=str(temporary))
+    assert output[0].startswith(f"warned: wandb cannot write to run; it records in {temporary}/wandb/offline-run-")
+    assert output[1:] == ["timed out: False", "children: []"]
 
 
 @pytest.mark.parametrize("key", [KEY, "canary"], ids=["no server", "no key"])
@@ -332,14 +332,14 @@ def test_online_that_does_not_work_becomes_offline(tmp_path: Path, key: str) -> 
         end(tracker)
         print(tracker.view_hint)
     """
-    said = drive(script, tmp_path, WANDB_API_KEY=key, WANDB_BASE_URL="http://127.0.0.1:1")
-    assert said[0].startswith("warned: wandb cannot go online (")
-    assert said[0].endswith("); this run is recorded offline")
-    assert said[1:3] == ["timed out: False", "children: []"]
-    assert "upload it with `wandb sync run/wandb/offline-run-" in said[3]
+    output = drive(script, tmp_path, WANDB_API_KEY=key, WANDB_BASE_URL="http://127.0.0.1:1")
+    assert output[0].startswith("warned: wandb cannot go online (")
+    assert output[0].endswith("); this run is recorded offline")
+    assert output[1:3] == ["timed out: False", "children: []"]
+    assert "upload it with `wandb sync run/wandb/offline-run-" in output[3]
     (file,) = tmp_path.glob("run/wandb/offline-run-*/run-run1234.wandb")
     assert [items(each.history.item)["global_step"] for each in read_records(file) if each.HasField("history")] == [1]
-    assert "canary" not in "".join(said)
+    assert "canary" not in "".join(output)
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"canary" not in path.read_bytes()
 

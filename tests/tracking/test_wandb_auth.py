@@ -32,7 +32,7 @@ def nobody(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """A wandb server that the environment names. It must know all that it is asked."""
+    """A wandb server that the environment names. It must have an answer to every request."""
     with WandbServer() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         yield server
