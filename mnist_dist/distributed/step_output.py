@@ -1,4 +1,4 @@
-"""Shared by the strategies: output of a step, loss of each image, and views into a flat tensor of gradients."""
+"""Shared by the strategies: the output of a training step, the loss of each image, and views into a flat gradient."""
 
 from __future__ import annotations
 
