@@ -17,13 +17,13 @@ from mnist_dist.console import console
 from mnist_dist.train import main
 
 SVG = Path(__file__).resolve().parent / "training.svg"
-ARGUMENTS = ("--run.dir=runs/first", "--tracking.mode=offline")
+ARGUMENTS = ("--run.dir=runs/first", "--tracking.mode=disabled")
 
 
 class StillConsole(console.RichConsole):
     """Without the live progress, of which each redraw would be recorded."""
 
-    def begin(self, total_steps: int, step: int, epochs: int) -> None:
+    def start_progress(self, total_steps: int, step: int, epochs: int) -> None:
         """Nothing."""
 
 

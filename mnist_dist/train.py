@@ -76,11 +76,11 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
     # The data files: one process per machine fetches them, before any rank waits for another.
     root = resolve_root(config.data.root)
     if topology.is_local_main:
-        ensure_files(root, config.data.source, console.say)
+        ensure_files(root, config.data.source, console.print)
 
     with RunLock(topology.launcher_pid) as lock, start_runtime(config, topology) as runtime:
         check_ranks(loaded, runtime, console)
-        files = ensure_files(root, "local", console.say)
+        files = ensure_files(root, "local", console.print)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
 
         # The run directory, locked, and the checkpoint to go on from. Rank 0 decides and reads for all ranks: the
@@ -106,7 +106,7 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
         # Nothing but the lock is written before everything above has succeeded.
         was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock))
         if was_finished and state.progress.step >= state.last_step:
-            console.say(f"{run_dir.folder} holds this run, finished; --run.resume=never starts it over")
+            console.print(f"{run_dir.folder} holds this run, finished; --run.resume=never starts it over")
         else:
             train_and_test(train_step, data, console, run_dir, run_id, key_check)
         lock.mark_finished()
@@ -153,12 +153,12 @@ def train_and_test(
     state, config, runtime = train_step.state, train_step.state.config, train_step.state.runtime
     folder, resumed = run_dir.folder, run_dir.same_run
     resumed_from = run_dir.checkpoint.folder if run_dir.checkpoint else None
-    tracked = key_check.settle(config, console.warn) if key_check else config
+    tracked = key_check.offline_if_refused(config, console.warn) if key_check else config
     tracking = describe_tracking(tracked) if runtime.is_main else ""  # only rank 0 is sure to have the wandb key
     facts = {"data": data.describe(), "tracking": tracking, "run": str(folder)}
     console.header(runtime.describe() | state.describe() | facts)
     if resumed_from:
-        console.say(f"going on from {resumed_from}")
+        console.print(f"going on from {resumed_from}")
 
     metrics_file: MetricsFile | None = None
     if runtime.is_main:
@@ -168,7 +168,7 @@ def train_and_test(
     has_media = wants_media(config, tracked, runtime)
     tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved)
     if isinstance(console, TeeConsole):
-        console.share(tracker.say)
+        console.copy_lines_to(tracker.write_logs)
 
     code, summary = EXIT_FAILED, dict[str, Any]()
     try:
@@ -195,8 +195,8 @@ def train_and_test(
     finally:
         console.close()
         tracker.finish(summary, code)
-        if tracker.look:
-            console.say(tracker.look)
+        if tracker.view_hint:
+            console.print(tracker.view_hint)
     if runtime.is_main:
         write_summary(folder, summary)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)

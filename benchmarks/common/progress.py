@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from mnist_dist.console.formatting import duration
+from mnist_dist.console.formatting import format_duration
 
 CONSOLE = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -68,7 +68,7 @@ class BenchmarkProgress:
         self.seconds.setdefault(self.schedule[self.done], []).append(now - self.last)
         self.done, self.last = self.done + 1, now
         self.bar.update(self.task, completed=self.done)
-        times = f"{duration(now - self.started)} elapsed, {duration(self.seconds_left())} left"
+        times = f"{format_duration(now - self.started)} elapsed, {format_duration(self.seconds_left())} left"
         say(f"[{self.done}/{len(self.schedule)}] {text} ({times})")
 
     def seconds_left(self) -> float:
@@ -90,4 +90,4 @@ class TimeLeftColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """As `12:34 left`."""
-        return Text(f"{duration(self.progress.seconds_left())} left")
+        return Text(f"{format_duration(self.progress.seconds_left())} left")

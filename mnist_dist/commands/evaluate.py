@@ -33,9 +33,11 @@ def main(arguments: list[str]) -> int:
     console = open_console(topology.is_main, options.json)
     root = resolve_root(config.data.root)
     if topology.is_local_main:
-        ensure_files(root, config.data.source, console.say)
+        ensure_files(root, config.data.source, console.print)
     with start_runtime(config, topology) as runtime:
-        splits = read_splits(ensure_files(root, "local", console.say), config.data, config.run.seed, config.train_limit)
+        splits = read_splits(
+            ensure_files(root, "local", console.print), config.data, config.run.seed, config.train_limit
+        )
         data = getattr(splits, options.split)
         if not len(data):
             raise UserError(f"--split {options.split}: this run has none (data.val_size=0); use test or train")

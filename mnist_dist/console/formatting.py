@@ -1,4 +1,4 @@
-"""Numbers, rows and results in words: what all kinds of console show alike."""
+"""Numbers, metrics and results as text, the same for every kind of console, and as tables of rich."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
+from rich.table import Table
+from rich.text import Text
 
-MATRIX_TITLE = "Confusion on the test set (rows: truth, columns: prediction)"
-NAME_CELLS = 11  # of a class in the confusion matrix, which is to fit into 80 columns
-EPOCH_COLUMNS = (5, 10, 9, 10, 9, 10, 10, 8)
+CONFUSION_TITLE = "Confusion matrix (rows: truth, columns: prediction)"
+MAX_CLASS_NAME = 11  # terminal cells of a class name, so that the confusion matrix fits in 80 columns
+EPOCH_WIDTHS = (5, 10, 9, 10, 9, 10, 10, 8)
 
 
-def number(value: float) -> str:
-    """A loss."""
+def format_loss(value: float) -> str:
+    """0.1235"""
     return f"{value:.4f}"
 
 
-def percent(value: float) -> str:
-    """A fraction in percent; `-` where there is nothing."""
-    return f"{100 * value:.2f} %" if math.isfinite(value) else "-"
+def format_percent(fraction: float) -> str:
+    """98.50 %; `-` for nan."""
+    return f"{100 * fraction:.2f} %" if math.isfinite(fraction) else "-"
 
 
-def duration(seconds: float) -> str:
-    """0:07, 12:34 or 1:02:03; `-:--` where it is not known."""
+def format_duration(seconds: float) -> str:
+    """0:07, 12:34 or 1:02:03; `-:--` for nan."""
     if not math.isfinite(seconds):
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)
@@ -32,43 +34,45 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def live_metrics(row: Mapping[str, Any]) -> str:
-    """The metrics of the last steps."""
-    quality = f"loss {number(row['train.loss'])}, accuracy {percent(row['train.accuracy'])}"
+def describe_training(row: Mapping[str, Any]) -> str:
+    """The training metrics of the last steps, on one line."""
+    quality = f"loss {format_loss(row['train.loss'])}, accuracy {format_percent(row['train.accuracy'])}"
     return f"{quality}, lr {row['lr']:.3g}, {row['images_per_second']:,.0f} images/s"
 
 
-def held_out_metrics(split: str, row: Mapping[str, Any]) -> str:
-    """The metrics of a split."""
+def describe_evaluation(split: str, row: Mapping[str, Any]) -> str:
+    """The metrics of an evaluation, on one line."""
     loss, accuracy, top2 = (row[f"{split}.{name}"] for name in ("loss", "accuracy", "top2"))
-    return f"{split} loss {number(loss)}, {split} accuracy {percent(accuracy)}, {split} top-2 {percent(top2)}"
+    quality = f"{split} loss {format_loss(loss)}, {split} accuracy {format_percent(accuracy)}"
+    return f"{quality}, {split} top-2 {format_percent(top2)}"
 
 
-def epoch_heads(split: str) -> list[str]:
-    """The heads of the table of epochs."""
+def epoch_header(split: str) -> list[str]:
+    """The column names of the table of epochs."""
     return ["epoch", "train loss", "train acc", f"{split} loss", f"{split} acc", f"{split} top-2", "lr", "time"]
 
 
 def epoch_cells(row: Mapping[str, Any]) -> list[str]:
-    """A row of the table of epochs."""
+    """A row of the table of epochs. `row` as in `Console.epoch`."""
     split = row["split"]
-    train = [number(row["epoch.train.loss"]), percent(row["epoch.train.accuracy"])]
-    held_out = [number(row[f"{split}.loss"]), percent(row[f"{split}.accuracy"]), percent(row[f"{split}.top2"])]
-    return [str(row["epoch"]), *train, *held_out, f"{row['lr']:.3g}", duration(row["seconds"])]
+    train = [format_loss(row["epoch.train.loss"]), format_percent(row["epoch.train.accuracy"])]
+    accuracies = (format_percent(row[f"{split}.{name}"]) for name in ("accuracy", "top2"))
+    evaluation = [format_loss(row[f"{split}.loss"]), *accuracies]
+    return [str(row["epoch"]), *train, *evaluation, f"{row['lr']:.3g}", format_duration(row["seconds"])]
 
 
 def epoch_line(cells: Sequence[str]) -> str:
-    """Cells of the table of epochs, aligned."""
-    return " ".join(cell.rjust(width) for cell, width in zip(cells, EPOCH_COLUMNS, strict=True))
+    """Cells of the table of epochs, right-aligned on one line."""
+    return " ".join(cell.rjust(width) for cell, width in zip(cells, EPOCH_WIDTHS, strict=True))
 
 
-def results(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What of a summary is shown, in words; absent keys are left out."""
-    shown: dict[str, tuple[Callable[..., str], Sequence[str]]] = {
-        "test accuracy": (of_count, ("test.accuracy", "test.correct", "test.count")),
-        "test loss": (number, ("test.loss",)),
-        "test top-2": (percent, ("test.top2",)),
-        "val accuracy": (percent, ("val.accuracy",)),
+def describe_results(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The results to print, by name. `summary` as in summary.json; what it lacks is left out."""
+    formats: dict[str, tuple[Callable[..., str], Sequence[str]]] = {
+        "test accuracy": (format_accuracy, ("test.accuracy", "test.correct", "test.count")),
+        "test loss": (format_loss, ("test.loss",)),
+        "test top-2": (format_percent, ("test.top2",)),
+        "val accuracy": (format_percent, ("val.accuracy",)),
         "steps": (str, ("train.steps",)),
         "whole epochs": (str, ("train.epochs",)),
         "training time": ("{:.1f} s".format, ("train.seconds",)),
@@ -81,29 +85,54 @@ def results(summary: Mapping[str, Any]) -> dict[str, str]:
         "weights": ("sha256 {:.12}".format, ("weights_sha256",)),
     }
     return {
-        name: text(*(summary[key] for key in keys))
-        for name, (text, keys) in shown.items()
+        name: to_text(*(summary[key] for key in keys))
+        for name, (to_text, keys) in formats.items()
         if all(summary.get(key) is not None for key in keys)
     }
 
 
-def of_count(accuracy: float, correct: int, count: int) -> str:
-    """An accuracy and what it was counted on."""
-    return f"{percent(accuracy)} ({correct} of {count})"
+def format_accuracy(accuracy: float, correct: int, count: int) -> str:
+    """98.50 % (9850 of 10000)"""
+    return f"{format_percent(accuracy)} ({correct} of {count})"
 
 
-def matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[list[str]]:
-    """The cells of the confusion matrix, below their heads; beside it each class's precision and recall in percent.
+def confusion_cells(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[list[str]]:
+    """The confusion matrix as text: a header, then a row for each true class.
 
-    The first cell of each row is padded to one width.
+    A row has the class's name, padded to one width; the counts, with `.` for 0; and the class's precision and recall
+    in percent, with `-` where they are undefined.
     """
     names = list(classes)
     if any(len(name) > 1 for name in names):
         names = [f"{label} {name}" for label, name in enumerate(names)]
-    width = min(max(map(cell_len, names)), NAME_CELLS)
+    width = min(max(map(cell_len, names)), MAX_CLASS_NAME)
     rows = [[" " * width, *(name[:1] for name in names), "prec %", "recall %"]]
-    for truth, counts in enumerate(confusion):
-        right, predicted = counts[truth], sum(row[truth] for row in confusion)
-        ratios = (f"{100 * right / whole:.2f}" if whole else "-" for whole in (predicted, sum(counts)))
-        rows.append([set_cell_size(names[truth], width), *(str(n) if n else "." for n in counts), *ratios])
+    for label, counts in enumerate(confusion):
+        correct, predicted = counts[label], sum(row[label] for row in confusion)
+        ratios = (f"{100 * correct / whole:.2f}" if whole else "-" for whole in (predicted, sum(counts)))
+        rows.append([set_cell_size(names[label], width), *(str(n) if n else "." for n in counts), *ratios])
     return rows
+
+
+def facts_table(facts: Mapping[str, str]) -> Table:
+    """A table of names and facts; long facts are folded within their column."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(name, fact)
+    return table
+
+
+def confusion_table(rows: list[list[str]]) -> Table:
+    """The confusion matrix with right answers in green and mistakes in red."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    for _ in rows[0][1:]:
+        table.add_column(justify="right", no_wrap=True)
+    table.add_row(*(Text(cell, "bold") for cell in rows[0]))
+    for truth, (name, *cells) in enumerate(rows[1:]):
+        styles = ["green" if i == truth else "dim" if cells[i] == "." else "bold red" for i in range(len(cells) - 2)]
+        styled = (Text(cell, style) for cell, style in zip(cells, [*styles, "", ""], strict=True))
+        table.add_row(Text(name, "bold"), *styled)
+    return table

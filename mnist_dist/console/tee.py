@@ -1,104 +1,69 @@
-"""What a run prints, also for a tracker: plain lines, whatever the user's own console draws.
+"""A console that also copies the run's lines to a tracker (`--tracking.share=[console]`).
 
-wandb's own capture is not used: it replaces the write methods of standard output, so that each line waits for wandb,
-misses what was printed before wandb was there, and takes the redrawn progress display for lines.
+wandb's own capture of the console is not used. It replaces the write methods of standard output: each line then waits
+for wandb, lines printed before wandb started are missing, and every redraw of the progress display counts as lines.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from mnist_dist.console.console import Console, PlainConsole
 
-Take = Callable[[str], None]
-
-
-class LineRecorder(PlainConsole):
-    """A plain console whose lines go to whoever takes them, from the first one on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._early: list[str] = []
-        self._take: Take = self._early.append
-        self._lock = threading.RLock()  # warnings come from any thread, and out of `take` too
-
-    def share(self, take: Take) -> None:
-        """Have this take all lines so far, then each as it comes."""
-        with self._lock:
-            for line in self._early:
-                take(line)
-            self._take = take
-
-    def say(self, text: str) -> None:
-        """A line."""
-        with self._lock:
-            self._take(text)
-
-    def warn(self, text: str) -> None:
-        """A line."""
-        self.say(f"warning: {text}")
-
 
 class TeeConsole(Console):
-    """Shows everything to the user and writes it down.
+    """Calls each method on the user's console, then on one that copies plain lines.
 
     Args:
-        shown: the user's console, which shows what it would show alone.
+        shown: the user's console.
     """
 
     def __init__(self, shown: Console) -> None:
-        self._shown, self._written = shown, LineRecorder()
-        self._both = (self._shown, self._written)
-        self.share = self._written.share
+        copy = LineCopier()
+        self._consoles: tuple[Console, ...] = (shown, copy)
+        self.copy_lines_to = copy.copy_lines_to
 
-    def header(self, facts: Mapping[str, str]) -> None:
-        """To both, as everything."""
-        for each in self._both:
-            each.header(facts)
 
-    def say(self, text: str) -> None:
-        """To both."""
-        for each in self._both:
-            each.say(text)
+def call_on_all(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of TeeConsole that calls this method of Console on all its consoles."""
+
+    @wraps(method)
+    def call(self: TeeConsole, *args: Any, **kwargs: Any) -> None:
+        for console in self._consoles:
+            getattr(console, method.__name__)(*args, **kwargs)
+
+    return call
+
+
+for name, method in vars(Console).items():
+    if not name.startswith("_"):
+        setattr(TeeConsole, name, call_on_all(method))
+
+
+class LineCopier(PlainConsole):
+    """Keeps plain lines until it is told where to copy them, then passes them on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[str] = []
+        self._write: Callable[[str], object] = self._kept.append
+        self._lock = threading.RLock()  # any thread may warn; `write` itself may too, so the lock is reentrant
+
+    def copy_lines_to(self, write: Callable[[str], object]) -> None:
+        """Pass the lines so far to `write`, and then each line as it comes."""
+        with self._lock:
+            for line in self._kept:
+                write(line)
+            self._write = write
+
+    def print(self, text: str) -> None:
+        """A line."""
+        with self._lock:
+            self._write(text)
 
     def warn(self, text: str) -> None:
-        """To both."""
-        for each in self._both:
-            each.warn(text)
-
-    def begin(self, total_steps: int, step: int, epochs: int) -> None:
-        """To both."""
-        for each in self._both:
-            each.begin(total_steps, step, epochs)
-
-    def progress(self, step: int, epoch: int) -> None:
-        """To both."""
-        for each in self._both:
-            each.progress(step, epoch)
-
-    def metrics(self, row: Mapping[str, Any]) -> None:
-        """To both."""
-        for each in self._both:
-            each.metrics(row)
-
-    def evaluation(self, split: str, row: Mapping[str, Any]) -> None:
-        """To both."""
-        for each in self._both:
-            each.evaluation(split, row)
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """To both."""
-        for each in self._both:
-            each.epoch(row)
-
-    def close(self) -> None:
-        """To both."""
-        for each in self._both:
-            each.close()
-
-    def summary(self, summary: Mapping[str, Any], confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-        """To both."""
-        for each in self._both:
-            each.summary(summary, confusion, classes)
+        """A line."""
+        self.print(f"warning: {text}")

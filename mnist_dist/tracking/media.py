@@ -1,6 +1,6 @@
-"""What trackers show beside rows of numbers: images with what the network makes of them, maps, filters, histograms.
+"""What a tracker gets beside rows of numbers: images with predictions, feature maps, filters, histograms.
 
-Plain data without torch, the same on any number of processes: `insights` computes it, a tracker shows it.
+Plain data without torch: `training.visualizer` computes it, a tracker logs it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def wandb_key(key: str) -> str:
-    """`train.loss` as `train/loss`: wandb groups charts by what stands before the slash."""
+    """`train/loss` for `train.loss`: wandb groups charts by the part before the slash."""
     return key.replace(".", "/")
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image and what the network says of it."""
+    """An image with its label and the model's prediction."""
 
     index: int
-    """Its place in the split, from 0."""
+    """In the split, from 0."""
     image: np.ndarray
-    """uint8 (28, 28), 0 black to 255 white, as the data set has it."""
+    """uint8 (28, 28), 0 black to 255 white, as in the data set."""
     label: int
     predicted: int
     probabilities: tuple[float, ...]
@@ -35,28 +35,29 @@ class Example:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How values are spread."""
+    """The distribution of a tensor's values."""
 
     counts: tuple[int, ...]
-    """Finite values in each of n bins."""
+    """Number of finite values in each of n bins."""
     edges: tuple[float, ...]
-    """The n + 1 borders of the bins, rising."""
+    """The n + 1 edges of the bins, ascending."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """What is shown of one step."""
+    """The media of one step."""
 
     split: str
-    """`val` or `test`: where the examples are from."""
+    """`val` or `test`: the split of the examples."""
     mistakes: tuple[Example, ...] = ()
-    """Wrongly recognised images, those of the largest loss first."""
+    """Misclassified images, by falling loss."""
     samples: tuple[Example, ...] = ()
-    """The same images each time, to see how what the network makes of them changes."""
+    """The same images at every step, to see how their predictions change."""
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """For each convolution, what it makes of the first sample: uint8 (H, W), its maps side by side."""
+    """For each convolution, its feature maps of the first sample in one image: uint8 (H, W)."""
     filters: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """For each convolution, its filters side by side: uint8 (H, W)."""
+    """For each convolution, its filters in one image: uint8 (H, W)."""
     parameters: Mapping[str, Histogram] = field(default_factory=dict)
+    """For each parameter, its values."""
     gradients: Mapping[str, Histogram] = field(default_factory=dict)
-    """By the parameter's name, of the last update's gradient."""
+    """For each parameter, the gradient of the last update."""

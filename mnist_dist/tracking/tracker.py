@@ -1,6 +1,7 @@
-"""What a run records: metrics.jsonl, which is always written, and the tracker that mirrors it.
+"""The tracker interface: what mirrors metrics.jsonl elsewhere. Imports neither torch nor wandb.
 
-Neither ever stops a run: what goes wrong is said once. Imports neither torch nor wandb.
+accelerate's trackers are not used: their calls may block and raise, and then a slow or broken wandb would slow or stop
+training.
 """
 
 from __future__ import annotations
@@ -9,70 +10,59 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from mnist_dist.config.schema import Config
 from mnist_dist.tracking.media import Media
 from mnist_dist.tracking.wandb_auth import tracking_mode
 from mnist_dist.tracking.wandb_tracker import WandbTracker
 
-if TYPE_CHECKING:
-    pass
-
-
-Warn = Callable[[str], None]
-
-
-# metrics.jsonl
-
-
-# Where wandb is to record, decided without importing it
-
-
-# Trackers
-
 
 class Tracker(Protocol):
-    """What mirrors the rows of metrics.jsonl elsewhere, and shows what is no number. No method ever raises."""
+    """Mirrors the rows of metrics.jsonl, and takes media. No method raises, and only `finish` waits."""
 
     @property
-    def hung(self) -> bool:
-        """Whether it was given up on."""
+    def timed_out(self) -> bool:
+        """Whether `finish` gave up waiting."""
 
     @property
-    def look(self) -> str:
-        """How to look at what was recorded, for the console; empty where there is nothing."""
+    def view_hint(self) -> str:
+        """How to view what was recorded, one line for the console; empty if nothing was."""
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Take a row of metrics.jsonl. Returns at once."""
+        """Log a row of metrics.jsonl. Returns at once."""
 
-    def show(self, step: int, epoch: int, media: Media) -> None:
-        """Take what is shown of a step of an epoch, from 1. Returns at once."""
+    def log_media(self, step: int, epoch: int, media: Media) -> None:
+        """Log the media of a step. Returns at once.
 
-    def say(self, line: str) -> None:
-        """Take a line that the run prints. Returns at once."""
+        Args:
+            epoch: from 1.
+        """
+
+    def write_logs(self, line: str) -> None:
+        """Log a line that the run prints. Returns at once."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """Take the run's summary and wait until everything is recorded, tracking.timeout seconds at most."""
+        """Log the run's summary and wait until everything is recorded, for tracking.timeout seconds at most."""
 
 
 class NullTracker:
     """Records nothing: for all processes but the main one, and for tracking.mode=disabled."""
 
-    hung = False
-    look = ""
+    timed_out = False
+    view_hint = ""
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
-    def show(self, step: int, epoch: int, media: Media) -> None:
-        """Nothing."""
+    def log_media(self, step: int, epoch: int, media: Media) -> None:
+        """Does nothing."""
 
-    def say(self, line: str) -> None:
-        """Nothing."""
+    def write_logs(self, line: str) -> None:
+        """Does nothing."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def open_tracker(
@@ -80,18 +70,18 @@ def open_tracker(
     folder: Path,
     run_id: str,
     resumed: bool,
-    warn: Warn,
+    warn: Callable[[str], None],
     is_main: bool,
     facts: Mapping[str, Any] | None = None,
 ) -> Tracker:
     """The tracker that the configuration asks for.
 
     Args:
-        folder: the run's folder, into which wandb writes `wandb/`.
-        run_id: the same for all segments of a run that was resumed.
-        resumed: whether this is not the first of them.
-        warn: takes one line; called from another thread.
-        facts: what the configuration does not say and runs are worth filtering by, with dotted keys.
+        folder: the run's folder, where wandb creates `wandb/`.
+        run_id: the same for all segments of a run that is stopped and resumed.
+        resumed: whether this is a later segment than the first.
+        warn: is called with one line, from another thread.
+        facts: resolved values to filter runs by, which the configuration lacks; with dotted keys.
     """
     mode = tracking_mode(config.tracking)[0] if is_main else "disabled"
     if mode == "disabled":
@@ -100,5 +90,5 @@ def open_tracker(
 
 
 def new_run_id() -> str:
-    """What trackers are to know a new run by: what wandb's agent or the user chose, else eight random digits."""
+    """The id of a new run: WANDB_RUN_ID, which wandb's agent or the user may have set, or eight random hex digits."""
     return os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)

@@ -1,10 +1,10 @@
-"""The model of a run as a wandb artifact: a run's folder with one checkpoint in it, which every command takes.
+"""The model of a run as a wandb artifact: a run's folder with one checkpoint, which all commands accept.
 
     config.yaml
-    checkpoints/step-00000215/...      whole, with its manifest
+    checkpoints/step-00000215/...      complete, with its manifest
 
-All versions are of the artifact `model-<run id>`, over stops and resumes. Reads files only: no torch, no lock. Call it
-when training has ended, because checkpoints come and go until then.
+All versions belong to the artifact `model-<run id>`, over stops and resumes. Files are read without torch and without
+the run's lock, so call this when training has ended: until then checkpoints are written and deleted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl; empty where it cannot be read."""
+    """The rows of a run's metrics.jsonl; empty if it cannot be read."""
     try:
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
     except (OSError, ValueError):
@@ -31,38 +31,41 @@ def read_rows(folder: Path) -> list[Row]:
 def model_artifacts(
     wandb: Any, folder: Path, run_id: str, rows: Sequence[Row], summary: Row
 ) -> Iterator[tuple[Any, list[str]]]:
-    """The artifacts of the newest checkpoint (alias `latest`) and of the best one (`best`), which may be the same.
+    """Artifacts of the newest checkpoint (alias `latest`) and of the best one (`best`), which may be the same.
 
-    Their metadata say the run, the step and the epoch, the weights' digest as summary.json has it, and what was
-    measured of them.
+    Their metadata are the run's id, step, epochs, the metrics of that step, and `weights_sha256` as in summary.json.
 
     Args:
-        folder: the run's.
-        rows: of its metrics.jsonl.
-        summary: as in summary.json; empty where the run did not finish.
+        wandb: the module.
+        folder: the run's folder.
+        rows: the rows of its metrics.jsonl.
+        summary: as in summary.json; empty if the run did not finish.
+
+    Returns:
+        artifacts with their aliases.
 
     Raises:
-        OSError, ValueError, KeyError: a checkpoint is not what was written.
+        OSError, ValueError, KeyError: a checkpoint cannot be read.
     """
-    kept = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
-    if not kept:
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=step_of)
+    if not checkpoints:
         return
-    newest = kept[-1]
+    newest = checkpoints[-1]
     _, progress = read_state(newest)
     best = progress["best"].get("step")
-    for checkpoint in kept:  # the newest last: wandb calls each one `latest`, until the next
+    for checkpoint in checkpoints:  # the newest last, because wandb moves `latest` to each new version
         aliases = ["best"] * (step_of(checkpoint) == best) + ["latest"] * (checkpoint == newest)
         if aliases:
-            final = summary if checkpoint == newest else {}
-            facts = describe(checkpoint, rows) | {key: value for key, value in final.items() if key.startswith("test.")}
-            artifact = wandb.Artifact(f"model-{run_id}", "model", metadata={"run_id": run_id, **plain(facts)})
+            tested = {key: value for key, value in summary.items() if key.startswith("test.")}
+            facts = describe(checkpoint, rows) | (tested if checkpoint == newest else {})
+            artifact = wandb.Artifact(f"model-{run_id}", "model", metadata={"run_id": run_id, **to_metadata(facts)})
             artifact.add_file(str(folder / "config.yaml"), skip_cache=True)
             artifact.add_dir(str(checkpoint), name=f"checkpoints/{checkpoint.name}", skip_cache=True)
             yield artifact, aliases
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint folder's name."""
+    """The step of a checkpoint, from its folder's name."""
     return int(checkpoint.name.partition("-")[2])
 
 
@@ -73,29 +76,29 @@ def read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def describe(checkpoint: Path, rows: Sequence[Row]) -> dict[str, Any]:
-    """What is known of a checkpoint: its position, its evaluation, and the digest of what is evaluated of it."""
+    """A checkpoint's step, epochs and model, the metrics of that step, and the digest of the evaluated weights."""
     state, progress = read_state(checkpoint)
-    measured: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for row in rows:
         if row["step"] == progress["step"]:
-            measured |= {key: value for key, value in row.items() if key.startswith(("val.", "test."))}
+            metrics |= {key: value for key, value in row.items() if key.startswith(("val.", "test."))}
     averaged = checkpoint / "ema.safetensors"
     return {
         "step": progress["step"],
         "epochs": progress["epoch"],
         "model.name": state["config"]["model"]["name"],
         "weights_sha256": weights_sha256(averaged if averaged.exists() else checkpoint / "model.safetensors"),
-        **measured,
+        **metrics,
     }
 
 
-def plain(facts: Row) -> dict[str, Any]:
-    """Facts without lists, which metadata are no place for."""
+def to_metadata(facts: Row) -> dict[str, Any]:
+    """Facts without lists, and with wandb's keys."""
     return {wandb_key(key): value for key, value in facts.items() if not isinstance(value, list)}
 
 
 def weights_sha256(path: Path) -> str:
-    """The digest that `checkpoint.weights_sha256` gives for a model: its tensors lie in the file as they are hashed."""
+    """The digest of `checkpoint.tensors.weights_sha256`, from the file: safetensors stores the bytes that it hashes."""
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     result = hashlib.sha256()

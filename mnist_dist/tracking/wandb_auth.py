@@ -1,8 +1,7 @@
-"""Whether wandb's server takes the key: asked as the program starts, and never waited for.
+"""Whether a run records in wandb online, offline or not at all: the mode, the key and its server, and the key check.
 
-The answer comes while torch is imported, so that a wrong key is said before training starts. One that comes later is
-left to the tracker, which goes offline too: what the network does never decides whether a run trains, nor when it
-starts.
+All of it is needed before torch is imported, and without importing wandb, which takes about a second, may prompt for a
+key, and may be absent or broken. So wandb's rules are repeated here; tests compare them with wandb's own.
 """
 
 from __future__ import annotations
@@ -22,118 +21,75 @@ from urllib.parse import urlsplit
 from mnist_dist.config.schema import Config, TrackingConfig
 from mnist_dist.utils.errors import UserError
 
+WANDB_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+# The hosts of wandb's own server; newer releases of wandb use the second one.
+WANDB_HOSTS = {"api.wandb.ai", "api.forge.coreweave.com"}
+# wandb's own rule of what can be a key.
+WANDB_KEY = re.compile(r"[^-]*-[\w-]{40,}|\w{40,}|[\w-]+\.[\w-]+\.[\w-]+")
+VALID_NAME = "1 to 128 characters, none of them / \\ # ? % :"
 ANSWER_SECONDS = 10.0
 
 
-class WandbKeyCheck:
-    """Asks on a thread of its own, if wandb is to be online by a key."""
-
-    def __init__(self, config: Config) -> None:
-        self.refused = ""
-        """Who refused which key; empty as long as nobody did."""
-        key, where = find_key()
-        self._thread = threading.Thread(target=self._ask, args=(key, where), name="wandb key", daemon=True)
-        if key and tracking_mode(config.tracking)[0] == "online":
-            self._thread.start()
-
-    def settle(self, config: Config, warn: Callable[[str], None]) -> Config:
-        """The configuration by which to record: offline where the key is known to be refused, which is said."""
-        if not self.refused:
-            return config
-        warn(f"{self.refused}; this run is recorded offline, and `wandb login --relogin` takes another key")
-        return config.model_copy(update={"tracking": config.tracking.model_copy(update={"mode": "offline"})})
-
-    def _ask(self, key: str, where: str) -> None:
-        if refuses_key(wandb_address(), key):
-            self.refused = f"{wandb_address()} does not take the wandb key of {where}"
+# The mode
 
 
-def refuses_key(address: str, key: str) -> bool:
-    """Whether a wandb server says that it does not know this key. No answer, or any other, is no refusal."""
-    import urllib.error
-    import urllib.request
-
-    try:
-        question = json.dumps({"query": "query Viewer { viewer { id } }"}).encode()
-        request = urllib.request.Request(f"{address}/graphql", question)
-        request.add_header("Content-Type", "application/json")
-        # Not passed on where the server sends us elsewhere
-        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}")
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
-            return json.load(answer)["data"]["viewer"] is None
-    except urllib.error.HTTPError as error:
-        return error.code == 401
-    except Exception:  # no server, no JSON, not wandb's
-        return False
-
-
-WANDB_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-
-
-# A key as wandb checks it without a network
-WANDB_KEY = re.compile(r"[^-]*-[\w-]{40,}|\w{40,}|[\w-]+\.[\w-]+\.[\w-]+")
-
-
-NAME = "1 to 128 characters, none of them / \\ # ? % :"  # what is part of addresses may be
-
-
-WANDB_SERVERS = {"api.wandb.ai", "api.forge.coreweave.com"}  # wandb's own; newer releases use the second name
-
-
-def check_tracking(config: Config) -> None:
-    """Check what wandb or its server would refuse, before training and without wandb or a network.
+def tracking_mode(tracking: TrackingConfig) -> tuple[str, str]:
+    """`online`, `offline` or `disabled`, and the reason. wandb never prompts: online needs a key that is configured.
 
     Raises:
-        UserError: a name or a key that wandb does not take, or online without a key.
+        UserError: online without a key, or WANDB_MODE has an unknown value.
     """
-    tracking = config.tracking
-    if not is_name(tracking.project):
-        raise UserError(f"tracking.project={tracking.project!r}: must be {NAME}")
-    if tracking.entity and not is_name(tracking.entity):
-        raise UserError(f"tracking.entity={tracking.entity!r}: must be a user's or a team's name alone, {NAME}")
-    for tag in tracking.tags:
-        if not 1 <= len(tag) <= 64:
-            raise UserError(f"tracking.tags: {tag!r} must be 1 to 64 characters")
-    for key, most in (("group", 128), ("job_type", 64)):  # the server's limits: too late when it is asked
-        if len(getattr(tracking, key)) > most:
-            raise UserError(f"tracking.{key}={getattr(tracking, key)!r}: must be {most} characters at most")
-    key, where = find_key()
-    if tracking_mode(tracking)[0] == "online" and key and not WANDB_KEY.fullmatch(key):
-        raise UserError(
-            f"{where}: is no wandb key (40 or more letters, digits, _ and -, no space or line end);"
-            " mend it, run `wandb login --relogin`, or go offline by --tracking.mode=offline"
-        )
-
-
-def is_name(name: str) -> bool:
-    """Whether wandb takes this name of a project, a user or a team."""
-    return 1 <= len(name) <= 128 and name.isprintable() and not set(name) & set("/\\#?%:")
+    mode: str = tracking.mode
+    reason = f"tracking.mode={mode}"
+    environment = os.environ.get("WANDB_MODE", "")
+    if mode == "auto" and not environment:
+        return ("online", "a key is configured") if has_key() else ("offline", "no key; `wandb login` adds one")
+    if mode == "auto":
+        if environment not in WANDB_MODES:
+            raise UserError(f"WANDB_MODE={environment} (environment): must be online, offline or disabled")
+        mode, reason = WANDB_MODES[environment], f"WANDB_MODE={environment}"
+    if mode == "online" and not has_key():
+        raise UserError(f"{reason}: no wandb key is configured; set WANDB_API_KEY, run `wandb login`, or go offline")
+    return mode, reason
 
 
 def describe_tracking(config: Config) -> str:
-    """Where wandb records and why, for the console."""
+    """The mode and its reason, for the console."""
     mode, reason = tracking_mode(config.tracking)
     return f"wandb {mode} ({reason})"
 
 
-def tracking_mode(tracking: TrackingConfig) -> tuple[str, str]:
-    """`online`, `offline` or `disabled`, and why. Never leads to a prompt: online needs a key that is there already.
+def check_tracking(config: Config) -> None:
+    """Check the tracking settings as wandb and its server would, before training and without a network.
 
     Raises:
-        UserError: online was asked for, but there is no key; or WANDB_MODE makes no sense.
+        UserError: wandb would refuse a name or the key, or online was asked for without a key.
     """
-    mode: str = tracking.mode
-    reason = f"tracking.mode={mode}"
-    asked = os.environ.get("WANDB_MODE", "")
-    if mode == "auto" and not asked:
-        return ("online", "a key is configured") if has_key() else ("offline", "no key; `wandb login` adds one")
-    if mode == "auto":
-        if asked not in WANDB_MODES:
-            raise UserError(f"WANDB_MODE={asked} (environment): must be online, offline or disabled")
-        mode, reason = WANDB_MODES[asked], f"WANDB_MODE={asked}"
-    if mode == "online" and not has_key():
-        raise UserError(f"{reason}: no wandb key is configured; set WANDB_API_KEY, run `wandb login`, or go offline")
-    return mode, reason
+    tracking = config.tracking
+    if not is_valid_name(tracking.project):
+        raise UserError(f"tracking.project={tracking.project!r}: must be {VALID_NAME}")
+    if tracking.entity and not is_valid_name(tracking.entity):
+        raise UserError(f"tracking.entity={tracking.entity!r}: must be a user's or a team's name alone, {VALID_NAME}")
+    for tag in tracking.tags:
+        if not 1 <= len(tag) <= 64:
+            raise UserError(f"tracking.tags: {tag!r} must be 1 to 64 characters")
+    for name, limit in (("group", 128), ("job_type", 64)):  # the server's limits
+        if len(getattr(tracking, name)) > limit:
+            raise UserError(f"tracking.{name}={getattr(tracking, name)!r}: must be {limit} characters at most")
+    key, source = find_key()
+    if tracking_mode(tracking)[0] == "online" and key and not WANDB_KEY.fullmatch(key):
+        raise UserError(
+            f"{source}: not a wandb key, which has 40 or more letters, digits, _ and -, and no space or line break;"
+            " correct it, run `wandb login --relogin`, or go offline by --tracking.mode=offline"
+        )
+
+
+def is_valid_name(name: str) -> bool:
+    """Whether wandb accepts the name of a project, a user or a team."""
+    return 1 <= len(name) <= 128 and name.isprintable() and not set(name) & set("/\\#?%:")
+
+
+# The key and its server
 
 
 def has_key() -> bool:
@@ -142,27 +98,27 @@ def has_key() -> bool:
 
 
 def find_key() -> tuple[str, str]:
-    """The key that wandb would find for its server, and where: in the environment or in netrc. Empty: none."""
+    """The key that wandb would use for its server, and its source: the environment or netrc. Empty if there is none."""
     if key := os.environ.get("WANDB_API_KEY"):
         return key, "WANDB_API_KEY (environment)"
-    servers = {server} if (server := wandb_server()) else WANDB_SERVERS
+    wanted = {host} if (host := wandb_host()) else WANDB_HOSTS
     for path in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
         with contextlib.suppress(OSError, netrc.NetrcParseError, ValueError, RuntimeError):
             hosts = netrc.netrc(str(Path(path).expanduser())).hosts
-            return next(((key, path) for host, (_, _, key) in hosts.items() if host in servers and key), ("", ""))
+            return next(((key, path) for host, (_, _, key) in hosts.items() if host in wanted and key), ("", ""))
     return "", ""
 
 
-def wandb_server() -> str:
-    """The host of wandb's server, with its port; empty for wandb's own."""
+def wandb_host() -> str:
+    """The host and port of the wandb server; empty for wandb's own."""
     address = wandb_address()
     with contextlib.suppress(ValueError):
-        return "" if urlsplit(address).netloc in WANDB_SERVERS else urlsplit(address).netloc
-    return address  # no address at all: no key is for it
+        return "" if urlsplit(address).netloc in WANDB_HOSTS else urlsplit(address).netloc
+    return address  # not a URL: no key is for it
 
 
 def wandb_address() -> str:
-    """The address of the wandb server that the environment or wandb's settings file names, or of wandb's own."""
+    """The base URL of the wandb server: from WANDB_BASE_URL, wandb's settings file, or wandb's own server."""
     url = os.environ.get("WANDB_BASE_URL", "")
     if not url:
         file = configparser.RawConfigParser()
@@ -170,3 +126,58 @@ def wandb_address() -> str:
             file.read(Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings")
             url = file.get("default", "base_url", fallback="")
     return url.rstrip("/") or "https://api.wandb.ai"
+
+
+# The key check
+
+
+class WandbKeyCheck:
+    """Asks wandb's server on a thread whether it accepts the key, if the run is to be online.
+
+    Nobody waits for the thread: the network decides neither whether a run trains nor when it starts. The answer usually
+    comes while torch is imported, so that a wrong key is reported before training. If it comes later, the tracker finds
+    out by itself, and goes offline too.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.refusal = ""
+        """Which server refuses which key; empty unless the server did."""
+        key, source = find_key()
+        self._thread = threading.Thread(target=self._ask, args=(key, source), name="wandb key", daemon=True)
+        if key and tracking_mode(config.tracking)[0] == "online":
+            self._thread.start()
+
+    def offline_if_refused(self, config: Config, warn: Callable[[str], None]) -> Config:
+        """The configuration of the tracker: offline, with a warning, if the server has refused the key by now."""
+        if not self.refusal:
+            return config
+        warn(f"{self.refusal}; this run is recorded offline (to replace the key, run `wandb login --relogin`)")
+        return config.model_copy(update={"tracking": config.tracking.model_copy(update={"mode": "offline"})})
+
+    def _ask(self, key: str, source: str) -> None:
+        if refuses_key(wandb_address(), key):
+            self.refusal = f"{wandb_address()} refuses the wandb key in {source}"
+
+
+def refuses_key(address: str, key: str) -> bool:
+    """Whether the wandb server at this base URL refuses the key. False if it does not answer, or answers otherwise.
+
+    Written with the standard library, because `wandb.Api` raises the same error for a refused key and for a server that
+    cannot be reached, and starts a wandb-core process that outlives the question; and requests does not trust the
+    system's certificates (SSL_CERT_FILE, SSL_CERT_DIR), which a company's own wandb server may need.
+    """
+    import urllib.error
+    import urllib.request
+
+    try:
+        query = json.dumps({"query": "query Viewer { viewer { id } }"}).encode()
+        request = urllib.request.Request(f"{address}/graphql", query)
+        request.add_header("Content-Type", "application/json")
+        # "Unredirected": if the server redirects elsewhere, the key is not sent there.
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}")
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:
+            return json.load(response)["data"]["viewer"] is None
+    except urllib.error.HTTPError as error:
+        return error.code == 401
+    except Exception:  # no connection, no JSON, or not wandb's answer
+        return False

@@ -1,7 +1,8 @@
-"""Rows and media as wandb's own objects: bars, confusion matrices, tables, images, histograms.
+"""Rows and media as wandb objects: bar charts, confusion matrices, tables, images, histograms.
 
-Plain tables with wandb's own charts over them: each is a JSON file in the run's folder, which is readable without a
-server. wandb is handed in, because only the tracker's thread imports it; everything here runs there.
+Charts are wandb's own, drawn from tables: each table is a JSON file in the run's folder that can be read without a
+server. Everything here runs on the tracker's thread. The module wandb is an argument, because only that thread imports
+it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ Values = dict[str, Any]
 
 
 def row_values(wandb: Any, row: Mapping[str, Any], classes: Sequence[str]) -> Values:
-    """What wandb is to log of a row: its numbers, and a chart for each list that `Metrics.details` gives.
+    """A row for wandb: its numbers, and a chart for each list of `Metrics.details`.
 
-    Not of a whole epoch's training, whose charts would cost as much as those of the held-out set: 11 ms of one core.
+    The training metrics of a whole epoch (`epoch.*`) get no charts; they would take 11 ms of a core, as those of an
+    evaluation do.
 
     Args:
         row: flat, with dotted keys; `step` and `time` are left out.
-        classes: ten names; none: without charts.
+        classes: ten names, or none for no charts.
     """
     values: Values = {}
     for key, value in row.items():
@@ -39,13 +41,13 @@ def row_values(wandb: Any, row: Mapping[str, Any], classes: Sequence[str]) -> Va
 
 
 def class_bars(wandb: Any, title: str, kind: str, values: Sequence[float | None], classes: Sequence[str]) -> Any:
-    """A bar for each class. nan, of a class that never occurs, is none."""
+    """A bar chart of recall or precision. A class that never occurs, whose value is nan, has no bar."""
     data = [[name, finite(value)] for name, value in zip(classes, values, strict=True)]
     return wandb.plot.bar(wandb.Table(columns=["class", kind], data=data), "class", kind, title=title)
 
 
 def confusion_matrix(wandb: Any, title: str, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
-    """wandb's confusion matrix, from counts: its own function wants every single prediction."""
+    """wandb's confusion matrix from counts, because `wandb.plot.confusion_matrix` takes every single prediction."""
     columns = ["Actual", "Predicted", "nPredictions"]
     data = [
         [actual, predicted, count]
@@ -61,7 +63,7 @@ def confusion_matrix(wandb: Any, title: str, counts: Sequence[Sequence[int]], cl
 
 
 def media_values(wandb: Any, step: int, epoch: int, media: Media, classes: Sequence[str]) -> Values:
-    """What wandb is to log of one step's media; what is empty is left out."""
+    """The media of a step for wandb; empty media are left out."""
     values: Values = {
         name: example_table(wandb, step, epoch, media.split, examples, classes)
         for name, examples in (("mistakes", media.mistakes), ("samples", media.samples))
@@ -70,17 +72,18 @@ def media_values(wandb: Any, step: int, epoch: int, media: Media, classes: Seque
     for kind, images in (("maps", media.maps), ("filters", media.filters)):
         values |= {f"{kind}/{wandb_key(name)}": wandb.Image(image, mode="L") for name, image in images.items()}
     for kind, histograms in (("parameters", media.parameters), ("gradients", media.gradients)):
-        values |= {f"{kind}/{wandb_key(name)}": histogram(wandb, each) for name, each in histograms.items()}
+        values |= {f"{kind}/{wandb_key(name)}": wandb_histogram(wandb, each) for name, each in histograms.items()}
     return values
 
 
 def example_table(
     wandb: Any, step: int, epoch: int, split: str, examples: Iterable[Example], classes: Sequence[str]
 ) -> Any:
-    """A row for each image, with the probability of each class.
+    """A table with a row for each image: its label, prediction, loss and class probabilities.
 
-    Each step has a table of its own, whose rows say the step: wandb shows the newest, or all, one below the other
-    (`history.concat`). Tables that grow (wandb's INCREMENTAL) would lose what was logged before a stop offline.
+    Each step has a table of its own, whose rows have the step: wandb shows the newest table, or all of them one below
+    the other (`history.concat`). A growing table (wandb's INCREMENTAL mode) would lose, offline, the rows of earlier
+    segments.
     """
     columns = ["global_step", "epoch", "split", "index", "image", "label", "predicted", "loss"]
     data = [
@@ -94,11 +97,11 @@ def example_table(
     return wandb.Table(columns=[*columns, *(f"p({name})" for name in classes)], data=data)
 
 
-def histogram(wandb: Any, each: Histogram) -> Any:
-    """wandb's histogram of counts that are already made."""
-    return wandb.Histogram(np_histogram=(list(each.counts), list(each.edges)))
+def wandb_histogram(wandb: Any, histogram: Histogram) -> Any:
+    """wandb's histogram of counts."""
+    return wandb.Histogram(np_histogram=(list(histogram.counts), list(histogram.edges)))
 
 
 def finite(value: float | None) -> float | None:
-    """A number that a column of numbers can hold, or None."""
+    """The value, or None if it is not finite: a table's column of numbers cannot hold nan."""
     return value if value is not None and math.isfinite(value) else None

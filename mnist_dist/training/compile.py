@@ -29,7 +29,7 @@ def compiled(model: nn.Module, mode: str, images: int, runtime: Runtime, console
     if mode == "no":
         yield
         return
-    console.say(f"compiling the model (train.compile={mode})")
+    console.print(f"compiling the model (train.compile={mode})")
     start, failure = time.perf_counter(), ""
     for noisy in ("torch._inductor", "torch.utils.cpp_extension"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -42,7 +42,7 @@ def compiled(model: nn.Module, mode: str, images: int, runtime: Runtime, console
     failures = [(rank, text) for rank, text in enumerate(runtime.all_gather_object(failure)) if text]
     try:
         if not failures:
-            console.say(f"compiled in {time.perf_counter() - start:.1f} s")
+            console.print(f"compiled in {time.perf_counter() - start:.1f} s")
             torch.compiler.set_stance("eager_on_recompile")
         else:
             undo_compile(model)

@@ -109,7 +109,7 @@ class StepProfiler:
             with atomic_write(self.profile_dir / "operators.txt") as path:
                 path.write_text(f"{self.describe(seconds)}\n{table}", encoding="utf-8")
             where = f"{self.profile_dir}/operators.txt, and rank<k>.json for https://ui.perfetto.dev"
-            self.metric_logger.console.say(f"profile of {self.steps} step{'s' * (self.steps > 1)}: {where}")
+            self.metric_logger.console.print(f"profile of {self.steps} step{'s' * (self.steps > 1)}: {where}")
 
     def describe(self, seconds: float) -> str:
         """The speed of the traced steps, above the table."""

@@ -82,7 +82,7 @@ class Trainer:
         progress, last_step = self.progress, self.state.last_step
         if self.config.train.nonfinite == "rollback":
             self.rollback_data = self.checkpoint_data().to_host()
-        self.console.begin(last_step, progress.step, self.config.train.epochs)
+        self.console.start_progress(last_step, progress.step, self.config.train.epochs)
         if self.is_evaluation_due():  # a stop came during this evaluation
             self.evaluate_within_epoch()
         while progress.step < last_step or self.is_epoch_done():

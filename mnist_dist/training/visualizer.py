@@ -100,7 +100,7 @@ class Visualizer:
         """Show what an evaluation collected, and the present weights."""
         progress, media = self.state.progress, self.build_media(examples)
         if media is not None:
-            self.tracker.show(progress.step, progress.epoch + 1, media)
+            self.tracker.log_media(progress.step, progress.epoch + 1, media)
 
     @torch.no_grad()
     def build_media(self, examples: ExampleCollector) -> Media | None:

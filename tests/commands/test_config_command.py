@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mnist_dist.__main__ import main
-from mnist_dist.commands.config import EXAMPLES
+from mnist_dist.commands.config import build_parser
 from mnist_dist.config.schema import json_schema
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_USER
 
@@ -37,7 +37,7 @@ def test_wrong_arguments_are_one_line(arguments: list[str], said: str, capsys: p
 
 
 def test_examples_of_the_help_run_in_their_order(tmp_path: Path) -> None:
-    examples = EXAMPLES.partition("examples:\n")[2].splitlines()
+    examples = build_parser().examples
     assert len(examples) >= 3
     for example in examples:
         line = re.sub("^ *(python -m mnist_dist|mnist-dist)", f"{sys.executable} -m mnist_dist", example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ COMMANDS = (
     "doctor",
     "sweep",
     "dashboard",
+    "config",
 )
 WITH_SETTINGS = ("doctor", "dashboard")
 """Commands that hand the arguments which they do not know to the configuration's loader."""
@@ -49,8 +51,8 @@ def read_examples(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]
 
 
 def arguments_of(example: str) -> list[str]:
-    """What follows `mnist-dist` or `-m mnist_dist` in an example."""
-    words = shlex.split(example)
+    """What follows `mnist-dist` or `-m mnist_dist` in an example, up to a pipe or a redirection."""
+    words = shlex.split(re.split(r" [|>] ", example)[0])
     return words[1:] if words[0] == "mnist-dist" else words[words.index("mnist_dist") + 1 :]
 
 

@@ -26,7 +26,7 @@ from mnist_dist.console.console import (
     RichConsole,
     open_console,
 )
-from mnist_dist.console.formatting import duration, matrix, percent, results
+from mnist_dist.console.formatting import confusion_cells, describe_results, format_duration, format_percent
 
 wraps_long_lines = pytest.mark.skipif(
     int(version("rich").split(".")[0]) < 15,
@@ -72,8 +72,8 @@ SUMMARY = {
 def whole_run(console: Console) -> None:
     """Everything that a run of two steps calls."""
     console.header({"processes": "2 on 1 machine, gloo", "run": "runs/default [1]"})
-    console.say("going on from [bold]")
-    console.begin(645, 0, 3)
+    console.print("going on from [bold]")
+    console.start_progress(645, 0, 3)
     for step in (1, 2):
         console.progress(step, 0)
     console.metrics(METRICS)
@@ -120,14 +120,14 @@ def test_plain_lines_fit_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     console = PlainConsole()
-    console.say("Größe – 5")
+    console.print("Größe – 5")
     console.summary(SUMMARY, CONFUSION, ("Straße", *DIGITS[1:]))
     assert raw.getvalue().startswith(b"Gr??e ? 5\n")
     assert b"0 Stra?e " in raw.getvalue()
 
 
 def test_each_line_is_written_at_once(tmp_path: Path) -> None:
-    script = "import os; from mnist_dist.console.console import PlainConsole; PlainConsole().say('here'); os._exit(0)"
+    script = "import os; from mnist_dist.console.console import PlainConsole; PlainConsole().print('here'); os._exit(0)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"here\n"
 
 
@@ -239,7 +239,7 @@ def test_terminal_shows_a_whole_run_in_80_columns() -> None:
 
 def test_terminal_shows_live_progress_and_takes_it_away() -> None:
     script = """
-    console.begin(645, 0, 3)
+    console.start_progress(645, 0, 3)
     console.progress(129, 0)
     console.metrics(METRICS)
     console._live.refresh()
@@ -255,7 +255,7 @@ def test_terminal_shows_live_progress_and_takes_it_away() -> None:
 @wraps_long_lines
 def test_terminal_keeps_what_others_print_above_the_progress() -> None:
     script = """
-    console.begin(10, 0, 1)
+    console.start_progress(10, 0, 1)
     print("from a library")
     print("from its errors", file=sys.stderr)
     thread = threading.Thread(target=console.warn, args=["from a thread " + "x" * 100])
@@ -272,7 +272,7 @@ def test_terminal_keeps_what_others_print_above_the_progress() -> None:
 @pytest.mark.parametrize("ending", ["raise RuntimeError('boom')", "raise KeyboardInterrupt", "sys.exit(3)"])
 def test_terminal_is_sane_after_any_ending(ending: str) -> None:
     script = f"""
-    console.begin(10, 0, 1)
+    console.start_progress(10, 0, 1)
     try:
         {ending}
     finally:
@@ -318,7 +318,7 @@ def test_a_file_gets_plain_lines_even_where_colours_are_forced(monkeypatch: pyte
 def test_warnings_go_to_standard_error_where_that_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     shown = io.StringIO()
     console = RichConsole(Terminal(file=shown, force_terminal=True, width=80))
-    console.begin(10, 0, 1)
+    console.start_progress(10, 0, 1)
     console.warn("something")
     console.close()
     assert capsys.readouterr().err == "warning: something\n"
@@ -330,7 +330,7 @@ def test_progress_of_every_step_draws_nothing(monkeypatch: pytest.MonkeyPatch) -
     drawn: list[int] = []
     draw = console._draw
     monkeypatch.setattr(console, "_draw", lambda: drawn.append(1) or draw())
-    console.begin(10_000, 0, 1)
+    console.start_progress(10_000, 0, 1)
     try:
         for step in range(10_000):
             console.progress(step + 1, 0)
@@ -345,7 +345,7 @@ def test_progress_is_redrawn_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = threading.Semaphore(0)
     draw = console._draw
     monkeypatch.setattr(console, "_draw", lambda: drawn.release() or draw())
-    console.begin(10, 0, 1)
+    console.start_progress(10, 0, 1)
     try:
         assert all(drawn.acquire(timeout=30) for _ in range(3))
     finally:
@@ -358,11 +358,11 @@ def test_progress_is_redrawn_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_time_left_is_of_the_steps_since_the_run_went_on(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    at = Progress(total=100, step=60, epochs=2)
-    assert math.isnan(at.left())
-    now[0], at.step = 110.0, 70
-    assert at.elapsed() == 10.0
-    assert at.left() == 30.0
+    progress = Progress(total_steps=100, step=60, epochs=2)
+    assert math.isnan(progress.remaining())
+    now[0], progress.step = 110.0, 70
+    assert progress.elapsed() == 10.0
+    assert progress.remaining() == 30.0
 
 
 @pytest.mark.parametrize(
@@ -370,33 +370,41 @@ def test_time_left_is_of_the_steps_since_the_run_went_on(monkeypatch: pytest.Mon
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03"), (math.nan, "-:--")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_fractions_in_percent() -> None:
-    assert (percent(0.9905), percent(1.0), percent(math.nan)) == ("99.05 %", "100.00 %", "-")
+    assert (format_percent(0.9905), format_percent(1.0), format_percent(math.nan)) == ("99.05 %", "100.00 %", "-")
 
 
 def test_results_leave_out_what_is_absent() -> None:
-    assert results({}) == {}
-    assert results({"test.accuracy": 0.5, "test.count": 10, "device": None, "world_size": 2}) == {"processes": "2"}
-    shown = results(SUMMARY)
+    assert describe_results({}) == {}
+    assert describe_results({"test.accuracy": 0.5, "test.count": 10, "device": None, "world_size": 2}) == {
+        "processes": "2"
+    }
+    shown = describe_results(SUMMARY)
     assert shown["test accuracy"] == "99.05 % (9905 of 10000)"
     assert (shown["steps"], shown["whole epochs"]) == ("645", "3")
     assert shown["speed"] == "13,403 images/s"
     assert shown["parameters"] == "421,642"
     assert shown["weights"] == "sha256 0123456789ab"
-    assert results({"test.accuracy": math.nan, "test.correct": 0, "test.count": 0}) == {"test accuracy": "- (0 of 0)"}
+    assert describe_results({"test.accuracy": math.nan, "test.correct": 0, "test.count": 0}) == {
+        "test accuracy": "- (0 of 0)"
+    }
 
 
 def test_matrix_has_precision_by_column_and_recall_by_row() -> None:
     confusion = [[3, 1], [0, 0]]
-    assert matrix(confusion, ("a", "b")) == [
+    assert confusion_cells(confusion, ("a", "b")) == [
         [" ", "a", "b", "prec %", "recall %"],
         ["a", "3", "1", "100.00", "75.00"],
         ["b", ".", ".", "0.00", "-"],
     ]
-    assert [row[0] for row in matrix(confusion, ("cat", "long-haired dog"))] == [" " * 11, "0 cat      ", "1 long-hair"]
+    assert [row[0] for row in confusion_cells(confusion, ("cat", "long-haired dog"))] == [
+        " " * 11,
+        "0 cat      ",
+        "1 long-hair",
+    ]
 
 
 def test_console_imports_neither_torch_nor_wandb() -> None:

@@ -84,7 +84,7 @@ def train(network: str, arguments: tuple[str, ...], folder: Path, cache: Path, b
         checkpoints = folder / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
         trainer = open_trainer(runtime, config, checkpoints, SIZES, network=NETWORKS[network], rows=rows)
-        trainer.console.say, trainer.console.warn = said.append, warnings.append  # type: ignore[method-assign]
+        trainer.console.print, trainer.console.warn = said.append, warnings.append  # type: ignore[method-assign]
         trainer.train()
         rows.append(trainer.evaluate("test").row("end"))
         return Run(weights_sha256(trainer.state.model), list(trainer.state.model.state_dict()), rows, said, warnings)

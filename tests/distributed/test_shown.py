@@ -117,7 +117,7 @@ def program(mode: str, arguments: list[str]) -> tuple[int, list[tuple[int, int, 
     shown: list[tuple[int, int, bool]] = []
 
     class Tracker(tracker.NullTracker):
-        def show(self, step: int, epoch: int, media: Media) -> None:
+        def log_media(self, step: int, epoch: int, media: Media) -> None:
             shown.append((step, epoch, bool(media.samples and media.gradients)))
 
     tracker.open_tracker = lambda *_: Tracker()

@@ -19,6 +19,7 @@ from small_training import BASICS, open_trainer
 from torch import nn
 
 from mnist_dist.config.loader import load
+from mnist_dist.distributed.consistency import check_ranks_agree
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.distributed.watchdog.peer_monitor import ABORT_SECONDS, QUERY_SECONDS
@@ -91,7 +92,7 @@ def train(folder: Path, faults: Faults, moment: str) -> int:
         reach("before joining")
         with start_runtime(config, topology) as runtime:
             reach("at start")
-            runtime.check_ranks_agree_on("nothing", {})
+            check_ranks_agree(runtime, {})
             trainer = open_trainer(
                 runtime, config, folder / "checkpoints", (24 * 5, 30), lambda step: reach(f"step {step}")
             )

@@ -60,8 +60,8 @@ class Kill:
 
 MOMENTS: dict[str, list[tuple[Any, str]]] = {
     # Before each call of one of these, in whatever thread.
-    "step": [(train_step.TrainStep, "learn")],
-    "update": [(DDPStrategy, "compute"), (FixedShardStrategy, "combine")],
+    "step": [(train_step.TrainStep, "step")],
+    "update": [(DDPStrategy, "forward_backward"), (FixedShardStrategy, "reduce_shards")],
     "evaluation": [(evaluation.F, "cross_entropy")],
     "row": [(metrics_file, "append")],
     "trim": [(metrics_file, "trim")],

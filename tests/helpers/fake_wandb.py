@@ -1,4 +1,4 @@
-"""The source of modules that stand in for wandb: what the tracker needs of it, doing nothing."""
+"""Source code of fake wandb modules: they have what the tracker calls, and do nothing."""
 
 FAKE_SETTINGS = """
     class Settings:

@@ -98,7 +98,7 @@ def build_trainer(
     state = TrainingState(model, config, runtime, images=len(data.train))
     if resume is not None:
         state.restore(resume, "here")
-    tracker: Any = SimpleNamespace(log=lambda row: None, show=show)
+    tracker: Any = SimpleNamespace(log=lambda row: None, log_media=show)
     peak_flops = profiler.measure_peak_flops(runtime) if config.train.profile else 0.0
     return Trainer(
         TrainStep(state),

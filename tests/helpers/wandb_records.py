@@ -1,4 +1,4 @@
-"""Read an offline run's .wandb file."""
+"""Reads the .wandb file of an offline run, of which wandb has no public reader."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 
 def read_records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: protocol buffers in a LevelDB log with a header of 7 bytes."""
+    """The records of a .wandb file, which is a LevelDB log of protocol buffers after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
-    data, at, parts = path.read_bytes(), 7, b""
+    data, offset, parts = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
-    while at < len(data):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
+    while offset < len(data):
+        if (left := 32768 - offset % 32768) < 7:
+            offset += left
             continue
-        size, kind = struct.unpack_from("<HB", data, at + 4)  # after a checksum of 4 bytes
-        parts += data[at + 7 : at + 7 + size]
-        at += 7 + size
+        size, kind = struct.unpack_from("<HB", data, offset + 4)  # after a checksum of 4 bytes
+        parts += data[offset + 7 : offset + 7 + size]
+        offset += 7 + size
         if kind in (1, 4):  # a record's only or last part
             record = wandb_internal_pb2.Record()
             record.ParseFromString(parts)
@@ -37,19 +37,19 @@ def items(entries: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an offline run holds of an artifact."""
+    """An artifact in an offline run."""
 
     name: str
     kind: str
     aliases: list[str]
     metadata: dict[str, Any]
     files: dict[str, Path]
-    """Where the content of each file waits to be uploaded."""
+    """The staged copy of each file, by its path in the artifact."""
 
 
 @dataclass
 class Recorded:
-    """Everything that one segment of an offline run holds."""
+    """The contents of one segment of an offline run."""
 
     folder: Path
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -68,26 +68,26 @@ class Recorded:
         return [(entry["global_step"], entry[key]) for entry in self.history if key in entry]
 
     def table(self, value: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a table that the history names, from its file."""
+        """The rows of a table, from the file that the history names."""
         assert value["_type"] == "table-file"
         found = rows_of(self.folder / "files" / value["path"])
         assert (len(found[0]), len(found)) == (value["ncols"], value["nrows"])
         return found
 
     def tables_with_images(self, key: str) -> list[tuple[list[dict[str, Any]], dict[str, Path]]]:
-        """The rows of each table of this key, in order, and its images by the path that the rows name."""
-        kept = [each for each in self.artifacts if f"{key}.table.json" in each.files]
-        return [(rows_of(each.files[f"{key}.table.json"]), each.files) for each in kept]
+        """The rows of each table of this key, in order, and its images by their paths in the rows."""
+        tables = [each for each in self.artifacts if f"{key}.table.json" in each.files]
+        return [(rows_of(each.files[f"{key}.table.json"]), each.files) for each in tables]
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table's file."""
+    """The rows of a table file."""
     table = json.loads(path.read_text())
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
 def read_run(folder: Path) -> Recorded:
-    """Read a segment of an offline run, by its folder `offline-run-...`."""
+    """Read a segment of an offline run from its folder `offline-run-...`."""
     (file,) = folder.glob("*.wandb")
     found = Recorded(folder)
     for record in read_records(file):
@@ -116,16 +116,16 @@ def read_run(folder: Path) -> Recorded:
 
 
 def merge(into: dict[str, Any], entries: Any) -> None:
-    """Set what the entries of a record say, each value where its path of keys leads."""
+    """Set the values of a record's entries, each at its path of keys."""
     for entry in entries:
         *folders, name = list(entry.nested_key) or [entry.key]
-        at = into
+        target = into
         for folder in folders:
-            at = at.setdefault(folder, {})
-        at[name] = json.loads(entry.value_json)
+            target = target.setdefault(folder, {})
+        target[name] = json.loads(entry.value_json)
 
 
 def read_artifact(record: Any) -> Artifact:
-    """An artifact that waits to be uploaded."""
+    """An artifact from its record."""
     files = {entry.path: Path(entry.local_path) for entry in record.manifest.contents}
     return Artifact(record.name, record.type, list(record.aliases), json.loads(record.metadata or "{}"), files)

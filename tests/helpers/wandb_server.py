@@ -1,8 +1,7 @@
-"""Stands in for wandb's server, for the real wandb as its client.
+"""A fake wandb server for the real wandb client: it stores what it receives, and fails on demand.
 
-It answers what wandb 0.31 asks, keeps what it is told, and fails in the ways that servers and networks fail.
-
-What it answers is the least that wandb-core needs: https://github.com/wandb/wandb, `core/api/graphql`.
+It answers the requests of wandb 0.31 with the least that wandb-core needs: https://github.com/wandb/wandb,
+`core/api/graphql`.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ HISTORY, EVENTS, SUMMARY, OUTPUT = "wandb-history.jsonl", "wandb-events.jsonl", 
 
 @dataclass
 class Run:
-    """What the server was told of a run."""
+    """What the server received of a run."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     """As wandb's mutation names them: project, displayName, groupName, jobType, tags, notes."""
     config: dict[str, Any] = field(default_factory=dict)
-    """By section, and `_wandb`."""
+    """By section; and `_wandb`."""
     lines: dict[str, dict[int, str]] = field(default_factory=dict)
-    """The lines of each file that is streamed, by their place in it."""
+    """The lines of each streamed file, by line number."""
     sent: list[tuple[str, int]] = field(default_factory=list)
-    """Each of them, in the order in which they came, also those that came more than once."""
+    """File and line number of each received line, in order, repetitions included."""
     files: dict[str, bytes] = field(default_factory=dict)
     exit_codes: list[int] = field(default_factory=list)
-    """Of each segment that ended."""
+    """One for each segment that ended."""
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -50,12 +49,12 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The last that was sent."""
+        """The last one received."""
         lines = self.lines.get(SUMMARY, {})
         return json.loads(lines[max(lines)]) if lines else {}
 
     def tail(self, name: str) -> str:
-        """The last line of a streamed file, as the server tells it to a run that goes on: JSON in JSON."""
+        """The last line of a streamed file as a resumed run gets it: JSON in JSON."""
         lines = self.lines.get(name, {})
         return json.dumps([lines[max(lines)]] if lines else [])
 
@@ -78,29 +77,29 @@ class Fault:
     """What happens to requests instead of an answer."""
 
     does: Literal["fail", "drop", "hold"] = "fail"
-    """Answer with `status`; close the connection; answer only once `release` is called."""
+    """fail: answer with `status`. drop: close the connection. hold: answer only after `release` is called."""
     at: str = ""
-    """Only requests with this in their path or body."""
+    """Only requests that have this in their path or body."""
     status: int = 500
     times: float = math.inf
-    """How often."""
+    """How many requests."""
 
 
 class WandbServer:
-    """The server, on a port of 127.0.0.1 that the system chose, on threads of its own. A context manager."""
+    """The server, on a free port of 127.0.0.1. A context manager."""
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
         self.artifacts: list[Artifact] = []
         self.requests: list[str] = []
-        """Path and body of each, and its headers without the key's."""
+        """Method, path, body and headers of each; without the Authorization header."""
         self.keys: set[str] = set()
-        """All that came with requests."""
+        """The keys of all requests."""
         self.unknown: set[str] = set()
-        """Requests that it has no answer for, and its own mistakes."""
+        """Requests without an answer, and exceptions of the server."""
         self.fault: Fault | None = None
         self.stopped = False
-        """Whether somebody pressed the stop button in the browser."""
+        """Whether the stop button in the browser was pressed."""
         self.changed = threading.Condition()
         self._released, self._gone = threading.Event(), False
         server = self
@@ -120,7 +119,7 @@ class WandbServer:
             daemon_threads = True
 
             def handle_error(self, *_: Any) -> None:
-                if not isinstance(sys.exc_info()[1], ConnectionError):  # the client is free to leave
+                if not isinstance(sys.exc_info()[1], ConnectionError):  # clients may disconnect
                     server.unknown.add(traceback.format_exc())
 
         self.http = Threads(("127.0.0.1", 0), Handler)
@@ -135,7 +134,7 @@ class WandbServer:
         self.go_away()
 
     def go_away(self) -> None:
-        """Refuse connections from now on, and drop those there are."""
+        """Refuse new connections and drop the present ones."""
         self._gone = True
         self._released.set()
         if self._thread.is_alive():
@@ -144,18 +143,18 @@ class WandbServer:
         self.http.server_close()
 
     def release(self) -> None:
-        """Answer what was held."""
+        """Answer the held requests."""
         self._released.set()
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait until what was told makes this true."""
+        """Wait until a request makes this true."""
         with self.changed:
             assert self.changed.wait_for(condition, seconds), f"not within {seconds} s; {self.requests[-3:]}"
 
-    # On the threads that answer
+    # On the threads that answer requests
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
-        """Note a request and answer it, or do what the fault says."""
+        """Store a request and answer it, or apply the fault."""
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         if request.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
@@ -164,7 +163,7 @@ class WandbServer:
             self.note_key(request.headers["Authorization"])
             del request.headers["Authorization"]
             self.requests.append(f"{text} {request.headers}")
-            fault = self.fault if self.fault and self.fault.times > 0 and self.fault.progress in text else None
+            fault = self.fault if self.fault and self.fault.times > 0 and self.fault.at in text else None
             if fault:
                 fault.times -= 1
             self.changed.notify_all()
@@ -188,7 +187,7 @@ class WandbServer:
         request.wfile.write(data)
 
     def note_key(self, authorization: str | None) -> None:
-        """Keep the password of a request's basic authentication."""
+        """Store the password of a request's basic authentication."""
         if authorization:
             self.keys.add(base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")[2])
 
@@ -196,11 +195,11 @@ class WandbServer:
         """Status and JSON for a request."""
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if parts == ["graphql"]:
-            asked = json.loads(body)
-            kind, name = re.findall(r"\b(query|mutation)\s+(\w+)", asked["query"])[0]
+            query = json.loads(body)
+            kind, name = re.findall(r"\b(query|mutation)\s+(\w+)", query["query"])[0]
             method = getattr(self, f"{kind}_{name}", None)
             if method is not None:
-                return 200, {"data": method(asked.get("variables") or {})}
+                return 200, {"data": method(query.get("variables") or {})}
         elif parts[0] == "files" and parts[-1] == "file_stream":
             self.stream(self.runs[parts[3]], json.loads(body))
             return 200, {"stopped": self.stopped}
@@ -210,21 +209,21 @@ class WandbServer:
         elif parts[0] == "artifact-files":
             self.artifacts[int(parts[1])].files["/".join(parts[2:])] = body
             return 200, {}
-        elif parts == ["healthz"] or parts[:2] == ["sdk", "otel"]:  # or what wandb's commands tell of themselves
+        elif parts == ["healthz"] or parts[:2] == ["sdk", "otel"]:  # the telemetry of wandb's commands
             return 200, {}
         self.unknown.add(f"{path} {body[:300].decode(errors='replace')}")
-        return 200, {"errors": [{"message": "the stand-in does not know this"}]}
+        return 200, {"errors": [{"message": "unknown to the fake server"}]}
 
-    def stream(self, run: Run, told: dict[str, Any]) -> None:
-        """Lines of history, events, summary and output; the end of a segment."""
-        for name, part in told.get("files", {}).items():
+    def stream(self, run: Run, update: dict[str, Any]) -> None:
+        """Store lines of history, events, summary and output; and the end of a segment."""
+        for name, part in update.get("files", {}).items():
             for number, line in enumerate(part["content"], part["offset"]):
                 run.lines.setdefault(name, {})[number] = line
                 run.sent.append((name, number))
-        if told.get("complete"):
-            run.exit_codes.append(told["exitcode"])
+        if update.get("complete"):
+            run.exit_codes.append(update["exitcode"])
 
-    # GraphQL: one method an operation
+    # GraphQL: one method for each operation
 
     def query_Viewer(self, _: dict[str, Any]) -> dict[str, Any]:
         teams = {"edges": [{"node": {"name": ENTITY}}]}
@@ -233,12 +232,12 @@ class WandbServer:
     def query_ServerFeaturesQuery(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
 
-    def query_RunResumeStatus(self, asked: dict[str, Any]) -> dict[str, Any]:
-        project = {"id": "project", "name": asked["project"], "entity": {"id": "entity", "name": ENTITY}}
-        return {"model": project | {"bucket": self.resumable(asked["name"])}}
+    def query_RunResumeStatus(self, variables: dict[str, Any]) -> dict[str, Any]:
+        project = {"id": "project", "name": variables["project"], "entity": {"id": "entity", "name": ENTITY}}
+        return {"model": project | {"bucket": self.resumable(variables["name"])}}
 
     def resumable(self, name: str) -> dict[str, Any] | None:
-        """What a run that goes on needs to know of itself; None where it is new."""
+        """What a resumed run gets of its earlier segments; None if it is new."""
         run = self.runs.get(name)
         if run is None:
             return None
@@ -258,55 +257,62 @@ class WandbServer:
             "wandbConfig": json.dumps({"t": run.config["_wandb"]["t"]}),
         }
 
-    def mutation_UpsertBucket(self, told: dict[str, Any]) -> dict[str, Any]:
-        inserted = told["name"] not in self.runs
-        run = self.runs.setdefault(told["name"], Run())
-        run.fields |= {key: value for key, value in told.items() if value is not None and key != "config"}
-        config = json.loads(told.get("config") or "{}")
+    def mutation_UpsertBucket(self, variables: dict[str, Any]) -> dict[str, Any]:
+        inserted = variables["name"] not in self.runs
+        run = self.runs.setdefault(variables["name"], Run())
+        run.fields |= {key: value for key, value in variables.items() if value is not None and key != "config"}
+        config = json.loads(variables.get("config") or "{}")
         run.config |= {key: entry["value"] for key, entry in config.items()}
         project = {"id": "project", "name": run.fields["project"], "entity": {"id": "entity", "name": ENTITY}}
-        bucket = {"id": told["name"], "name": told["name"], "displayName": run.fields.get("displayName")}
-        lines = {"historyLineCount": len(run.lines.get(HISTORY, {})), "config": told.get("config") or "{}"}
+        bucket = {"id": variables["name"], "name": variables["name"], "displayName": run.fields.get("displayName")}
+        lines = {"historyLineCount": len(run.lines.get(HISTORY, {})), "config": variables.get("config") or "{}"}
         return {"upsertBucket": {"bucket": bucket | lines | {"project": project}, "inserted": inserted}}
 
-    def query_ArtifactType(self, asked: dict[str, Any]) -> dict[str, Any]:
-        kinds = [each.kind for each in self.artifacts if each.name == asked["name"].partition(":")[0]]
+    def query_ArtifactType(self, variables: dict[str, Any]) -> dict[str, Any]:
+        kinds = [each.kind for each in self.artifacts if each.name == variables["name"].partition(":")[0]]
         return {"project": {"artifact": {"artifactType": {"name": kinds[0]}} if kinds else None}}
 
-    def mutation_CreateRunFiles(self, told: dict[str, Any]) -> dict[str, Any]:
-        files = [{"name": name, "uploadUrl": f"{self.url}/run-files/{told['run']}/{name}"} for name in told["files"]]
-        return {"createRunFiles": {"runID": told["run"], "uploadHeaders": [], "files": files}}
+    def mutation_CreateRunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
+        files = [
+            {"name": name, "uploadUrl": f"{self.url}/run-files/{variables['run']}/{name}"}
+            for name in variables["files"]
+        ]
+        return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
 
-    def mutation_CreateArtifact(self, told: dict[str, Any]) -> dict[str, Any]:
-        told = told["input"]
-        aliases = [alias["alias"] for alias in told.get("aliases") or []]
-        metadata = json.loads(told.get("metadata") or "{}")
-        name, kind = told["artifactCollectionName"], told["artifactTypeName"]
+    def mutation_CreateArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        variables = variables["input"]
+        aliases = [alias["alias"] for alias in variables.get("aliases") or []]
+        metadata = json.loads(variables.get("metadata") or "{}")
+        name, kind = variables["artifactCollectionName"], variables["artifactTypeName"]
         earlier = [number for number, each in enumerate(self.artifacts) if each.name == name]
         latest = {"id": str(earlier[-1])} if earlier else None
         for each in self.artifacts:
             if each.name == name:
                 each.aliases = [alias for alias in each.aliases if alias not in aliases]
-        self.artifacts.append(Artifact(name, kind, aliases, metadata, told.get("runName") or ""))
+        self.artifacts.append(Artifact(name, kind, aliases, metadata, variables.get("runName") or ""))
         number = str(len(self.artifacts) - 1)
         sequence = {"latestArtifact": latest}
         return {"createArtifact": {"artifact": {"id": number, "state": "PENDING", "artifactSequence": sequence}}}
 
-    def mutation_CreateArtifactManifest(self, told: dict[str, Any]) -> dict[str, Any]:
-        number = told["artifactID"]
-        url = f"{self.url}/artifact-files/{number}/{told['name']}"
-        file = {"id": f"file-{number}", "uploadUrl": url, "uploadHeaders": []} if told["includeUpload"] else {"id": "0"}
+    def mutation_CreateArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        number = variables["artifactID"]
+        url = f"{self.url}/artifact-files/{number}/{variables['name']}"
+        file = (
+            {"id": f"file-{number}", "uploadUrl": url, "uploadHeaders": []}
+            if variables["includeUpload"]
+            else {"id": "0"}
+        )
         return {"createArtifactManifest": {"artifactManifest": {"id": f"manifest-{number}", "file": file}}}
 
-    def mutation_CreateArtifactFiles(self, told: dict[str, Any]) -> dict[str, Any]:
+    def mutation_CreateArtifactFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
         edges = []
-        for spec in told.get("input", told)["artifactFiles"]:
+        for spec in variables.get("input", variables)["artifactFiles"]:
             number = spec["artifactID"]
             url = f"{self.url}/artifact-files/{number}/{spec['name']}"
             node = {"storagePath": spec["name"], "uploadUrl": url, "uploadHeaders": [], "artifact": {"id": number}}
             edges.append({"node": node | {"name": spec["name"], "uploadMultipartUrls": None}})
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
-    def mutation_CommitArtifact(self, told: dict[str, Any]) -> dict[str, Any]:
-        self.artifacts[int(told["artifactID"])].committed = True
-        return {"commitArtifact": {"artifact": {"id": told["artifactID"], "digest": "0"}}}
+    def mutation_CommitArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.artifacts[int(variables["artifactID"])].committed = True
+        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "0"}}}

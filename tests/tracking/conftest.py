@@ -1,4 +1,4 @@
-"""What every test of wandb starts from: nobody's home, nobody's settings, and no network."""
+"""The surroundings of all wandb tests: an empty home, no settings and no keys."""
 
 from __future__ import annotations
 

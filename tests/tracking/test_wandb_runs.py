@@ -27,34 +27,35 @@ STEPS = 5  # of an epoch
 AT_STEP_7 = """
 import os, signal, time
 import psutil
-from mnist_dist import tracking
-from mnist_dist.utils.exit import exit_with
-from mnist_dist.training.train_step import TrainStep
+from mnist_dist.tracking import tracker
 from mnist_dist.train import main
+from mnist_dist.training.train_step import TrainStep
+from mnist_dist.utils.exit import exit_with
 
 def stop():
     os.kill(os.getpid(), signal.SIGTERM)
 
 def kill_service():
-    while not trackers[0].look:  # wandb has begun
+    while not trackers[0].view_hint:  # wandb has begun
         time.sleep(0.01)
     for child in psutil.Process().children():
         if child.name().startswith("wandb-core"):
             child.kill()
 
 trackers = []
-class Watched(tracking.WandbTracker):
+class Watched(tracker.WandbTracker):
     def __init__(self, *arguments):
         trackers.append(self)
         super().__init__(*arguments)
-tracking.WandbTracker = Watched
+tracker.WandbTracker = Watched
 
-learn = TrainStep.learn
-def learn_and_act(self, batch):
-    learn(self, batch)
+step = TrainStep.step
+def step_and_act(self, batch):
+    result = step(self, batch)
     if self.state.progress.step + 1 == 7:
         ACTION()
-TrainStep.learn = learn_and_act
+    return result
+TrainStep.step = step_and_act
 exit_with(main)
 """
 
@@ -74,7 +75,7 @@ def train(work: Path, data: Path, *arguments: str, at_step_7: str = "") -> Ended
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run without what clocks say."""
+    """The rows of a run without times."""
     return [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in read_rows(folder)]
 
 
@@ -135,14 +136,14 @@ def test_facts_are_there_from_the_start(whole: Whole) -> None:
 
 def test_the_newest_and_the_best_model_are_artifacts(whole: Whole) -> None:
     state = json.loads((whole.folder / "checkpoints" / f"step-{3 * STEPS:08d}" / "state.json").read_text())
-    kept = {alias: each for each in models(whole.recorded) for alias in each.aliases}
-    assert kept["latest"].name == kept["best"].name == f"model-{whole.summary['run_id']}"
-    assert kept["latest"].metadata["step"] == 3 * STEPS
-    assert kept["latest"].metadata["weights_sha256"] == whole.summary["weights_sha256"]
-    assert kept["latest"].metadata["test/accuracy"] == whole.summary["test.accuracy"]
-    assert kept["best"].metadata["step"] == state["progress"]["best"]["step"]
-    assert kept["best"].metadata["val/accuracy"] == state["progress"]["best"]["accuracy"]
-    for artifact in kept.values():
+    by_alias = {alias: each for each in models(whole.recorded) for alias in each.aliases}
+    assert by_alias["latest"].name == by_alias["best"].name == f"model-{whole.summary['run_id']}"
+    assert by_alias["latest"].metadata["step"] == 3 * STEPS
+    assert by_alias["latest"].metadata["weights_sha256"] == whole.summary["weights_sha256"]
+    assert by_alias["latest"].metadata["test/accuracy"] == whole.summary["test.accuracy"]
+    assert by_alias["best"].metadata["step"] == state["progress"]["best"]["step"]
+    assert by_alias["best"].metadata["val/accuracy"] == state["progress"]["best"]["accuracy"]
+    for artifact in by_alias.values():
         checkpoint = f"checkpoints/step-{artifact.metadata['step']:08d}"
         names = ("manifest.json", "state.json", "model.safetensors", "optimizer.safetensors", "ema.safetensors")
         assert set(artifact.files) == {"config.yaml", *(f"{checkpoint}/{name}" for name in names)}
@@ -226,7 +227,9 @@ def test_steps_that_were_undone_are_in_the_history_twice(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["no state", "no JSON", "no weights"])
-def test_a_model_that_cannot_be_read_is_said_and_the_rest_is_there(damage: str, whole: Whole, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_read_gives_one_warning_and_the_rest_is_there(
+    damage: str, whole: Whole, tmp_path: Path
+) -> None:
     shutil.copytree(whole.folder / "checkpoints", tmp_path / "checkpoints")
     shutil.copy(whole.folder / "config.yaml", tmp_path)
     newest = tmp_path / "checkpoints" / f"step-{3 * STEPS:08d}"
@@ -240,5 +243,5 @@ def test_a_model_that_cannot_be_read_is_said_and_the_rest_is_there(damage: str, 
     assert recorded.logged("lr") == [(1, 0.5)]
     assert recorded.exit_code == 1
     (warning,) = warnings
-    assert warning.startswith("wandb does not have the model (")
+    assert warning.startswith("the model could not be logged to wandb (")
     assert warning.endswith(f"; it is in {tmp_path}")

@@ -59,7 +59,7 @@ def train(
             rows=run.rows,
             profile_dir=folder / profile,
         )
-        trainer.console.say = run.said.append  # type: ignore[method-assign]
+        trainer.console.print = run.said.append  # type: ignore[method-assign]
         trainer.console.warn = run.warnings.append  # type: ignore[method-assign]
         before(trainer)
         try:
