@@ -13,7 +13,8 @@ FOLDERS = ("benchmarks", "configs", "docs", "launch", "mnist_dist", "tests")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))])
 MODULES = {path.name for name in ("mnist_dist", "benchmarks", "tests") for path in (ROOT / name).rglob("*.py")}
 
-PATH = re.compile(r"(?<![\w/-])(?:\.\./)*((?:tests|docs|launch|benchmarks|configs)/[\w/.*-]*[\w/*]|mnist_dist/[\w/]+\.py)")
+FOLDER_PATH = r"(?:tests|docs|launch|benchmarks|configs)/[\w/.*-]*[\w/*]"
+PATH = re.compile(rf"(?<![\w/-])(?:\.\./)*({FOLDER_PATH}|mnist_dist/[\w/]+\.py)")
 """A path from the root of the repository; `*` stands for any text."""
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
