@@ -71,11 +71,11 @@ def test_what_a_document_names_exists(document: Path) -> None:
     assert [path for path in pytest_arguments(text) if not (ROOT / path).exists()] == []
 
 
-def test_every_promise_has_a_command() -> None:
-    rows = (ROOT / "docs" / "reliability.md").read_text().split("## Promises\n")[1].split("\n## ")[0].splitlines()
-    promises = [row for row in rows if row.startswith("| **")]
-    assert len(promises) > 10
-    assert [row for row in promises if not pytest_arguments(row)] == []
+def test_every_guarantee_has_a_command() -> None:
+    rows = (ROOT / "docs" / "reliability.md").read_text().split("## Guarantees\n")[1].split("\n## ")[0].splitlines()
+    guarantees = [row for row in rows if row.startswith("| **")]
+    assert len(guarantees) > 10
+    assert [row for row in guarantees if not pytest_arguments(row)] == []
 
 
 def test_mistakes_are_found() -> None:

@@ -18,8 +18,9 @@ from mnist_dist.commands.dashboard_panels import plotted
 from mnist_dist.commands.sweep_search_space import example_values, grid_size, to_distribution
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
+from mnist_dist.config.validation import check_key, shown
 from mnist_dist.config.values import parse_value
-from mnist_dist.config.yaml_files import Setting, check_key, compose, entries, shown
+from mnist_dist.config.yaml_files import Setting, compose, entries
 from mnist_dist.utils.errors import UserError
 
 MODULE = "mnist_dist.train"

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from mnist_dist.config.yaml_files import shown
+from mnist_dist.config.validation import shown
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.files import atomic_write, read_json
 from mnist_dist.utils.strict_json import dump_strict

@@ -11,7 +11,7 @@ from typing import Any
 from mnist_dist.commands.sweep_config import Sweep
 from mnist_dist.commands.sweep_runs import FAILED, FINISHED, INTERRUPTED, RESULTS, STOPPED_EARLY, Run, best_value
 from mnist_dist.commands.sweep_search_space import grid_point, import_optuna
-from mnist_dist.config.yaml_files import shown
+from mnist_dist.config.validation import shown
 from mnist_dist.utils.errors import UserError
 
 JOURNAL = "study.journal"

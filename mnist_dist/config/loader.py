@@ -16,9 +16,9 @@ import yaml
 
 from mnist_dist.config.fsdp import Fsdp
 from mnist_dist.config.schema import SECTIONS, Config
-from mnist_dist.config.validation import check_fsdp, check_together
+from mnist_dist.config.validation import check_fsdp, check_key, check_together, shown
 from mnist_dist.config.values import COMMAND_LINE, parse_value
-from mnist_dist.config.yaml_files import Setting, check_key, find_recipe, read_yaml, shown
+from mnist_dist.config.yaml_files import Setting, find_recipe, read_yaml
 from mnist_dist.utils.errors import UserError
 
 

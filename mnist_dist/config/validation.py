@@ -1,11 +1,12 @@
-"""Checks across settings: values that are each valid, but not together, on this many processes or with FSDP."""
+"""Checks of settings: that a name exists, with the nearest one as a suggestion; and that settings fit each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 
 from mnist_dist.config.fsdp import FSDP
-from mnist_dist.config.schema import Config
+from mnist_dist.config.schema import FIELDS, SECTIONS, Config
 from mnist_dist.utils.errors import UserError
 
 
@@ -93,3 +94,30 @@ def check_fsdp(config: Config, environment: Mapping[str, str], origins: Mapping[
             raise UserError(f"{describe_setting(config, key, origins)}: not with FSDP ({FSDP}, environment): {reason}")
     if train.precision == "auto" and environment.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         raise UserError(f"fp16 (what the launcher says): not with FSDP ({FSDP}, environment): {fp16}")
+
+
+def check_key(key: str, origin: str) -> None:
+    """Raise UserError, with a suggestion, unless `key` is a setting, such as `optim.lr`."""
+    if key in FIELDS:
+        return
+    section, dot, _ = key.partition(".")
+    names = list(SECTIONS[section].model_fields) if section in SECTIONS else []
+    if names and not dot:
+        raise UserError(f"{key} ({origin}): is a section; give one of its settings, as in --{key}.{names[0]}=...")
+    hint = suggest(key, FIELDS) or (f"; settings of {section}: {', '.join(names)}" if names else "")
+    raise UserError(f"{shown(key)} ({origin}): unknown setting{hint}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the known name that is most similar; empty if none is."""
+    known = list(known)
+    leaf_matches = [key for key in known if "." in key and key.split(".")[1] == name.split(".")[-1]]
+    matches = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.7) or leaf_matches[:1]
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def shown(value: str | list[str]) -> str:
+    """A value as errors show it: on one line, at most 80 characters."""
+    text = value if isinstance(value, str) else f"[{', '.join(value)}]"
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:81])
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from mnist_dist.config.schema import SECTIONS, json_schema
-from mnist_dist.config.yaml_files import Setting, as_written, shown, suggest
+from mnist_dist.config.validation import shown, suggest
+from mnist_dist.config.yaml_files import Setting, as_written
 from mnist_dist.utils.errors import UserError
 
 COMMAND_LINE = "command line"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from mnist_dist.config.schema import FIELDS, SECTIONS
+from mnist_dist.config.validation import check_key, shown, suggest
 from mnist_dist.utils.errors import UserError
 
 SWEEPS = "sweeps"  # folder of the shipped sweeps, inside that of the recipes
@@ -183,30 +183,3 @@ def text_of(node: yaml.Node, key: str, origin: str) -> str:
     if node.tag not in YAML_TAGS:
         raise UserError(f"{key} ({origin}): has the tag {shown(node.tag)}; write a plain value")
     return str(node.value)
-
-
-def check_key(key: str, origin: str) -> None:
-    """Raise UserError, with a suggestion, unless `key` is a setting, such as `optim.lr`."""
-    if key in FIELDS:
-        return
-    section, dot, _ = key.partition(".")
-    names = list(SECTIONS[section].model_fields) if section in SECTIONS else []
-    if names and not dot:
-        raise UserError(f"{key} ({origin}): is a section; give one of its settings, as in --{key}.{names[0]}=...")
-    hint = suggest(key, FIELDS) or (f"; settings of {section}: {', '.join(names)}" if names else "")
-    raise UserError(f"{shown(key)} ({origin}): unknown setting{hint}")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known name that is most similar; empty if none is."""
-    known = list(known)
-    leaf_matches = [key for key in known if "." in key and key.split(".")[1] == name.split(".")[-1]]
-    matches = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.7) or leaf_matches[:1]
-    return f"; did you mean {matches[0]}?" if matches else ""
-
-
-def shown(value: str | list[str]) -> str:
-    """A value as errors show it: on one line, at most 80 characters."""
-    text = value if isinstance(value, str) else f"[{', '.join(value)}]"
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:81])
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.device import seed_generator
-from mnist_dist.distributed.gradients import BatchOutput, StepOutput, flat_views, image_losses
 from mnist_dist.distributed.runtime import Runtime
+from mnist_dist.distributed.step_output import BatchOutput, StepOutput, flat_views, image_losses
 from mnist_dist.utils.rng import derive_seed
 
 

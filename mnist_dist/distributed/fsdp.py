@@ -20,8 +20,8 @@ from mnist_dist.config.fsdp import Fsdp
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.ddp import DDPStrategy
-from mnist_dist.distributed.gradients import StepOutput
 from mnist_dist.distributed.runtime import Runtime
+from mnist_dist.distributed.step_output import StepOutput
 from mnist_dist.utils.errors import UserError
 
 

@@ -16,8 +16,8 @@ from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.ddp import DDPStrategy
 from mnist_dist.distributed.fixed_shards import FixedShardStrategy
 from mnist_dist.distributed.fsdp import FSDPStrategy
-from mnist_dist.distributed.gradients import StepOutput
 from mnist_dist.distributed.runtime import Runtime
+from mnist_dist.distributed.step_output import StepOutput
 
 
 class Strategy(Protocol):

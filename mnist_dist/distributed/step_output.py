@@ -1,4 +1,4 @@
-"""What every strategy computes with: the loss of each image, what a step returns, and views into flat gradients."""
+"""The output of a training step, the loss of each image, and views into a flat gradient: what all strategies share."""
 
 from __future__ import annotations
 
