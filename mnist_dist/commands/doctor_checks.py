@@ -250,9 +250,9 @@ def check_device(config: Config, topology: Topology) -> Finding:
     """The device that this process would train on. Raises UserError if there are more processes than GPUs."""
     import torch
 
-    from mnist_dist.distributed.device import use_cpu
+    from mnist_dist.distributed.device import should_use_cpu
 
-    cpu = use_cpu(config, topology)
+    cpu = should_use_cpu(config, topology)
     if cpu or not torch.cuda.is_available():
         kind = "cpu" if cpu else str(torch.accelerator.current_accelerator())
         idle = torch.cuda.device_count() if cpu else 0
@@ -266,9 +266,9 @@ def check_device(config: Config, topology: Topology) -> Finding:
 
 def check_precision(config: Config, topology: Topology) -> Finding:
     """The precisions of the device, and whether that of the run is among them and fast."""
-    from mnist_dist.distributed.device import native_precision, use_cpu
+    from mnist_dist.distributed.device import native_precision, should_use_cpu
 
-    cpu = use_cpu(config, topology)
+    cpu = should_use_cpu(config, topology)
     native = native_precision(cpu) == "bf16"
     found = f"fp32, bf16{'' if native else ' (emulated)'}{'' if cpu else ', fp16'}"
     if config.train.precision == "fp16" and cpu:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mnist_dist.utils.errors import UserError
 
-FSDP = "ACCELERATE_USE_FSDP"
+USE_FSDP = "ACCELERATE_USE_FSDP"
 UNSUPPORTED_ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -37,7 +37,7 @@ whole model from the seed."""
 
 
 @dataclass(frozen=True)
-class Fsdp:
+class FSDPConfig:
     """FSDP2 settings: every rank keeps a shard of each parameter, gradient and optimizer state."""
 
     reshard_after_forward: bool = True
@@ -46,7 +46,7 @@ class Fsdp:
     """Layers with more parameters than this are wrapped, and gathered, one by one; the rest of the model at once."""
 
 
-def read_fsdp(environment: Mapping[str, str]) -> Fsdp | None:
+def read_fsdp(environment: Mapping[str, str]) -> FSDPConfig | None:
     """Read what the launcher's `fsdp_config` says; None if it does not ask for FSDP.
 
     Raises:
@@ -57,7 +57,7 @@ def read_fsdp(environment: Mapping[str, str]) -> Fsdp | None:
             raise UserError(
                 f"{name}={environment[name]} (environment): {engine} is not supported; start with a file from launch/"
             )
-    if not is_on(environment, FSDP):
+    if not is_on(environment, USE_FSDP):
         return None
     for name, required in REQUIRED_VALUES.items():
         value = environment.get(name) or required
@@ -72,7 +72,7 @@ def read_fsdp(environment: Mapping[str, str]) -> Fsdp | None:
     min_num_params = environment.get("FSDP_MIN_NUM_PARAMS", "100000000")
     if not min_num_params.isdecimal():
         raise unsupported("FSDP_MIN_NUM_PARAMS", min_num_params, "use a whole number")
-    return Fsdp(reshard == "true", int(min_num_params) if policy == "SIZE_BASED_WRAP" else math.inf)
+    return FSDPConfig(reshard == "true", int(min_num_params) if policy == "SIZE_BASED_WRAP" else math.inf)
 
 
 def is_on(environment: Mapping[str, str], name: str) -> bool:

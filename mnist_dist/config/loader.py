@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from mnist_dist.config.fsdp import Fsdp
+from mnist_dist.config.fsdp import FSDPConfig
 from mnist_dist.config.schema import SECTIONS, Config
 from mnist_dist.config.validation import check_fsdp, check_key, check_together, shown
 from mnist_dist.config.values import COMMAND_LINE, parse_value
@@ -31,7 +31,7 @@ class LoadedConfig:
     print_config: bool
 
 
-def load(arguments: Sequence[str], world_size: int = 1, fsdp: Fsdp | None = None) -> LoadedConfig:
+def load(arguments: Sequence[str], world_size: int = 1, fsdp: FSDPConfig | None = None) -> LoadedConfig:
     """Build the configuration from the command line of `mnist_dist.train`.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-from mnist_dist.config.fsdp import FSDP
+from mnist_dist.config.fsdp import USE_FSDP
 from mnist_dist.config.schema import FIELDS, SECTIONS, Config
 from mnist_dist.utils.errors import UserError
 
@@ -91,9 +91,11 @@ def check_fsdp(config: Config, environment: Mapping[str, str], origins: Mapping[
     }
     for key, reason in conflicts.items():
         if reason:
-            raise UserError(f"{describe_setting(config, key, origins)}: not with FSDP ({FSDP}, environment): {reason}")
+            raise UserError(
+                f"{describe_setting(config, key, origins)}: not with FSDP ({USE_FSDP}, environment): {reason}"
+            )
     if train.precision == "auto" and environment.get("ACCELERATE_MIXED_PRECISION") == "fp16":
-        raise UserError(f"fp16 (what the launcher says): not with FSDP ({FSDP}, environment): {fp16}")
+        raise UserError(f"fp16 (what the launcher says): not with FSDP ({USE_FSDP}, environment): {fp16}")
 
 
 def check_key(key: str, origin: str) -> None:

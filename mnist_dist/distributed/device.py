@@ -20,7 +20,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MAX_MMAP_THRESHOLD = 32 << 20  # glibc refuses more
 
 
-def use_cpu(config: Config, topology: Topology) -> bool:
+def should_use_cpu(config: Config, topology: Topology) -> bool:
     """Whether to train on the CPU. The Accelerator must be told, or each of several processes believes it is alone.
 
     Raises:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from mnist_dist.config.fsdp import Fsdp
+from mnist_dist.config.fsdp import FSDPConfig
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.ddp import DDPStrategy
@@ -35,7 +35,7 @@ class FSDPStrategy(DDPStrategy):
         fsdp: FSDP settings of the launcher.
     """
 
-    def __init__(self, model: nn.Module, config: Config, runtime: Runtime, fsdp: Fsdp) -> None:
+    def __init__(self, model: nn.Module, config: Config, runtime: Runtime, fsdp: FSDPConfig) -> None:
         from torch.distributed.fsdp import fully_shard  # takes 0.5 s to import
 
         self.config, self.runtime = config, runtime

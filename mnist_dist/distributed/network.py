@@ -1,4 +1,4 @@
-"""Which of its addresses and network interfaces this machine uses to reach another one. Sends no packets."""
+"""Find the address and the network interface by which this machine reaches another one. Sends nothing."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
-from mnist_dist.config.fsdp import FSDP
+from mnist_dist.config.fsdp import USE_FSDP
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.device import native_precision
 from mnist_dist.distributed.topology import Topology
@@ -41,7 +41,7 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
         raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
     # A single process under torchrun is wrapped in DDP too: the hook would round gradients that are never sent.
     compress = config.train.compress if topology.world_size > 1 else "no"
-    os.environ[FSDP] = "false"  # accelerate shards models on GPUs only; FSDPStrategy does it on any device
+    os.environ[USE_FSDP] = "false"  # accelerate shards models on GPUs only; FSDPStrategy does it on any device
     try:
         return Accelerator(
             cpu=cpu,

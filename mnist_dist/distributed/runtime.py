@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.comm_timer import CommTimer
-from mnist_dist.distributed.device import configure_torch, fingerprint, use_cpu
+from mnist_dist.distributed.device import configure_torch, fingerprint, should_use_cpu
 from mnist_dist.distributed.mixed_precision import MixedPrecision
 from mnist_dist.distributed.network import set_gloo_interface
 from mnist_dist.distributed.rendezvous import create_accelerator, destroy_process_group, store_has_key
@@ -241,7 +241,7 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
         UserError: this machine lacks the device or the precision, or accelerate sees another number of processes.
         TrainingError: another rank did not join in time, has exited, or does not answer.
     """
-    cpu = use_cpu(config, topology)
+    cpu = should_use_cpu(config, topology)
     shards = 0 if topology.fsdp else config.shards(topology.world_size, cpu)
     threads = configure_torch(config, topology, shards)
     if topology.machines > 1:

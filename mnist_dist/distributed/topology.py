@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from mnist_dist.config.fsdp import Fsdp, read_fsdp
+from mnist_dist.config.fsdp import FSDPConfig, read_fsdp
 from mnist_dist.distributed.cluster_environment import ClusterEnvironment, detect_cluster
 from mnist_dist.utils.errors import UserError
 
@@ -34,7 +34,7 @@ class Topology:
     """For the console; empty without a launcher."""
     cluster: ClusterEnvironment | None = None
     """What a launcher other than torchrun set, if the ranks come from it."""
-    fsdp: Fsdp | None = None
+    fsdp: FSDPConfig | None = None
     """The launcher's FSDP settings; None if the model is not to be sharded, and for a single process."""
 
     @property

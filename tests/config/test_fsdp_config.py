@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mnist_dist.config.fsdp import FSDP, UNSUPPORTED_ENGINES, Fsdp, read_fsdp
+from mnist_dist.config.fsdp import UNSUPPORTED_ENGINES, FSDPConfig, read_fsdp
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.utils.errors import UserError
@@ -38,20 +38,20 @@ def refused(variables: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, Fsdp(True, math.inf)),
-        ({"FSDP_RESHARD_AFTER_FORWARD": "false"}, Fsdp(False, math.inf)),
-        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "5"}, Fsdp(True, 5)),
-        ({"FSDP_MIN_NUM_PARAMS": "5"}, Fsdp(True, math.inf)),
-        ({"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, Fsdp()),
+        ({}, FSDPConfig(True, math.inf)),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "false"}, FSDPConfig(False, math.inf)),
+        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "5"}, FSDPConfig(True, 5)),
+        ({"FSDP_MIN_NUM_PARAMS": "5"}, FSDPConfig(True, math.inf)),
+        ({"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, FSDPConfig()),
         ({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"}, None),
     ],
 )
-def test_supported_values_are_read(variables: dict[str, str], expected: Fsdp | None) -> None:
+def test_supported_values_are_read(variables: dict[str, str], expected: FSDPConfig | None) -> None:
     assert read_topology({**TWO, **AS_LAUNCHED, **variables}).fsdp == expected
 
 
 def test_one_process_needs_no_fsdp() -> None:
-    assert read_fsdp(AS_LAUNCHED) == Fsdp()
+    assert read_fsdp(AS_LAUNCHED) == FSDPConfig()
     assert read_topology(AS_LAUNCHED).fsdp is None
 
 
@@ -96,8 +96,8 @@ def test_what_is_not_supported_is_refused_by_its_name_in_the_file(name: str, val
 def test_settings_that_need_the_whole_model_are_refused(argument: str, cure: str) -> None:
     assert load([argument], 2)
     with pytest.raises(UserError) as error:
-        load([argument], 2, Fsdp())
-    assert str(error.value).startswith(f"{argument[2:]} (command line): not with FSDP ({FSDP}, environment): ")
+        load([argument], 2, FSDPConfig())
+    assert str(error.value).startswith(f"{argument[2:]} (command line): not with FSDP ({USE_FSDP}, environment): ")
     assert str(error.value).endswith(f"; {cure}")
     assert len(str(error.value).splitlines()) == 1
 
@@ -105,9 +105,9 @@ def test_settings_that_need_the_whole_model_are_refused(argument: str, cure: str
 def test_fp16_from_the_launcher_is_refused_if_the_settings_leave_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(UserError, match=r"^fp16 \(what the launcher says\): not with FSDP .*; use bf16 or no$"):
-        load([], 2, Fsdp())
-    assert load(["--train.precision=bf16"], 2, Fsdp())
+        load([], 2, FSDPConfig())
+    assert load(["--train.precision=bf16"], 2, FSDPConfig())
 
 
 def test_the_default_recipe_works_with_fsdp() -> None:
-    assert load([], 2, Fsdp()).config.train.shards == -1
+    assert load([], 2, FSDPConfig()).config.train.shards == -1
