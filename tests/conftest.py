@@ -1,4 +1,4 @@
-"""What every test starts from: no launcher's variables, and no settings of the user's for accelerate."""
+"""Every test starts without a launcher's environment variables and without the user's settings of accelerate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-LAUNCHER = (
+LAUNCHER_PREFIXES = (
     "RANK",
     "WORLD_SIZE",
     "MASTER_",
@@ -28,12 +28,12 @@ LAUNCHER = (
 
 @pytest.fixture(scope="session", autouse=True)
 def no_launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One process without a launcher; `accelerate launch` finds no default_config.yaml that would change what it does.
+    """Remove launchers' variables, and the default_config.yaml that `accelerate launch` would read.
 
-    What is started from here, or forked later, inherits this.
+    Processes that a test starts or forks inherit the environment.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(LAUNCHER)]:
+        for name in [name for name in os.environ if name.startswith(LAUNCHER_PREFIXES)]:
             patch.delenv(name)
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
         yield

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from clocks import ROW_CLOCKS
 from harness import run_ranks
+from measured_keys import MEASURED_ROW_KEYS
 from small_training import open_trainer, synthetic_images
 from torch import nn
 
@@ -89,7 +89,7 @@ def train(network: str, arguments: tuple[str, ...], folder: Path) -> Run:
         rows: list[dict[str, Any]] = []
         trainer = open_trainer(runtime, config, folder, SIZES, network=NETWORKS[network], rows=rows)
         trainer.train()
-        kept = [json.dumps({key: value for key, value in row.items() if key not in ROW_CLOCKS}) for row in rows]
+        kept = [json.dumps({key: value for key, value in row.items() if key not in MEASURED_ROW_KEYS}) for row in rows]
         return Run(
             weights_sha256(trainer.state.model),
             weights_sha256(trainer.state.eval_model),

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from clocks import ROW_CLOCKS
+from measured_keys import MEASURED_ROW_KEYS
 from programs import TORCHRUN, Program, read_rows, started, write_digits
 
 from mnist_dist.utils.errors import EXIT_DONE
@@ -45,7 +45,7 @@ def outcome(work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary of the one run in `runs/`, and the rows of its metrics without what clocks said."""
     (folder,) = (work / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
-    rows = [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in read_rows(folder)]
+    rows = [{key: value for key, value in row.items() if key not in MEASURED_ROW_KEYS} for row in read_rows(folder)]
     return json.loads((folder / "summary.json").read_text()), rows
 
 

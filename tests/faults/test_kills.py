@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clocks import ROW_CLOCKS, SUMMARY_CLOCKS
 from harness import Outcome, try_ranks
+from measured_keys import MEASURED_ROW_KEYS, MEASURED_SUMMARY_KEYS
 from programs import write_digits
 from small_checkpoint import corruption
 
@@ -47,7 +47,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "ddp": ("--train.shards=0", "--train.accumulate=2"),
     "six shards": ("--train.shards=6",),
 }
-CHANCE = SUMMARY_CLOCKS | {"run_id", "resumed_from", "world_size"}
+CHANCE = MEASURED_SUMMARY_KEYS | {"run_id", "resumed_from", "world_size"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def end_of(folder: Path) -> End:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return End(
         {key: value for key, value in summary.items() if key not in CHANCE},
-        [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in rows],
+        [{key: value for key, value in row.items() if key not in MEASURED_ROW_KEYS} for row in rows],
     )
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clocks import ROW_CLOCKS
 from fake_wandb import FAKE_RUN, FAKE_SETTINGS
+from measured_keys import MEASURED_ROW_KEYS
 from programs import write_digits
 
 RECIPE = (
@@ -56,7 +56,7 @@ def run(work: Path, data: Path, *arguments: str, fake: str = "") -> tuple[dict[s
     rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
     return (
         json.loads((work / "run" / "summary.json").read_text()),
-        [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in rows],
+        [{key: value for key, value in row.items() if key not in MEASURED_ROW_KEYS} for row in rows],
     )
 
 

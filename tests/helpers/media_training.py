@@ -49,17 +49,17 @@ def to_plain(value: Any) -> Any:
 
 
 def train(
-    arguments: tuple[str, ...], folder: Path, sizes: tuple[int, int], has_media: bool = True, stop: int = -1
+    arguments: tuple[str, ...], folder: Path, sizes: tuple[int, int], has_media: bool = True, stop_after: int = -1
 ) -> tuple[LoggedMedia, list[dict[str, Any]], str, str, list[int]]:
-    """Train from the folder's newest checkpoint to the end, or to a step after which one rank requests a stop.
+    """Train from the folder's newest checkpoint to the end, or until the last rank requests a stop.
 
     Args:
         has_media: whether a Visualizer logs media.
-        stop: the step; -1 for the end.
+        stop_after: step after which the last rank requests a stop; -1 trains to the end.
 
     Returns:
-        the media that this rank logged, its metric rows, SHA-256 of the weights and of the evaluated weights, and the
-        state of torch's random generator.
+        The media that this rank logged, its rows of metrics, the SHA-256 of the weights and of the evaluated weights,
+        and the state of torch's random generator.
     """
     topology = read_topology()
     config = load([*ARGUMENTS, *arguments], topology.world_size).config
@@ -68,18 +68,20 @@ def train(
     with start_runtime(config, topology) as runtime:
 
         def after_step(step: int) -> None:
-            if step == stop and runtime.rank == runtime.world_size - 1:
+            if step == stop_after and runtime.rank == runtime.world_size - 1:
                 runtime.request_stop()
 
         def log(step: int, epoch: int, media: Media) -> None:
             logged.append((step, epoch, to_plain(media)))
 
-        show = log if has_media else None
-        trainer = open_trainer(runtime, config, folder, sizes, after_step, network=stateful_model, rows=rows, show=show)
+        log_media = log if has_media else None
+        trainer = open_trainer(
+            runtime, config, folder, sizes, after_step, build_model=stateful_model, rows=rows, log_media=log_media
+        )
         try:
             trainer.train()
         except Stopped:
-            assert stop >= 0
+            assert stop_after >= 0
         assert trainer.state.model.training
-        random = torch.get_rng_state().tolist()
-        return logged, rows, weights_sha256(trainer.state.model), weights_sha256(trainer.state.eval_model), random
+        rng_state = torch.get_rng_state().tolist()
+        return logged, rows, weights_sha256(trainer.state.model), weights_sha256(trainer.state.eval_model), rng_state

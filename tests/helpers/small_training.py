@@ -1,4 +1,4 @@
-"""A small real training run for tests on several ranks, which returns all that matters of it."""
+"""A small training run with the real Trainer, for tests on one or several ranks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BASICS = ("--run.device=cpu", "--run.threads=1", "--model.name=basic", "--tracki
 
 
 def synthetic_images(count: int, seed: int) -> ImageSet:
-    """Noise with a bright row whose place is the class. The first two pixels of an image encode its index."""
+    """Noise with a bright row, whose position is the class. The first two pixels of an image encode its index."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(10, (count,), generator=generator)
     images = torch.randint(0, 160, (count, 1, 28, 28), generator=generator).to(torch.uint8)
@@ -48,18 +48,18 @@ def decode_indices(images: Tensor, config: DataConfig) -> list[int]:
 
 
 class StepCallback(Console):
-    """A console that shows nothing, and calls a function after each step of this rank."""
+    """A console that prints nothing and calls a function after each step of this rank."""
 
     def __init__(self, after_step: Callable[[int], None]) -> None:
         self.after_step = after_step
 
     def progress(self, step: int, epoch: int) -> None:
-        """A step is done."""
+        """Call the function."""
         self.after_step(step)
 
 
-class Rows:
-    """metrics.jsonl in memory."""
+class MetricsInMemory:
+    """Keeps rows in a list, with the interface of MetricsFile."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = rows
@@ -83,32 +83,34 @@ def build_trainer(
     *,
     rows: list[dict[str, Any]] | None = None,
     metrics_file: Any = None,
-    show: Callable[[int, int, Media], None] | None = None,
+    log_media: Callable[[int, int, Media], None] | None = None,
     resume: CheckpointData | None = None,
     profile_dir: Path = Path("profile"),
 ) -> Trainer:
-    """A trainer with all that `train.py` builds for it.
+    """A Trainer, built as `train.py` builds it.
 
     Args:
         model: on the device.
-        rows: takes the rows of metrics, on every rank; or give a whole `metrics_file`.
-        show: takes what the tracker is shown; None: nothing is.
-        resume: the checkpoint to go on from.
+        rows: list that the rows of metrics are appended to, on every rank.
+        metrics_file: gets the rows instead of `rows`.
+        log_media: called with step, epoch and media, as the tracker's method; None: no media.
+        resume: the checkpoint to resume from.
     """
     state = TrainingState(model, config, runtime, images=len(data.train))
     if resume is not None:
         state.restore(resume, "here")
-    tracker: Any = SimpleNamespace(log=lambda row: None, log_media=show)
+    tracker: Any = SimpleNamespace(log=lambda row: None, log_media=log_media)
+    metrics_file = metrics_file or MetricsInMemory([] if rows is None else rows)
     peak_flops = profiler.measure_peak_flops(runtime) if config.train.profile else 0.0
     return Trainer(
         TrainStep(state),
         data,
         console,
-        MetricLogger(state, console, tracker, metrics_file or Rows([] if rows is None else rows), peak_flops),
+        MetricLogger(state, console, tracker, metrics_file, peak_flops),
         "id",
         checkpoint_dir,
         profile_dir,
-        visualizer=Visualizer(state, data, tracker) if show else None,
+        visualizer=Visualizer(state, data, tracker) if log_media else None,
         saved_step=state.progress.step if resume else -1,
     )
 
@@ -119,22 +121,23 @@ def open_trainer(
     folder: Path,
     sizes: tuple[int, int],
     after_step: Callable[[int], None] = lambda _: None,
-    network: Callable[[], nn.Module] | None = None,
+    build_model: Callable[[], nn.Module] | None = None,
     **options: Any,
 ) -> Trainer:
     """A Trainer on synthetic images, restored from the folder's newest checkpoint if it has one.
 
     Args:
         sizes: number of training images and of test images.
-        network: creates the model. By default it is the configured one in double precision: rounding in single
-            precision moves activations over the kink of a ReLU, which may hide a mistake or look like one.
+        after_step: called after each step with its number, from 1.
+        build_model: creates the model. By default it is the configured one in float64: in float32, rounding moves
+            activations over the kink of a ReLU, which may hide a bug or look like one.
         options: of `build_trainer`.
     """
-    nothing = ImageSet(torch.zeros(0, 1, 28, 28, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
-    splits = Splits(synthetic_images(sizes[0], seed=1), nothing, synthetic_images(sizes[1], seed=2)).to(runtime.device)
+    empty = ImageSet(torch.zeros(0, 1, 28, 28, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+    splits = Splits(synthetic_images(sizes[0], seed=1), empty, synthetic_images(sizes[1], seed=2)).to(runtime.device)
     torch.manual_seed(config.run.seed)
-    model = runtime.to_device(network() if network else create_model(config.model.name).double())
-    if network is None:
+    model = runtime.to_device(build_model() if build_model else create_model(config.model.name).double())
+    if build_model is None:
         model.register_forward_pre_hook(to_double)
     newest = newest_checkpoint(folder, print)
     resume = load_checkpoint(newest) if newest else None
@@ -142,24 +145,31 @@ def open_trainer(
 
 
 def to_double(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """A forward pre-hook that converts the images to double precision."""
+    """A forward pre-hook that converts the images to float64."""
     return (inputs[0].double(),)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What one rank returns of a training run."""
+    """Result of a training run on one rank."""
 
     rows: list[dict[str, Any]]
     batches: list[list[int]]
-    """For each step, the indices of the images that this rank's model was given; meaningless with augmentation."""
+    """For each step, the indices of the images that this rank trained on; meaningless with augmentation."""
     weights: dict[str, Tensor]
     eval_weights: dict[str, Tensor]
     sha256: str
+    """Of the evaluated weights."""
 
 
 def train(arguments: Sequence[str], folder: Path, sizes: tuple[int, int]) -> TrainResult:
-    """Train as the arguments say."""
+    """Train on this rank, from the folder's newest checkpoint if it has one.
+
+    Args:
+        arguments: command-line arguments, in addition to BASICS.
+        folder: the folder of the checkpoints.
+        sizes: number of training images and of test images.
+    """
     topology = read_topology()
     config = load([*BASICS, *arguments], topology.world_size).config
     with start_runtime(config, topology) as runtime:

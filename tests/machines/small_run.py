@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from clocks import ROW_CLOCKS
+from measured_keys import MEASURED_ROW_KEYS
 from network import Machine
 from programs import PYTHON, SECONDS, Ended, read_rows, write_digits
 
@@ -47,7 +47,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics without measured times."""
-    return [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in read_rows(folder)]
+    return [{key: value for key, value in row.items() if key not in MEASURED_ROW_KEYS} for row in read_rows(folder)]
 
 
 def assert_as_alone(machines: list[Machine], ended: list[Ended], alone: Path, each: int = 1) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clocks import ROW_CLOCKS
+from measured_keys import MEASURED_ROW_KEYS
 from programs import Ended, read_rows, run, started, write_digits
 from wandb_server import ENTITY, HISTORY, Fault, Run, WandbServer
 
@@ -231,7 +231,7 @@ def without(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[float
 def outcome(folder: Path) -> tuple[Any, Any]:
     """A run's weights and rows, without times."""
     summary = json.loads((folder / "summary.json").read_text())
-    rows = [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in read_rows(folder)]
+    rows = [{key: value for key, value in row.items() if key not in MEASURED_ROW_KEYS} for row in read_rows(folder)]
     return summary["weights_sha256"], rows
 
 

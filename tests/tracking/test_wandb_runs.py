@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clocks import ROW_CLOCKS
+from measured_keys import MEASURED_ROW_KEYS
 from programs import PYTHON, Ended, read_rows, run, write_digits
 from wandb_records import Artifact, Recorded, read_run
 
@@ -76,7 +76,7 @@ def train(work: Path, data: Path, *arguments: str, at_step_7: str = "") -> Ended
 
 def timeless(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run without times."""
-    return [{key: value for key, value in row.items() if key not in ROW_CLOCKS} for row in read_rows(folder)]
+    return [{key: value for key, value in row.items() if key not in MEASURED_ROW_KEYS} for row in read_rows(folder)]
 
 
 def segments(folder: Path) -> list[Recorded]:

@@ -1,4 +1,4 @@
-"""Norms of gradients: their mean and maximum, through stops and values that are not finite."""
+"""GradientNorms: mean and maximum, also with norms that are not finite and after a resume."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mnist_dist.checkpoint.state import NormSums
 from mnist_dist.training.metrics import GradientNorms
 
 
-def collected(*norms: float, after: NormSums | None = None) -> GradientNorms:
+def gradient_norms(*norms: float) -> GradientNorms:
+    """GradientNorms of these updates."""
     found = GradientNorms()
-    found.restore(after or NormSums())
     for norm in norms:
         found.add(torch.tensor(norm))
     return found
 
 
-def test_mean_and_maximum_of_a_window() -> None:
-    norms = collected(0.5, 2.0, 1.25)
+def test_mean_and_maximum_since_the_last_clear() -> None:
+    norms = gradient_norms(0.5, 2.0, 1.25)
     assert norms.row() == {"gradient.norm": 1.25, "gradient.norm_max": 2.0}
     norms.clear()
     norms.add(torch.tensor(0.25))
@@ -28,8 +28,8 @@ def test_mean_and_maximum_of_a_window() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_one_that_is_not_finite_is_seen_in_its_row_and_in_no_other(bad: float) -> None:
-    norms = collected(0.5, bad, 2.0)
+def test_a_norm_that_is_not_finite_makes_its_row_nan_and_no_later_one(bad: float) -> None:
+    norms = gradient_norms(0.5, bad, 2.0)
     assert all(math.isnan(value) for value in norms.row().values())
     assert norms.collect() == NormSums(count=3, nonfinite=1, total=2.5, most=2.0)
     norms.clear()
@@ -37,22 +37,22 @@ def test_one_that_is_not_finite_is_seen_in_its_row_and_in_no_other(bad: float) -
     assert norms.row()["gradient.norm"] == 1.0
 
 
-def test_without_an_update_there_is_no_norm() -> None:
+def test_without_updates_the_row_is_nan() -> None:
     assert all(math.isnan(value) for value in GradientNorms().row().values())
 
 
-def test_a_sum_that_went_on_is_the_one_that_was_not_stopped() -> None:
-    """To the last bit: these do not add up alike in another order."""
+def test_a_restored_sum_has_the_same_bits_as_an_uninterrupted_one() -> None:
+    """The sum of these values has other bits in another order."""
     values = torch.rand(50, dtype=torch.double, generator=torch.Generator().manual_seed(0)).tolist()
-    whole = GradientNorms()
+    uninterrupted = GradientNorms()
     for value in values:
-        whole.add(torch.tensor(value, dtype=torch.double))
-    rows = {whole.row()["gradient.norm"]}
+        uninterrupted.add(torch.tensor(value, dtype=torch.double))
+    means = {uninterrupted.row()["gradient.norm"]}
     for stop in range(51):
-        rest = GradientNorms()
-        for part in (values[:stop], values[stop:]):
-            rest.restore(rest.collect())
-            for value in part:
-                rest.add(torch.tensor(value, dtype=torch.double))
-        rows.add(rest.row()["gradient.norm"])
-    assert len(rows) == 1
+        resumed = GradientNorms()
+        for updates in (values[:stop], values[stop:]):
+            resumed.restore(resumed.collect())
+            for value in updates:
+                resumed.add(torch.tensor(value, dtype=torch.double))
+        means.add(resumed.row()["gradient.norm"])
+    assert len(means) == 1

@@ -1,4 +1,4 @@
-"""Histograms: every finite value in one bin, whatever the tensor holds."""
+"""Histograms of tensors: every finite value is counted in one bin, as by numpy."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from torch import Tensor
 from mnist_dist.training.visualizer import BINS, histograms
 
 NAN, INF = math.nan, math.inf
-DRAWN = torch.randn(32, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+NORMAL = torch.randn(32, 4, 3, 3, generator=torch.Generator().manual_seed(0))
 CASES: dict[str, tuple[Tensor, int]] = {
-    "drawn": (DRAWN, DRAWN.numel()),
-    "channels last": (DRAWN.to(memory_format=torch.channels_last), DRAWN.numel()),
-    "half precision": (DRAWN.bfloat16(), DRAWN.numel()),
-    "double precision": (DRAWN.double() * 1e-300, DRAWN.numel()),
+    "normal": (NORMAL, NORMAL.numel()),
+    "channels last": (NORMAL.to(memory_format=torch.channels_last), NORMAL.numel()),
+    "bfloat16": (NORMAL.bfloat16(), NORMAL.numel()),
+    "tiny float64": (NORMAL.double() * 1e-300, NORMAL.numel()),
     "one value": (torch.tensor(0.5), 1),
     "zeros": (torch.zeros(10), 10),
-    "all the same": (torch.full((7,), -3e38), 7),
-    "all but nothing": (torch.tensor([1e-45, 0.0]), 2),
-    "neighbours": (torch.tensor([1.0, 1.0 + 2**-23]), 2),
-    "the largest": (torch.tensor([-3e38, 3e38, 0.0]), 3),
+    "equal and huge": (torch.full((7,), -3e38), 7),
+    "zero and the smallest": (torch.tensor([1e-45, 0.0]), 2),
+    "neighbouring floats": (torch.tensor([1.0, 1.0 + 2**-23]), 2),
+    "largest range": (torch.tensor([-3e38, 3e38, 0.0]), 3),
     "some not finite": (torch.tensor([NAN, 1.0, INF, 2.0, -INF]), 2),
     "none finite": (torch.tensor([NAN, INF, -INF]), 0),
 }
+"""Tensors, and how many of their values are finite."""
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_finite_value_is_counted_once_between_rising_borders(case: str) -> None:
+def test_each_finite_value_is_counted_once_and_edges_rise(case: str) -> None:
     tensor, finite = CASES[case]
     (found,) = histograms([tensor])
     assert sum(found.counts) == finite
@@ -38,12 +39,12 @@ def test_each_finite_value_is_counted_once_between_rising_borders(case: str) -> 
     assert all(type(count) is int and count >= 0 for count in found.counts)
     assert all(math.isfinite(edge) for edge in found.edges)
     assert all(low < high for low, high in zip(found.edges, found.edges[1:], strict=False))
-    kept = tensor[tensor.isfinite()].double()
-    assert found.edges[0] <= kept.min().item() <= kept.max().item() <= found.edges[-1] if finite else True
+    values = tensor[tensor.isfinite()].double()
+    assert found.edges[0] <= values.min().item() <= values.max().item() <= found.edges[-1] if finite else True
 
 
 def test_counts_are_those_of_numpy() -> None:
-    several = [DRAWN, DRAWN.abs(), DRAWN * 1e-20, DRAWN.flatten()[:5]]
+    several = [NORMAL, NORMAL.abs(), NORMAL * 1e-20, NORMAL.flatten()[:5]]
     for tensor, found in zip(several, histograms(several), strict=True):
         counts, edges = np.histogram(tensor.double().numpy(), BINS)
         assert found.counts == tuple(counts)
@@ -51,7 +52,7 @@ def test_counts_are_those_of_numpy() -> None:
     assert histograms([]) == []
 
 
-def test_a_value_that_is_the_only_one_stands_in_the_middle() -> None:
+def test_equal_values_are_in_the_middle_bin() -> None:
     (found,) = histograms([torch.full((9,), 2.0)])
     assert found.counts[BINS // 2] == 9
     assert (found.edges[0], found.edges[-1]) == (1.0, 3.0)

@@ -1,4 +1,4 @@
-"""What a machine can do at most, and what a process needed."""
+"""Peak FLOP/s of a device and peak memory of a process."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_peak_is_measured_and_nothing_is_changed(dtype: torch.dtype) -> None:
-    threads, drawn = torch.get_num_threads(), torch.get_rng_state()
+def test_measuring_peak_flops_changes_neither_threads_nor_the_generator(dtype: torch.dtype) -> None:
+    threads, rng_state = torch.get_num_threads(), torch.get_rng_state()
     assert 1e8 < measure_peak(CPU, dtype, threads + 1) < 1e16
     assert torch.get_num_threads() == threads
-    assert drawn.equal(torch.get_rng_state())
+    assert rng_state.equal(torch.get_rng_state())
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [([0.2, 0.03, 0.04, 0.1], 0.03), ([3.0], 3.0)])
-def test_the_peak_is_that_of_the_fastest_product_of_each_thread(
+def test_peak_flops_are_those_of_the_fastest_product_of_each_thread(
     seconds: list[float], expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Among as many as there is time for: on a slow machine one."""
-    left_over: dict[int, Iterator[float]] = {}
-    together = threading.Barrier(3, timeout=30)
+    """On a slow machine there is time for one product only."""
+    remaining: dict[int, Iterator[float]] = {}  # by thread
+    barrier = threading.Barrier(3, timeout=30)
 
-    def pretend(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> float:
+    def fake_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> float:
         assert (left.dtype, left.shape, right.shape) == (torch.bfloat16, out.shape, out.shape)
         assert torch.get_num_threads() == 1
-        together.wait()
-        return next(left_over.setdefault(threading.get_ident(), iter(seconds)))
+        barrier.wait()
+        return next(remaining.setdefault(threading.get_ident(), iter(seconds)))
 
-    monkeypatch.setattr(profiler, "time_product", pretend)
+    monkeypatch.setattr(profiler, "time_product", fake_product)
     before = torch.get_num_threads()
     assert measure_peak(CPU, torch.bfloat16, 3) == pytest.approx(3 * 2 * profiler.PEAK_SIZES["cpu"] ** 3 / expected)
-    assert [list(each) for each in left_over.values()] == [[], [], []]
+    assert [list(each) for each in remaining.values()] == [[], [], []]
     assert torch.get_num_threads() == before
 
 
-def test_memory_is_in_bytes_and_never_less_than_now() -> None:
+def test_peak_memory_is_in_bytes_and_not_below_current_memory() -> None:
     held = torch.ones(1 << 24)
     peak, now = peak_memory(CPU), psutil.Process().memory_info().rss
     assert now * 0.95 <= peak < psutil.virtual_memory().total
     del held
-    assert peak_memory(CPU) >= peak * 0.95  # the kernel counts in batches
+    assert peak_memory(CPU) >= peak * 0.95  # the kernel updates the counter in batches
 
 
-def test_the_memory_of_the_process_that_started_it_is_not_counted() -> None:
-    """getrusage's peak, on Linux, starts with that of the process which was forked."""
+def test_peak_memory_excludes_that_of_the_parent_process() -> None:
+    """On Linux, the peak of getrusage starts with that of the parent, which was forked."""
     held = bytearray(1 << 30)
     held[:: 1 << 12] = b"x" * len(range(0, 1 << 30, 1 << 12))  # resident
     program = (

@@ -1,4 +1,4 @@
-"""The loop, in one process: what it computes, where it stops and goes on, and what it keeps and records."""
+"""Trainer on one rank: steps, stops and resumes, evaluations, checkpoints and logged rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from clocks import ROW_CLOCKS
+from measured_keys import MEASURED_ROW_KEYS
 from small_training import build_trainer
 from torch import Tensor, nn
 
@@ -43,7 +43,7 @@ from mnist_dist.utils.errors import Stopped, TrainingError, UserError
 
 Row = dict[str, Any]
 IMAGES, BATCH, STEPS = 50, 16, 4
-"""Training images, images of a global batch, and steps of an epoch: the last batch has two images only."""
+"""Training images, images of a global batch, and steps of an epoch. The last batch has only two images."""
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ WITHOUT_VAL = Splits(images(IMAGES, 0), images(0, 1), images(7, 2))
 def config(
     optim: Mapping[str, Any] | None = None, data: Mapping[str, Any] | None = None, model: str = "basic", **train: Any
 ) -> Config:
-    """Two epochs of plain SGD at a constant rate, unless told otherwise; `log_steps` goes to tracking."""
+    """Two epochs of plain SGD at a constant learning rate by default; `log_steps` is a setting of tracking."""
     sgd = {"name": "sgd", "lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0}
     log_steps = train.pop("log_steps", 3)
     return Config(
@@ -79,8 +79,8 @@ def config(
     )
 
 
-class Listener(Console):
-    """Keeps what the loop shows, and does something after each step."""
+class RecordingConsole(Console):
+    """Records what the trainer passes to the console, and calls a function after each step."""
 
     def __init__(self) -> None:
         self.epochs: list[Row] = []
@@ -103,15 +103,15 @@ class Listener(Console):
 
 @dataclass
 class Run:
-    """What one start of a run left."""
+    """Result of training from one start to the next stop or the end."""
 
     trainer: Trainer
     stopped: bool = False
     rows: list[Row] = field(default_factory=list)
 
     @property
-    def shown(self) -> Listener:
-        assert isinstance(self.trainer.console, Listener)
+    def console(self) -> RecordingConsole:
+        assert isinstance(self.trainer.console, RecordingConsole)
         return self.trainer.console
 
     @property
@@ -128,7 +128,7 @@ def build(
 ) -> Trainer:
     torch.manual_seed(config.run.seed)
     model = runtime.to_device(create_model(config.model.name))
-    return build_trainer(config, runtime, model, data, Listener(), checkpoints, **options)
+    return build_trainer(config, runtime, model, data, RecordingConsole(), checkpoints, **options)
 
 
 def start(
@@ -139,7 +139,11 @@ def start(
     resume: Path | CheckpointData | None = None,
     before: Callable[[Run], None] = lambda run: None,
 ) -> Run:
-    """Train once, from the beginning or from a checkpoint, to the end or to the next stop."""
+    """Train from the beginning or from a checkpoint, to the next stop or the end.
+
+    Args:
+        before: called with the run before training.
+    """
     with start_runtime(config, Topology()) as runtime:
         saved = load_checkpoint(resume) if isinstance(resume, Path) else resume
         rows: list[Row] = []
@@ -154,14 +158,14 @@ def start(
 
 def stop_after(step: int) -> Callable[[Run], None]:
     def prepare(run: Run) -> None:
-        run.shown.after_step = lambda done: run.trainer.runtime.request_stop() if done == step else None
+        run.console.after_step = lambda done: run.trainer.runtime.request_stop() if done == step else None
 
     return prepare
 
 
 def comparable(rows: list[Row]) -> list[Row]:
-    """Rows without what no two runs share."""
-    return [{k: v for k, v in row.items() if k not in ROW_CLOCKS} for row in rows]
+    """Rows without measured times and memory."""
+    return [{k: v for k, v in row.items() if k not in MEASURED_ROW_KEYS} for row in rows]
 
 
 def steps_of(checkpoints: Path) -> list[int]:
@@ -172,11 +176,11 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-# What a step computes
+# Steps
 
 
 def train_by_hand(config: Config, epochs: int, smoothing: float = 0.0) -> tuple[nn.Module, list[float]]:
-    """Plain SGD on the mean loss of each global batch, at its rate; the model and the batches' losses."""
+    """Plain SGD on the mean loss of each global batch; the model, and the loss of each batch."""
     torch.manual_seed(config.run.seed)
     model: nn.Module = create_model(config.model.name)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.optim.lr)
@@ -197,61 +201,59 @@ def train_by_hand(config: Config, epochs: int, smoothing: float = 0.0) -> tuple[
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 @pytest.mark.parametrize("model", ["basic", "unshuffle"])
-def test_learns_from_the_mean_over_each_global_batch(tmp_path: Path, model: str, accumulate: int) -> None:
-    """The last batch has two images: in four parts, two of them are empty."""
+def test_steps_minimise_the_mean_loss_of_each_global_batch(tmp_path: Path, model: str, accumulate: int) -> None:
+    """The last batch has two images: with four microbatches, two of them are empty."""
     optim = {"lr": 0.05, "schedule": "cosine", "warmup": 0.25}
     settings = config(optim, model=model, accumulate=accumulate, log_steps=1)
     run = start(settings, tmp_path)
     expected, losses = train_by_hand(settings, epochs=2)
-    for found, wanted in zip(run.trainer.state.model.parameters(), expected.parameters(), strict=True):
-        assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-7)
+    for found, parameter in zip(run.trainer.state.model.parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(found, parameter, rtol=1e-5, atol=1e-7)
     assert [loss for _, loss in run.values("train.loss")] == pytest.approx(losses, rel=1e-5)
     assert run.trainer.progress.images == 2 * IMAGES
 
 
-def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
+def test_the_same_settings_give_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
     settings = config(optim={"name": "adamw"}, data={"rotate": 10.0})
     first, second = start(settings, tmp_path / "a"), start(settings, tmp_path / "b")
     assert first.sha256 == second.sha256
     assert comparable(first.rows) == comparable(second.rows)
-    assert (
-        start(settings.model_copy(update={"run": settings.run.model_copy(update={"seed": 1})}), tmp_path / "c").sha256
-        != first.sha256
-    )
+    other_seed = settings.model_copy(update={"run": settings.run.model_copy(update={"seed": 1})})
+    assert start(other_seed, tmp_path / "c").sha256 != first.sha256
 
 
-def update_sizes(settings: Config, checkpoints: Path) -> tuple[list[float], str]:
-    """The L2 norm of all weights' change in each step, and the weights' digest."""
-    sizes: list[float] = []
-    before: list[list[Tensor]] = []
+def update_norms(settings: Config, checkpoints: Path) -> tuple[list[float], str]:
+    """The L2 norm of the change of all weights in each step, and the SHA-256 of the final weights."""
+    norms: list[float] = []
+    history: list[list[Tensor]] = []
 
-    def note(run: Run) -> None:
-        before.append(weights(run.trainer.state.model))
+    def prepare(run: Run) -> None:
+        history.append(weights(run.trainer.state.model))
 
         def measure(step: int) -> None:
             now = weights(run.trainer.state.model)
-            sizes.append(math.sqrt(sum(((a - b) ** 2).sum().item() for a, b in zip(now, before[-1], strict=True))))
-            before.append(now)
+            norms.append(math.sqrt(sum(((a - b) ** 2).sum().item() for a, b in zip(now, history[-1], strict=True))))
+            history.append(now)
 
-        run.shown.after_step = measure
+        run.console.after_step = measure
 
-    return sizes, start(settings, checkpoints, before=note).sha256
+    return norms, start(settings, checkpoints, before=prepare).sha256
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_clipping_limits_the_norm_of_the_whole_gradient(tmp_path: Path, accumulate: int) -> None:
-    """At rate 1, plain SGD moves the weights by the gradient."""
+def test_clipping_limits_the_norm_of_the_full_gradient(tmp_path: Path, accumulate: int) -> None:
+    """At a learning rate of 1, plain SGD changes the weights by the gradient."""
 
-    def sizes(clip: float) -> tuple[list[float], str]:
-        return update_sizes(config({"lr": 1.0, "clip": clip}, accumulate=accumulate, max_steps=3), tmp_path / str(clip))
+    def train(clip: float) -> tuple[list[float], str]:
+        return update_norms(config({"lr": 1.0, "clip": clip}, accumulate=accumulate, max_steps=3), tmp_path / str(clip))
 
-    free, clipped = sizes(0.0), sizes(0.01)
-    assert min(free[0]) > 0.1
+    unclipped, clipped = train(0.0), train(0.01)
+    assert min(unclipped[0]) > 0.1
     assert clipped[0] == pytest.approx([0.01] * 3, rel=1e-3)
-    assert sizes(1e6)[1] == free[1]
+    assert train(1e6)[1] == unclipped[1]
 
 
-def test_smoothing_is_for_training_only(tmp_path: Path) -> None:
+def test_label_smoothing_is_for_training_only(tmp_path: Path) -> None:
     settings = config({"lr": 1e-12, "label_smoothing": 0.3}, log_steps=1)
     run = start(settings, tmp_path)
     model, losses = train_by_hand(settings, epochs=1, smoothing=0.3)
@@ -265,7 +267,7 @@ def test_smoothing_is_for_training_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_images_are_augmented_in_training_only(tmp_path: Path, augment: bool) -> None:
-    """With weights that stand still, the loss of every epoch is the same, unless its images moved."""
+    """At a learning rate of almost 0, the loss of every epoch is the same, unless its images are augmented."""
     run = start(config({"lr": 1e-12}, {"shift": 5.0} if augment else {}, epochs=2), tmp_path)
     (_, first), (_, second) = run.values("epoch.train.loss")
     assert (abs(first - second) > 1e-5) == augment
@@ -273,32 +275,33 @@ def test_images_are_augmented_in_training_only(tmp_path: Path, augment: bool) ->
     assert first == pytest.approx(second, abs=1e-6)
 
 
-def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path: Path) -> None:
-    """A decay near 0 follows the weights; near 1 it stays at those of the first step."""
-    near = {ema: start(config({"lr": 0.1, "ema": ema}), tmp_path / str(ema)) for ema in (0.0, 1e-7, 0.9999999)}
-    assert near[0.0].trainer.state.eval_model is near[0.0].trainer.state.model
-    assert near[1e-7].values("val.loss")[-1][1] == pytest.approx(near[0.0].values("val.loss")[-1][1], rel=1e-4)
-    still = [loss for _, loss in near[0.9999999].values("val.loss")]
-    assert still[0] == pytest.approx(still[1], rel=1e-4)
-    assert near[0.9999999].sha256 != weights_sha256(near[0.9999999].trainer.state.model) == near[0.0].sha256
+def test_the_ema_is_evaluated(tmp_path: Path) -> None:
+    """With a decay near 0 it equals the weights; with one near 1 it stays at those of the first step."""
+    runs = {decay: start(config({"lr": 0.1, "ema": decay}), tmp_path / str(decay)) for decay in (0.0, 1e-7, 0.9999999)}
+    without, fast, slow = runs[0.0], runs[1e-7], runs[0.9999999]
+    assert without.trainer.state.eval_model is without.trainer.state.model
+    assert fast.values("val.loss")[-1][1] == pytest.approx(without.values("val.loss")[-1][1], rel=1e-4)
+    first, second = [loss for _, loss in slow.values("val.loss")]
+    assert first == pytest.approx(second, rel=1e-4)
+    assert slow.sha256 != weights_sha256(slow.trainer.state.model) == without.sha256
 
 
-def test_the_rate_follows_the_schedule_over_all_epochs(tmp_path: Path) -> None:
+def test_the_learning_rate_follows_the_schedule_over_all_epochs(tmp_path: Path) -> None:
     optim = {"schedule": "onecycle", "warmup": 0.3, "final_lr": 0.1, "lr": 0.02}
     run = start(config(optim, log_steps=1, max_steps=5), tmp_path)
     expected = [(step, lr_at(step - 1, 2 * STEPS, run.trainer.config.optim)) for step in range(1, 6)]
-    assert run.values("lr") == expected  # max_steps ends early, wherever the schedule is
-    assert [row["lr"] for row in run.shown.epochs] == [expected[STEPS - 1][1]]
+    assert run.values("lr") == expected  # max_steps does not shorten the schedule
+    assert [row["lr"] for row in run.console.epochs] == [expected[STEPS - 1][1]]
 
 
-def test_a_skipped_update_moves_neither_the_schedule_nor_the_average(tmp_path: Path) -> None:
-    """As fp16 does when its gradients overflow."""
+def test_an_update_that_the_scaler_skips_advances_neither_the_schedule_nor_the_ema(tmp_path: Path) -> None:
+    """In fp16, the gradient scaler skips updates whose gradients overflow."""
     skipped = {2, 3, 6}
 
     def skip(run: Run) -> None:
         optimizer, progress = run.trainer.train_step.optimizer, run.trainer.progress
 
-        class Skipping:
+        class SkippingOptimizer:
             step_was_skipped = False
 
             def step(self) -> None:
@@ -309,13 +312,13 @@ def test_a_skipped_update_moves_neither_the_schedule_nor_the_average(tmp_path: P
             def zero_grad(self) -> None:
                 optimizer.zero_grad()
 
-        run.trainer.train_step.optimizer = Skipping()
+        run.trainer.train_step.optimizer = SkippingOptimizer()
 
     run = start(config({"schedule": "linear", "ema": 0.5}, log_steps=1), tmp_path, before=skip)
     assert run.trainer.progress.scaler_skips == 3
     assert run.trainer.state.ema is not None
     assert int(run.trainer.state.ema.n_averaged) == 2 * STEPS - 3
-    rates = [lr_at(clock, 2 * STEPS, run.trainer.config.optim) for clock in (0, 1, 1, 1, 2, 3, 3, 4)]
+    rates = [lr_at(update, 2 * STEPS, run.trainer.config.optim) for update in (0, 1, 1, 1, 2, 3, 3, 4)]
     assert run.values("lr") == list(zip(range(1, 9), rates, strict=True))
     saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
     with start_runtime(run.trainer.config, Topology()) as runtime:
@@ -323,7 +326,7 @@ def test_a_skipped_update_moves_neither_the_schedule_nor_the_average(tmp_path: P
     assert (resumed.train_step.lr, resumed.progress.scaler_skips) == (rates[-1], 3)
 
 
-# Stop and go on
+# Stop and resume
 
 VARIANTS: dict[str, Config] = {
     "sgd": config({"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
@@ -333,18 +336,18 @@ VARIANTS: dict[str, Config] = {
     "ema": config({"name": "adamw", "ema": 0.9}),
     "augmentation": config({"name": "adamw"}, {"shift": 2.0, "rotate": 15.0, "scale": 0.1, "shear": 5.0}),
     "accumulation": config({"name": "adamw", "clip": 0.5, "label_smoothing": 0.1}, accumulate=4),
-    "default net, bf16": config({"name": "adamw"}, model="unshuffle", precision="bf16"),
+    "default model, bf16": config({"name": "adamw"}, model="unshuffle", precision="bf16"),
     "evaluations": config({"name": "adamw"}, eval_steps=3, log_steps=1),
     "drop_last": config({"name": "adamw"}, {"drop_last": True}, log_steps=50),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_stopped_after_every_step_a_run_ends_as_if_undisturbed(tmp_path: Path, variant: str) -> None:
-    """In the middle of an epoch, at its end, and at the run's end: the same bits and the same rows."""
+def test_a_run_stopped_after_every_step_equals_an_uninterrupted_one(tmp_path: Path, variant: str) -> None:
+    """It has the same bits and the same rows. It is stopped within epochs, at their ends and at the end of the run."""
     settings = VARIANTS[variant]
-    whole = start(settings, tmp_path / "whole")
-    total = whole.trainer.state.total_steps
+    uninterrupted = start(settings, tmp_path / "uninterrupted")
+    total = uninterrupted.trainer.state.total_steps
 
     rows: list[Row] = []
     newest: Path | None = None
@@ -355,76 +358,76 @@ def test_stopped_after_every_step_a_run_ends_as_if_undisturbed(tmp_path: Path, v
         newest = newest_checkpoint(tmp_path / "stopped", pytest.fail)
         assert newest is not None
         assert step_of(newest) == run.trainer.progress.step == step
-    end = start(settings, tmp_path / "stopped", resume=newest)
+    resumed = start(settings, tmp_path / "stopped", resume=newest)
 
-    assert not end.stopped
-    assert end.sha256 == whole.sha256
-    assert weights_sha256(end.trainer.state.model) == weights_sha256(whole.trainer.state.model)
-    assert comparable(rows + end.rows) == comparable(whole.rows)
-    ends = [replace(run.trainer.progress, seconds=0.0) for run in (end, whole)]
+    assert not resumed.stopped
+    assert resumed.sha256 == uninterrupted.sha256
+    assert weights_sha256(resumed.trainer.state.model) == weights_sha256(uninterrupted.trainer.state.model)
+    assert comparable(rows + resumed.rows) == comparable(uninterrupted.rows)
+    ends = [replace(run.trainer.progress, seconds=0.0) for run in (resumed, uninterrupted)]
     assert ends[0] == ends[1]
-    assert {total, int(end.trainer.progress.best["step"])} <= set(steps_of(tmp_path / "stopped"))
+    assert {total, int(resumed.trainer.progress.best["step"])} <= set(steps_of(tmp_path / "stopped"))
 
 
 @pytest.mark.parametrize("data", [DATA, WITHOUT_VAL], ids=["val", "test"])
-def test_a_stop_during_any_evaluation_is_obeyed_and_leaves_it_for_later(
+def test_a_run_stopped_during_each_evaluation_evaluates_after_the_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Splits
 ) -> None:
-    """At steps 3 and 6 by eval_steps, at 4 by the epoch's end, and at 7 by max_steps."""
+    """Evaluations are at steps 3 and 6 by eval_steps, at 4 by the epoch's end, and at 7 by max_steps."""
     settings = config({"name": "adamw"}, eval_steps=3, max_steps=7)
-    whole = start(settings, tmp_path / "whole", data)
+    uninterrupted = start(settings, tmp_path / "uninterrupted", data)
 
     evaluate = trainer_module.evaluate
-    disturbed: list[int] = []
+    stopped_at: list[int] = []
 
-    def disturb(run: Run) -> None:
-        def ask(*arguments: Any) -> Any:
-            if run.trainer.progress.step not in disturbed:
-                disturbed.append(run.trainer.progress.step)
+    def stop_once_per_step(run: Run) -> None:
+        def request_stop_and_evaluate(*arguments: Any) -> Any:
+            if run.trainer.progress.step not in stopped_at:
+                stopped_at.append(run.trainer.progress.step)
                 run.trainer.runtime.request_stop()
             return evaluate(*arguments)
 
-        monkeypatch.setattr(trainer_module, "evaluate", ask)
+        monkeypatch.setattr(trainer_module, "evaluate", request_stop_and_evaluate)
 
     rows: list[Row] = []
     newest: Path | None = None
     for step in (3, 4, 6, 7):
-        run = start(settings, tmp_path / "stopped", data, resume=newest, before=disturb)
+        run = start(settings, tmp_path / "stopped", data, resume=newest, before=stop_once_per_step)
         rows += run.rows
         assert run.stopped
         newest = list_checkpoints(tmp_path / "stopped")[-1]
         assert step_of(newest) == step
-    end = start(settings, tmp_path / "stopped", data, resume=newest, before=disturb)
-    assert not end.stopped
-    assert disturbed == [3, 4, 6, 7]
-    assert end.sha256 == whole.sha256
-    assert comparable(rows + end.rows) == comparable(whole.rows)
+    resumed = start(settings, tmp_path / "stopped", data, resume=newest, before=stop_once_per_step)
+    assert not resumed.stopped
+    assert stopped_at == [3, 4, 6, 7]
+    assert resumed.sha256 == uninterrupted.sha256
+    assert comparable(rows + resumed.rows) == comparable(uninterrupted.rows)
 
 
-def test_max_steps_may_be_raised_later(tmp_path: Path) -> None:
+def test_max_steps_can_be_raised_at_a_resume(tmp_path: Path) -> None:
     settings = config({"name": "adamw", "schedule": "cosine"})
-    whole = start(settings, tmp_path / "whole")
+    uninterrupted = start(settings, tmp_path / "uninterrupted")
     short = settings.model_copy(update={"train": settings.train.model_copy(update={"max_steps": 3})})
     first = start(short, tmp_path / "short")
     assert not first.stopped
-    rest = start(settings, tmp_path / "short", resume=list_checkpoints(tmp_path / "short")[-1])
-    assert rest.sha256 == whole.sha256
-    assert rest.rows[-1]["step"] == 2 * STEPS
+    resumed = start(settings, tmp_path / "short", resume=list_checkpoints(tmp_path / "short")[-1])
+    assert resumed.sha256 == uninterrupted.sha256
+    assert resumed.rows[-1]["step"] == 2 * STEPS
 
 
-def test_going_on_from_the_end_changes_nothing(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     settings = config(max_steps=3)
     first = start(settings, tmp_path)
     (checkpoint,) = list_checkpoints(tmp_path)
-    written = checkpoint.stat().st_ino
+    inode = checkpoint.stat().st_ino
     again = start(settings, tmp_path, resume=checkpoint)
     assert (again.rows, again.sha256) == ([], first.sha256)
     assert again.trainer.held_out_metrics == first.trainer.held_out_metrics is not None
-    assert checkpoint.stat().st_ino == written
+    assert checkpoint.stat().st_ino == inode
 
 
-def test_rates_and_seconds_go_on_from_where_they_were(tmp_path: Path) -> None:
-    """A run that was stopped for long, or trained for long before, shows the speed of now."""
+def test_speed_seconds_and_learning_rate_after_a_resume(tmp_path: Path) -> None:
+    """Speed is measured from the resume on; seconds of training include those before it."""
     settings = config({"schedule": "linear"})
     start(settings, tmp_path, before=stop_after(STEPS))
     saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
@@ -432,8 +435,8 @@ def test_rates_and_seconds_go_on_from_where_they_were(tmp_path: Path) -> None:
     run = start(settings, tmp_path, resume=saved)
     assert run.values("images_per_second")[0][1] > 1
     assert 1e6 < run.trainer.progress.seconds < 1e6 + 60
-    # The stop came before the first epoch was finished: its row still shows the rate of its last update.
-    assert run.shown.epochs[0]["lr"] == pytest.approx(lr_at(STEPS - 1, 2 * STEPS, settings.optim))
+    # The run was stopped before the first epoch was logged: its row has the learning rate of its last update.
+    assert run.console.epochs[0]["lr"] == pytest.approx(lr_at(STEPS - 1, 2 * STEPS, settings.optim))
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -445,7 +448,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_beyond_the_end_of_an_epoch_is_refused(tmp_path: Path) -> None:
-    """There is no batch to go on with, however long one looks for it."""
+    """The epoch has no such batch, so training could not continue."""
     start(config(max_steps=2), tmp_path)
     saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
     saved.state["progress"]["step_in_epoch"] = STEPS + 1
@@ -465,64 +468,66 @@ def failing_at(*steps: int) -> Callable[..., Path]:
     return fail
 
 
-def test_a_checkpoint_that_cannot_be_written_is_said_and_training_goes_on(
+def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config({"name": "adamw"}, checkpoint_steps=1, keep=9)
-    whole = start(settings, tmp_path / "whole")
+    expected = start(settings, tmp_path / "expected")
     monkeypatch.setattr(async_writer, "save_checkpoint", failing_at(2, 3, 5))
     run = start(settings, tmp_path / "failed")
-    assert run.shown.warnings == [
+    assert run.console.warnings == [
         f"checkpoint {step}: cannot be written; training goes on without it" for step in (2, 3, 5)
     ]
-    assert run.sha256 == whole.sha256
+    assert run.sha256 == expected.sha256
     assert steps_of(tmp_path / "failed") == [1, 4, 6, 7, 8]
 
 
-@pytest.mark.parametrize("how", ["at the end", "at a stop"])
-def test_an_end_or_a_stop_without_its_checkpoint_is_a_failure_of_every_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+@pytest.mark.parametrize("moment", ["at the end", "at a stop"])
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error_on_every_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    step = 2 * STEPS if how == "at the end" else 3
+    step = 2 * STEPS if moment == "at the end" else 3
     monkeypatch.setattr(async_writer, "save_checkpoint", failing_at(step))
     with pytest.raises(TrainingError, match=rf"^checkpoint {step}: cannot be written$") as error:
-        start(config(), tmp_path, before=stop_after(3) if how == "at a stop" else lambda run: None)
+        start(config(), tmp_path, before=stop_after(3) if moment == "at a stop" else lambda run: None)
     assert error.value.everywhere
-    assert steps_of(tmp_path) == ([STEPS] if how == "at the end" else [])
+    assert steps_of(tmp_path) == ([STEPS] if moment == "at the end" else [])
 
 
-def test_what_is_written_is_what_was_there_when_it_was_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the disk takes: the weights have moved on by the time that the thread writes."""
-    moved = threading.Event()
+def test_a_checkpoint_has_the_state_of_its_step_however_late_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread writes the checkpoint of step 3 after step 4 has changed the weights."""
+    next_step_done = threading.Event()
     save = async_writer.save_checkpoint
 
-    def wait(root: Path, step: int, saved: CheckpointData) -> Path:
+    def save_late(root: Path, step: int, saved: CheckpointData) -> Path:
         if step == 3:
-            assert moved.wait(30)
+            assert next_step_done.wait(30)
         return save(root, step, saved)
 
     settings = config({"name": "adamw", "ema": 0.9}, checkpoint_steps=3, keep=9)
-    monkeypatch.setattr(async_writer, "save_checkpoint", wait)
+    monkeypatch.setattr(async_writer, "save_checkpoint", save_late)
 
-    def release(run: Run) -> None:
-        # The checkpoint of the epoch's end, at step 4, waits for this one: before that, one step is trained.
-        run.shown.after_step = lambda done: moved.set() if done == STEPS else None
+    def prepare(run: Run) -> None:
+        # Set before the epoch's end, whose checkpoint waits for that of step 3.
+        run.console.after_step = lambda done: next_step_done.set() if done == STEPS else None
 
-    whole = start(settings, tmp_path / "whole", before=release)
-    rest = start(settings, tmp_path / "rest", resume=tmp_path / "whole" / "step-00000003")
-    assert rest.sha256 == whole.sha256
+    uninterrupted = start(settings, tmp_path / "uninterrupted", before=prepare)
+    resumed = start(settings, tmp_path / "resumed", resume=tmp_path / "uninterrupted" / "step-00000003")
+    assert resumed.sha256 == uninterrupted.sha256
 
 
-# How long, and what is kept
+# Length of a run, evaluations and checkpoints
 
 
 def test_max_steps_ends_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     run = start(config(max_steps=6, log_steps=50), tmp_path)
-    at = run.trainer.progress
-    assert (at.step, at.epoch, at.step_in_epoch, at.evaluated) == (6, 1, 2, 6)
+    progress = run.trainer.progress
+    assert (progress.step, progress.epoch, progress.step_in_epoch, progress.evaluated) == (6, 1, 2, 6)
     assert steps_of(tmp_path) == [4, 6]
     assert [step for step, _ in run.values("val.loss")] == [4, 6]
-    # The last steps are recorded, however few: nothing else would show their loss.
+    # The last steps of an epoch and of the run are logged even if they are fewer than log_steps.
     assert [step for step, _ in run.values("train.loss")] == [4, 6]
     assert [(row["step"], row["epoch"]) for row in run.rows] == [(4, 1), (4, 1), (4, 1), (6, 2), (6, 2)]
 
@@ -534,10 +539,10 @@ def test_max_steps_beyond_the_last_epoch_changes_nothing(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("every", "steps"), [(0, [4, 8]), (3, [3, 4, 6, 8]), (4, [4, 8]), (1, [1, 2, 3, 4, 5, 6, 7, 8])]
 )
-def test_evaluations_and_checkpoints_come_when_asked_for(tmp_path: Path, every: int, steps: list[int]) -> None:
+def test_eval_steps_and_checkpoint_steps(tmp_path: Path, every: int, steps: list[int]) -> None:
     evaluated = start(config(eval_steps=every, keep=9), tmp_path / "a")
     assert [step for step, _ in evaluated.values("val.loss")] == steps
-    assert len(evaluated.shown.evaluations) == len(steps) - 2
+    assert len(evaluated.console.evaluations) == len(steps) - 2  # those within epochs
     assert steps_of(tmp_path / "a") == [4, 8]
     saved = start(config(checkpoint_steps=every, keep=9), tmp_path / "b")
     assert [step for step, _ in saved.values("val.loss")] == [4, 8]
@@ -545,56 +550,56 @@ def test_evaluations_and_checkpoints_come_when_asked_for(tmp_path: Path, every: 
     assert saved.sha256 == evaluated.sha256
 
 
-def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_as_the_run_did(tmp_path: Path) -> None:
+def test_a_run_resumed_from_a_checkpoint_within_an_epoch_equals_the_first_run(tmp_path: Path) -> None:
     settings = config({"name": "adamw"}, checkpoint_steps=3, eval_steps=3, keep=9)
-    whole = start(settings, tmp_path / "whole")
+    uninterrupted = start(settings, tmp_path / "uninterrupted")
     for step in (3, 6):
-        rest = start(settings, tmp_path / str(step), resume=tmp_path / "whole" / f"step-{step:08d}")
-        assert rest.sha256 == whole.sha256
-        assert comparable(rest.rows) == comparable([row for row in whole.rows if row["step"] > step])
+        resumed = start(settings, tmp_path / str(step), resume=tmp_path / "uninterrupted" / f"step-{step:08d}")
+        assert resumed.sha256 == uninterrupted.sha256
+        assert comparable(resumed.rows) == comparable([row for row in uninterrupted.rows if row["step"] > step])
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accuracies of six epochs: the second is best, and the fifth as good with a higher loss."""
+    """Of six epochs the second is the best: the third has the same accuracy at a higher loss, the fifth is equal."""
     run = start(config(epochs=6, keep=2), tmp_path)
     assert run.trainer.progress.best["step"] in steps_of(tmp_path)
 
     results = iter([(3, 2.0), (9, 1.0), (9, 1.5), (5, 0.1), (9, 1.0), (8, 0.5)])
     evaluate = trainer_module.evaluate
 
-    def pretend(*arguments: Any) -> Any:
+    def fake_evaluate(*arguments: Any) -> Any:
         correct, loss = next(results)
         return replace(evaluate(*arguments), correct=correct, loss_sum=loss * 11)
 
-    monkeypatch.setattr(trainer_module, "evaluate", pretend)
-    run = start(config(epochs=6, keep=2), tmp_path / "pretended")
+    monkeypatch.setattr(trainer_module, "evaluate", fake_evaluate)
+    run = start(config(epochs=6, keep=2), tmp_path / "fake")
     assert run.trainer.progress.best == {"step": 2 * STEPS, "accuracy": 9 / 11, "loss": pytest.approx(1.0)}
-    assert steps_of(tmp_path / "pretended") == [2 * STEPS, 5 * STEPS, 6 * STEPS]
+    assert steps_of(tmp_path / "fake") == [2 * STEPS, 5 * STEPS, 6 * STEPS]
 
 
-def test_without_held_out_images_the_test_set_is_shown_and_nothing_is_chosen_on_it(tmp_path: Path) -> None:
+def test_without_validation_images_the_test_set_is_evaluated_and_no_best_step_is_chosen(tmp_path: Path) -> None:
     run = start(config(epochs=3, keep=1), tmp_path, WITHOUT_VAL)
     assert [step for step, _ in run.values("test.count")] == [4, 8, 12]
     assert {count for _, count in run.values("test.count")} == {7}
     assert not run.values("val.count")
     assert run.trainer.progress.best == {}
     assert steps_of(tmp_path) == [12]
-    assert [row["split"] for row in run.shown.epochs] == ["test"] * 3
+    assert [row["split"] for row in run.console.epochs] == ["test"] * 3
 
 
-def test_drop_last_leaves_the_ragged_batch_out(tmp_path: Path) -> None:
+def test_drop_last_skips_the_smaller_last_batch(tmp_path: Path) -> None:
     run = start(config(data={"drop_last": True}), tmp_path)
     assert (run.trainer.progress.step, run.trainer.progress.images) == (6, 96)
     assert run.values("epoch.train.count") == [(3, 48), (6, 48)]
 
 
-def test_drop_last_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
+def test_drop_last_without_a_full_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.drop_last=true leaves nothing: 50 training images .*batch_size=51"):
         start(config(data={"drop_last": True}, batch_size=51), tmp_path)
 
 
-def test_a_few_batches_are_learned_by_heart(tmp_path: Path) -> None:
-    """Unshuffled and unaugmented: two batches of random images, again and again."""
+def test_overfit_batches(tmp_path: Path) -> None:
+    """The loss of two batches of random images, neither shuffled nor augmented, falls to almost 0."""
     adam = {"name": "adam", "lr": 0.003}
     settings = config(adam, {"shift": 14.0, "rotate": 180.0, "val_size": 5}, overfit_batches=2, epochs=25, batch_size=8)
     run = start(settings, tmp_path, split(DATA.train, DATA.test, settings.data, 0, settings.train_limit))
@@ -604,18 +609,18 @@ def test_a_few_batches_are_learned_by_heart(tmp_path: Path) -> None:
     assert run.values("epoch.train.accuracy")[-1][1] == 1.0
 
 
-# What is recorded
+# Rows of metrics
 
 
-def test_rows_hold_the_means_since_the_row_before(tmp_path: Path) -> None:
-    """Every three steps and at the end of each epoch, by images: the last batch has two only."""
+def test_rows_have_the_mean_loss_per_image_since_the_row_before(tmp_path: Path) -> None:
+    """Rows are logged every three steps and at the end of each epoch, whose last batch has only two images."""
     settings = config(log_steps=3)
     run = start(settings, tmp_path)
     _, losses = train_by_hand(settings, epochs=2)
     sizes = [16, 16, 16, 2] * 2
 
     def mean(first: int, last: int) -> float:
-        """Over the images of the batches first..last, counted from 0."""
+        """Over the images of the batches first to last - 1."""
         total = sum(loss * size for loss, size in zip(losses[first:last], sizes[first:last], strict=True))
         return total / sum(sizes[first:last])
 
@@ -623,54 +628,54 @@ def test_rows_hold_the_means_since_the_row_before(tmp_path: Path) -> None:
     found = run.values("train.loss")
     assert [step for step, _ in found] == [step for step, _ in expected]
     assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-5)
-    whole = run.values("epoch.train.loss")
-    assert [step for step, _ in whole] == [4, 8]
-    assert [loss for _, loss in whole] == pytest.approx([mean(0, 4), mean(4, 8)], rel=1e-5)
+    epochs = run.values("epoch.train.loss")
+    assert [step for step, _ in epochs] == [4, 8]
+    assert [loss for _, loss in epochs] == pytest.approx([mean(0, 4), mean(4, 8)], rel=1e-5)
     assert run.values("epoch.train.count") == [(4, IMAGES), (8, IMAGES)]
     assert all(0 <= accuracy <= 1 for _, accuracy in run.values("train.accuracy"))
     assert all(rate > 0 for _, rate in run.values("images_per_second"))
     assert [row["epoch"] for row in run.rows if "train.loss" in row] == [1, 1, 2, 2]
-    assert [row["epoch"] for row in run.shown.epochs] == [1, 2]
+    assert [row["epoch"] for row in run.console.epochs] == [1, 2]
 
 
-def test_rows_say_how_fast_the_steps_since_the_row_before_were(tmp_path: Path) -> None:
-    """The same time by steps, by images and by operations; a run that goes on counts from there."""
+def test_rows_have_the_speed_since_the_row_before(tmp_path: Path) -> None:
+    """Speed in steps, images and FLOPs agree; after a resume, it is measured from there on."""
     settings = config(log_steps=3)
     first = start(settings, tmp_path, before=stop_after(2))
     assert first.stopped
-    rest = start(settings, tmp_path, resume=list_checkpoints(tmp_path)[-1])
+    resumed = start(settings, tmp_path, resume=list_checkpoints(tmp_path)[-1])
     flops = 3 * count_flops(create_model("basic"))
-    rows = [row for row in first.rows + rest.rows if "train.loss" in row]
+    rows = [row for row in first.rows + resumed.rows if "train.loss" in row]
     assert [row["step"] for row in rows] == [3, 4, 6, 8]
-    for row, images in zip(rows, [16, 2, 16, 9], strict=True):  # of a step, on average
+    for row, images in zip(rows, [16, 2, 16, 9], strict=True):  # mean number of images of a step
         assert row["step_seconds"] * row["images_per_second"] == pytest.approx(images)
         assert row["flops_per_second"] == pytest.approx(flops * row["images_per_second"])
         assert 1e6 < row["memory.peak_bytes"] < 1e12
-        assert "mfu" not in row  # nobody measured the peak
+        assert "mfu" not in row  # the peak was not measured
 
 
-def test_rows_say_how_large_the_gradients_were_before_they_were_clipped(tmp_path: Path) -> None:
-    """At rate 1, plain SGD moves the weights by the gradient; clipped to nothing, it stays at the first one."""
+def test_rows_have_the_gradient_norms_before_clipping(tmp_path: Path) -> None:
+    """At a learning rate of 1, plain SGD changes the weights by the gradient."""
 
     def norms(clip: float, name: str) -> dict[str, list[tuple[int, Any]]]:
         run = start(config({"lr": 1.0 if clip == 0 else 1e-9, "clip": clip}, max_steps=4), tmp_path / name)
         return {key: run.values(key) for key in ("gradient.norm", "gradient.norm_max")}
 
-    sizes, _ = update_sizes(config({"lr": 1.0}, max_steps=4), tmp_path / "sizes")
-    free, clipped = norms(0.0, "free"), norms(1e-6, "clipped")
-    assert free["gradient.norm"] == [(3, pytest.approx(sum(sizes[:3]) / 3)), (4, pytest.approx(sizes[3]))]
-    assert free["gradient.norm_max"] == [(3, pytest.approx(max(sizes[:3]))), (4, pytest.approx(sizes[3]))]
+    expected, _ = update_norms(config({"lr": 1.0}, max_steps=4), tmp_path / "expected")
+    unclipped, clipped = norms(0.0, "unclipped"), norms(1e-6, "clipped")
+    assert unclipped["gradient.norm"] == [(3, pytest.approx(sum(expected[:3]) / 3)), (4, pytest.approx(expected[3]))]
+    assert unclipped["gradient.norm_max"] == [(3, pytest.approx(max(expected[:3]))), (4, pytest.approx(expected[3]))]
     assert min(norm for _, norm in clipped["gradient.norm"]) > 0.1
     assert not any(key.startswith("step_seconds.") for row in start(config(), tmp_path / "one").rows for key in row)
 
 
-def test_evaluations_count_every_image_once_whatever_the_batch(tmp_path: Path) -> None:
+def test_evaluations_count_every_image_once_at_any_batch_size(tmp_path: Path) -> None:
     def evaluate(size: int) -> list[Row]:
         settings = config(eval_batch_size=size)
         with start_runtime(settings, Topology()) as runtime:
             trainer = build(settings, runtime)
             rows = [trainer.evaluate(name).row(name) for name in ("train", "val", "test")]
-            assert trainer.state.model.training  # again
+            assert trainer.state.model.training  # back in training mode
             return rows
 
     rows = evaluate(4)
@@ -681,8 +686,8 @@ def test_evaluations_count_every_image_once_whatever_the_batch(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("train", [{"log_steps": 2}, {"log_steps": 50}, {"log_steps": 50, "max_steps": 3}])
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, train: dict[str, int]) -> None:
-    """However seldom rows are logged, and before a checkpoint of it becomes the newest."""
+def test_a_loss_that_is_not_finite_ends_the_run_before_a_checkpoint(tmp_path: Path, train: dict[str, int]) -> None:
+    """It is found at a row, at the end of an epoch or at the end of the run, whichever is first."""
     with pytest.raises(TrainingError) as error:
         start(config({"lr": 1e30}, **train), tmp_path)
     step = min(train.values())

@@ -1,4 +1,4 @@
-"""What is shown beside numbers, in one process: pictures, histograms, and when nothing is to be shown."""
+"""Media on one rank: examples, feature maps, filters and histograms, and when media are logged."""
 
 from __future__ import annotations
 
@@ -32,52 +32,54 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def train(folder: Path, *arguments: str, network: Any = stateful_model) -> tuple[Trainer, list[tuple[int, int, Media]]]:
-    """Two steps, with what they show."""
+def train(
+    folder: Path, *arguments: str, build_model: Any = stateful_model
+) -> tuple[Trainer, list[tuple[int, int, Media]]]:
+    """Train one epoch of two steps; the trainer, and the logged media with their step and epoch."""
     config = load([*SMALL, *arguments]).config
-    shown: list[tuple[int, int, Media]] = []
+    logged: list[tuple[int, int, Media]] = []
     with start_runtime(config, Topology()) as runtime:
         trainer = open_trainer(
-            runtime, config, folder, (24, 10), network=network, show=lambda *seen: shown.append(seen)
+            runtime, config, folder, (24, 10), build_model=build_model, log_media=lambda *media: logged.append(media)
         )
         trainer.train()
-    return trainer, shown
+    return trainer, logged
 
 
-def test_pictures_are_of_the_network_that_is_evaluated_and_histograms_of_the_one_in_training(tmp_path: Path) -> None:
+def test_maps_and_filters_are_of_the_evaluated_model_and_histograms_of_the_model_in_training(tmp_path: Path) -> None:
     trainer, ((step, epoch, media),) = train(
         tmp_path, "--optim.ema=0.5", "--optim.schedule=constant", "--optim.warmup=0"
     )
     assert (step, epoch, media.split) == (2, 1, "test")
-    average, raw = trainer.state.eval_model.body[0], trainer.state.model.body[0]
-    assert not torch.equal(average.weight, raw.weight)
+    ema, trained = trainer.state.eval_model.body[0], trainer.state.model.body[0]
+    assert not torch.equal(ema.weight, trained.weight)
 
-    def levels(bank: torch.Tensor) -> np.ndarray:
-        low, high = bank.amin((1, 2), keepdim=True), bank.amax((1, 2), keepdim=True)
-        return ((bank - low) / (high - low) * 255).to(torch.uint8).numpy()
+    def grey_levels(maps: torch.Tensor) -> np.ndarray:
+        low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+        return ((maps - low) / (high - low) * 255).to(torch.uint8).numpy()
 
-    assert (media.filters["body.0"][:5, :5] == levels(average.weight.detach()[:, 0])[0]).all()
+    assert (media.filters["body.0"][:5, :5] == grey_levels(ema.weight.detach()[:, 0])[0]).all()
     with torch.no_grad():
         image = normalize(trainer.data.test.images[:1], trainer.config.data)
-        expected = levels(average(image)[0])
+        expected = grey_levels(ema(image)[0])
     assert (media.maps["body.0"][:12, :12] == expected[0]).all()
-    assert media.parameters["body.0.weight"].edges[0] == raw.weight.min().item()
+    assert media.parameters["body.0.weight"].edges[0] == trained.weight.min().item()
     assert media.gradients["head.weight"].edges[-1] == trainer.state.model.head.weight.grad.max().item()
     assert sum(media.gradients["head.weight"].counts) == 4000
 
 
 @pytest.mark.parametrize("model", list_models())
-def test_every_model_can_be_looked_at(model: str, tmp_path: Path) -> None:
-    trainer, ((_, _, media),) = train(tmp_path, network=lambda: create_model(model))
-    banks = {
+def test_media_of_every_model(model: str, tmp_path: Path) -> None:
+    trainer, ((_, _, media),) = train(tmp_path, build_model=lambda: create_model(model))
+    convolutions = {
         name: module for name, module in trainer.state.model.named_modules() if isinstance(module, torch.nn.Conv2d)
     }
-    assert media.maps.keys() == media.filters.keys() == banks.keys()
-    for name, bank in banks.items():
-        tiles = bank.weight.shape[0] * bank.weight.shape[1]
+    assert media.maps.keys() == media.filters.keys() == convolutions.keys()
+    for name, convolution in convolutions.items():
+        tiles = convolution.weight.shape[0] * convolution.weight.shape[1]
         height, width = media.filters[name].shape
-        side = bank.weight.shape[3] + 1
-        assert width % (side * bank.weight.shape[1]) == 0  # whole filters in a line
+        side = convolution.weight.shape[3] + 1
+        assert width % (side * convolution.weight.shape[1]) == 0  # all channels of a filter are in one line
         assert tiles <= width // side * (height // (side + side % 2)) < tiles + width // side
     assert media.parameters.keys() == media.gradients.keys() == dict(trainer.state.model.named_parameters()).keys()
     for example in media.samples:
@@ -86,36 +88,35 @@ def test_every_model_can_be_looked_at(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("off", "left"), [("--tracking.examples=0", "parameters gradients"), ("--tracking.histograms=false", "examples")]
+    ("off", "remaining"), [("--tracking.examples=0", "histograms"), ("--tracking.histograms=false", "examples")]
 )
-def test_each_kind_can_be_left_out(off: str, left: str, tmp_path: Path) -> None:
+def test_examples_and_histograms_can_be_turned_off(off: str, remaining: str, tmp_path: Path) -> None:
     _, ((_, _, media),) = train(tmp_path, off)
-    assert bool(media.samples and media.maps and media.filters) == (left == "examples")
-    assert bool(media.parameters and media.gradients) == (left != "examples")
+    assert bool(media.samples and media.maps and media.filters) == (remaining == "examples")
+    assert bool(media.parameters and media.gradients) == (remaining != "examples")
 
 
-def test_nothing_is_shown_of_evaluations_between_epochs(tmp_path: Path) -> None:
-    """But of a run's end, where that is no epoch's end."""
-    _, shown = train(tmp_path / "a", "--train.eval_steps=1", "--train.epochs=2")
-    assert [step for step, _, _ in shown] == [2, 4]
-    _, shown = train(tmp_path / "b", "--train.max_steps=3", "--train.epochs=2")
-    assert [(step, epoch) for step, epoch, _ in shown] == [(2, 1), (3, 2)]
+def test_media_are_logged_at_the_end_of_epochs_and_of_the_run_only(tmp_path: Path) -> None:
+    _, logged = train(tmp_path / "a", "--train.eval_steps=1", "--train.epochs=2")
+    assert [step for step, _, _ in logged] == [2, 4]
+    _, logged = train(tmp_path / "b", "--train.max_steps=3", "--train.epochs=2")
+    assert [(step, epoch) for step, epoch, _ in logged] == [(2, 1), (3, 2)]
 
 
-def test_weights_that_are_not_finite_can_be_looked_at(tmp_path: Path) -> None:
-    def broken() -> Any:
+def test_media_of_weights_that_are_not_finite(tmp_path: Path) -> None:
+    def broken_model() -> Any:
         model = stateful_model()
         model.body[0].weight.data[0] = torch.nan
         model.body[0].weight.data[1, 0, 0, 0] = torch.inf
         return model
 
-    _, ((_, _, media),) = train(tmp_path, "--train.nonfinite=skip", network=broken)
+    _, ((_, _, media),) = train(tmp_path, "--train.nonfinite=skip", build_model=broken_model)
     assert sum(media.parameters["body.0.weight"].counts) == 6 * 25 - 26
     assert sum(media.gradients["head.bias"].counts) == 0
-    assert media.maps["body.0"].shape == media.maps["body.0"].shape
+    assert media.maps["body.0"].shape == (3 * 14, 2 * 13)
 
 
-def test_a_picture_is_about_as_wide_as_high_and_keeps_together_what_belongs_together() -> None:
+def test_tiled_maps_are_roughly_square_and_groups_stay_in_one_line() -> None:
     assert tile(torch.rand(64, 7, 7)).shape == (8 * 8, 8 * 8)
     assert tile(torch.rand(5, 3, 3)).shape == (3 * 4, 2 * 4)
     assert tile(torch.rand(64 * 32, 3, 3), group=32).shape == (64 * 4, 32 * 4)
@@ -123,7 +124,7 @@ def test_a_picture_is_about_as_wide_as_high_and_keeps_together_what_belongs_toge
 
 
 @pytest.mark.parametrize(
-    ("arguments", "shows"),
+    ("arguments", "expected"),
     [
         (("--tracking.mode=offline",), True),
         (("--tracking.mode=offline", "--tracking.examples=0"), True),
@@ -132,7 +133,7 @@ def test_a_picture_is_about_as_wide_as_high_and_keeps_together_what_belongs_toge
         (("--tracking.mode=disabled",), False),
     ],
 )
-def test_nothing_is_computed_that_nobody_shows(arguments: tuple[str, ...], shows: bool) -> None:
+def test_wants_media(arguments: tuple[str, ...], expected: bool) -> None:
     config: Config = load([*SMALL, *arguments]).config
     with start_runtime(config, Topology()) as runtime:
-        assert wants_media(config, config, runtime) == shows
+        assert wants_media(config, config, runtime) == expected

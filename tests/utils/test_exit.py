@@ -1,4 +1,4 @@
-"""Each way to exit: one line and an exit code; of several processes, one reports."""
+"""run_to_exit_code and exit_with: one line on standard error, an exit code, and which ranks report."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds of each sleep, without sleeping."""
-    found: list[float] = []
-    monkeypatch.setattr(exit_module.time, "sleep", found.append)
-    return found
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The durations passed to time.sleep, which does not sleep."""
+    durations: list[float] = []
+    monkeypatch.setattr(exit_module.time, "sleep", durations.append)
+    return durations
 
 
 def fail(error: BaseException) -> Callable[[], NoReturn]:
@@ -40,7 +40,7 @@ EVERYWHERE = TrainingError("the loss is nan", everywhere=True)
 HERE = TrainingError("a process was lost")
 
 
-def test_the_actions_own_code_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exit_code_of_the_action_is_returned(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_to_exit_code(lambda: 0) == 0
     assert run_to_exit_code(lambda: 3) == 3
     assert capsys.readouterr() == ("", "")
@@ -57,21 +57,22 @@ def test_the_actions_own_code_is_passed_on(capsys: pytest.CaptureFixture[str]) -
         (KeyboardInterrupt(), 1, "mnist_dist: error: interrupted\n"),
     ],
 )
-def test_one_process_reports_in_one_line(
-    capsys: pytest.CaptureFixture[str], slept: list[float], error: BaseException, code: int, line: str
+def test_one_process_reports_one_line(
+    capsys: pytest.CaptureFixture[str], sleeps: list[float], error: BaseException, code: int, line: str
 ) -> None:
     assert run_to_exit_code(fail(error)) == code
     assert capsys.readouterr() == ("", line)
-    assert slept == []
+    assert sleeps == []
 
 
 def test_an_unexpected_error_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_to_exit_code(fail(ZeroDivisionError("what"))) == 1
-    assert "Traceback" in (said := capsys.readouterr().err)
-    assert said.endswith("ZeroDivisionError: what\n")
+    assert "Traceback" in (err := capsys.readouterr().err)
+    assert err.endswith("ZeroDivisionError: what\n")
 
 
-def test_the_end_of_help_is_not_an_error() -> None:
+def test_system_exit_is_passed_on() -> None:
+    """--help raises it."""
     with pytest.raises(SystemExit):
         run_to_exit_code(fail(SystemExit(0)))
 
@@ -86,28 +87,28 @@ def test_the_end_of_help_is_not_an_error() -> None:
         (KeyboardInterrupt(), {"0"}),
     ],
 )
-def test_of_several_processes_those_report_that_know_something_of_their_own(
+def test_which_ranks_report_each_kind_of_error(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    slept: list[float],
+    sleeps: list[float],
     error: BaseException,
     reporters: set[str],
 ) -> None:
-    """Two machines of two processes; all give the same exit code."""
+    """With two machines of two processes. All return the same exit code."""
     codes, reported = set(), set()
     for rank in range(4):
         monkeypatch.setenv("WORLD_SIZE", "4")
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(rank % 2))
         codes.add(run_to_exit_code(fail(error)))
-        if said := capsys.readouterr().err:
+        if err := capsys.readouterr().err:
             reported.add(str(rank))
-            assert said.count("\n") == 1
-            assert (f"error: rank {rank}: " in said) == (error is HERE)
+            assert err.count("\n") == 1
+            assert (f"error: rank {rank}: " in err) == (error is HERE)
     assert reported == reporters
     assert len(codes) == 1
-    # The launcher ends the others as soon as one ends: those that report nothing let the one that reports be the first.
-    assert slept == ([2, 2] if isinstance(error, UserError) else [])
+    # The launcher ends all ranks once one has exited: ranks that do not report wait, so that one that reports is first.
+    assert sleeps == ([2, 2] if isinstance(error, UserError) else [])
 
 
 PROGRAM = """\
@@ -119,7 +120,7 @@ atexit.register(print, "hook")
 
 
 def run(body: str) -> subprocess.Popen[str]:
-    """A process whose output is buffered, as it is where nobody asked for anything else."""
+    """A process whose output is buffered, as it is by default."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(body=body)],
         env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
@@ -129,15 +130,15 @@ def run(body: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(("skip", "said"), [("", "out hook\n"), ("skip_exit_hooks()", "out ")])
-def test_a_process_exits_with_its_code_and_all_its_output(skip: str, said: str) -> None:
+@pytest.mark.parametrize(("skip", "out"), [("", "out hook\n"), ("skip_exit_hooks()", "out ")])
+def test_a_process_exits_with_its_code_and_flushes_its_output(skip: str, out: str) -> None:
     process = run(f"{skip}\nexit_with(lambda: print('out', end=' ') or print('err', file=sys.stderr) or 3)")
-    assert process.communicate(timeout=60) == (said, "err\n")
+    assert process.communicate(timeout=60) == (out, "err\n")
     assert process.returncode == 3
 
 
 def test_a_closed_pipe_gives_no_traceback() -> None:
-    """As `head` does. The output is more than a pipe holds."""
+    """The reader closes the pipe, as `head` does, before the output is written: it is more than a pipe holds."""
     process = run("exit_with(lambda: run_to_exit_code(lambda: [print('x' * 1000) for _ in range(1000)] and 0))")
     assert process.stdout is not None
     assert process.stderr is not None

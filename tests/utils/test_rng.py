@@ -1,4 +1,4 @@
-"""Seeds: fixed for ever, different for every purpose."""
+"""derive_seed: the same in every version, and different for every purpose."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mnist_dist.utils.rng import derive_seed
         ((1, "dropout", 10, 3), 1474773771934491573),
     ],
 )
-def test_seeds_stay_what_they_were(arguments: tuple[int, str, int], seed: int) -> None:
-    """Runs of earlier versions can be repeated and continued only while this holds, on any machine."""
+def test_seeds_do_not_change_between_versions(arguments: tuple[int, str, int], seed: int) -> None:
+    """Otherwise runs of earlier versions could not be repeated or resumed."""
     assert derive_seed(*arguments) == seed
 
 
@@ -34,7 +34,7 @@ def test_no_two_purposes_share_a_seed() -> None:
 
 
 @given(seed=st.integers(0, 2**31 - 1), indices=st.lists(st.integers(0, 2**40), max_size=3))
-def test_seeds_fit_every_generator(seed: int, indices: list[int]) -> None:
+def test_seeds_are_non_negative_int64(seed: int, indices: list[int]) -> None:
     found = derive_seed(seed, "order", *indices)
     assert 0 <= found < 2**63
     assert found == derive_seed(seed, "order", *indices)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from clocks import ROW_CLOCKS
 from harness import run_ranks
+from measured_keys import MEASURED_ROW_KEYS
 from media_training import ARGUMENTS, LoggedMedia, to_plain, train
 from programs import write_digits
 from small_training import synthetic_images
@@ -85,7 +85,7 @@ def test_looking_changes_no_weight_no_row_and_no_random_number(setting: tuple[st
 
 
 def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: to_plain(value) for key, value in row.items() if key not in ROW_CLOCKS} for row in rows]
+    return [{key: to_plain(value) for key, value in row.items() if key not in MEASURED_ROW_KEYS} for row in rows]
 
 
 def test_ranks_and_splits_smaller_than_what_is_asked_for() -> None:

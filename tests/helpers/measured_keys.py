@@ -1,17 +1,17 @@
-"""What no two runs share: what clocks and the system's memory say."""
+"""Keys of measured times and memory, which differ between two runs that are otherwise equal."""
 
-ROW_CLOCKS = frozenset(
+MEASURED_ROW_KEYS = frozenset(
     {
         *("time", "epoch.seconds", "images_per_second", "step_seconds", "flops_per_second", "mfu"),
         *("step_seconds.least", "step_seconds.most", "step_seconds.slowest_rank", "memory.peak_bytes"),
     }
 )
-"""Keys of rows of metrics."""
+"""In rows of metrics.jsonl."""
 
-SUMMARY_CLOCKS = frozenset(
+MEASURED_SUMMARY_KEYS = frozenset(
     {
         *("train.seconds", "train.images_per_second", "train.step_seconds", "train.flops_per_second"),
         "memory.peak_bytes",
     }
 )
-"""Keys of a summary."""
+"""In summary.json."""
