@@ -1,7 +1,7 @@
-"""Train a network on MNIST: `accelerate launch -m mnist_dist.train [--config NAME|PATH]... [--section.key=value]...`.
+"""Train a model on MNIST: `accelerate launch -m mnist_dist.train [--config NAME|PATH]... [--section.key=value]...`.
 
-Reads from top to bottom in the order in which a run is built. torch is imported only after the settings are checked, so
-that help and errors come at once.
+This file builds a run from top to bottom. torch is imported only after the settings are checked, so that help and
+errors of the configuration appear at once.
 """
 
 from __future__ import annotations
@@ -27,12 +27,21 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as the arguments say, and return the process's exit code."""
+    """Train, and return the exit code of the process.
+
+    Args:
+        arguments: command-line arguments; those of the process by default.
+    """
     return run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
 
 
 def start(arguments: Sequence[str]) -> int:
-    """Check everything that can be checked before torch is imported, then train."""
+    """Check everything that can be checked before torch is imported, then train. Returns the exit code.
+
+    Raises:
+        UserError: a setting, the launcher or the wandb setup is wrong.
+        Stopped, TrainingError: see `train_and_test`.
+    """
     topology = resolve_topology()
     loaded = load(arguments, topology.world_size, topology.fsdp)
     if loaded.print_config:
@@ -48,7 +57,13 @@ def start(arguments: Sequence[str]) -> int:
 
 
 def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | None) -> int:
-    """Build a run, in this order: data, ranks, run directory, checkpoint, model, training state; then train it."""
+    """Build a run, in this order: data files, runtime, data, run directory, checkpoint, model, training state.
+
+    Then train and test it. Returns the exit code.
+
+    Args:
+        key_check: the check of the wandb key that is under way, on the main process only.
+    """
     import torch
 
     from mnist_dist.checkpoint.run_dir import (
@@ -73,7 +88,7 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
     if "console" in config.tracking.share and topology.is_main and not config.run.quiet:
         console = TeeConsole(console)
 
-    # The data files: one process per machine fetches them, before any rank waits for another.
+    # The data files: one process per machine downloads them, before any rank waits for another.
     root = resolve_root(config.data.root)
     if topology.is_local_main:
         ensure_files(root, config.data.source, console.print)
@@ -83,27 +98,27 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
         files = ensure_files(root, "local", console.print)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
 
-        # The run directory, locked, and the checkpoint to go on from. Rank 0 decides and reads for all ranks: the
-        # others may have no such folder on their machine.
+        # The run directory, locked, and the checkpoint to resume from. Rank 0 opens and reads them for all ranks, which
+        # may be on machines without this directory.
         run_dir = runtime.run_on_main(lambda: open_run_dir(config, loaded.recipes, lock, console.warn))
         saved, source = run_dir.load(), run_dir.checkpoint.folder if run_dir.checkpoint else None
         if saved and source:
             check_resumable(config, saved.state["config"], source)
         run_id = saved.state["run_id"] if saved and run_dir.same_run else runtime.broadcast(new_run_id())
 
-        # The model: equal on all ranks, because each draws it from the same seed.
+        # The model: the same on all ranks, because each initialises it from the same seed.
         torch.manual_seed(config.run.seed)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
         model = runtime.to_device(create_model(config.model.name))
 
-        # Its strategy, optimizer, average of weights and progress; restored, and then wrapped for training.
+        # The training state: restored from the checkpoint, then wrapped for training.
         state = TrainingState(model, config, runtime, images=len(data.train))
         if saved and source:
             state.restore(saved, str(source))
             warn_if_other_hardware(saved.state["machine"], runtime.fingerprint(), console.warn)
         train_step = TrainStep(state)
 
-        # Nothing but the lock is written before everything above has succeeded.
+        # Up to here only the lock was written: an error above leaves no other file in the run directory.
         was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock))
         if was_finished and state.progress.step >= state.last_step:
             console.print(f"{run_dir.folder} holds this run, finished; --run.resume=never starts it over")
@@ -114,7 +129,11 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
 
 
 def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> None:
-    """Stop unless all ranks have the same settings, code and versions; warn if their clocks differ."""
+    """Check that all ranks have the same settings, code and versions; warn if their clocks differ.
+
+    Raises:
+        UserError: something differs.
+    """
     from mnist_dist.distributed.consistency import check_ranks_agree, describe_clock_skew
 
     clocks = check_ranks_agree(
@@ -137,8 +156,13 @@ def train_and_test(
     """Open metrics.jsonl and the tracker, train, test, and write summary.json.
 
     Args:
-        train_step: its state is at the step to go on from.
-        key_check: whether wandb's server takes the key, on the main process.
+        train_step: its state is new, or restored from a checkpoint.
+        run_id: the run's id in the tracker.
+        key_check: the check of the wandb key that is under way, on the main process only.
+
+    Raises:
+        Stopped: a rank was asked to stop; a checkpoint is written.
+        TrainingError: train.nonfinite ends the run, or a file cannot be written.
     """
     from mnist_dist.checkpoint.run_dir import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
     from mnist_dist.console.tee import TeeConsole
@@ -185,8 +209,8 @@ def train_and_test(
             saved_step=state.progress.step if resumed_from else -1,
         )
         trainer.train()
-        tested = trainer.held_out == "test" and trainer.held_out_metrics
-        test = tested or trainer.evaluate("test")
+        already_tested = trainer.held_out == "test" and trainer.held_out_metrics
+        test = already_tested or trainer.evaluate("test")
         summary = summarize(trainer, test, resumed_from)
         code = EXIT_DONE
     except Stopped:

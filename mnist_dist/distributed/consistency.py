@@ -1,4 +1,4 @@
-"""Checks that all ranks of a run agree: configuration, code, versions, precision, hardware; and their clocks."""
+"""Check that all ranks have the same configuration, code, versions, precision and hardware, and similar clocks."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from mnist_dist.utils.errors import UserError
 if TYPE_CHECKING:
     from mnist_dist.distributed.runtime import Runtime
 
-MAX_CLOCK_SKEW = 5.0  # seconds between the clocks of two machines that are not worth a warning
+MAX_CLOCK_SKEW = 5.0  # seconds; a larger difference between two clocks is worth a warning
 
 
-def check_ranks_agree(runtime: Runtime, claims: dict[str, dict[str, Any]]) -> list[float]:
-    """Stop if a rank's values differ from rank 0's. One all-gather; every rank must call it.
+def check_ranks_agree(runtime: Runtime, values: dict[str, dict[str, Any]]) -> list[float]:
+    """Check that every rank has the same values as rank 0, by one all-gather. Every rank must call it.
 
     Args:
-        claims: values by key, under the name of what they describe; the first difference is reported.
+        values: groups of values to compare. The key of a group describes it in the error message.
 
     Returns:
-        Each rank's clock, in seconds since 1970, read as close together as the ranks are.
+        Clock of each rank, in seconds since 1970. All ranks read it at about the same time.
 
     Raises:
-        UserError: names the keys that differ, and the rank.
+        UserError: a value differs. The message names the first rank and up to three keys that do.
     """
-    answers = runtime.all_gather_object((claims, time.time()))
-    for what, expected in answers[0][0].items():
-        for rank, (theirs, _) in enumerate(answers[1:], start=1):
-            found = theirs.get(what, {})
+    ranks = runtime.all_gather_object((values, time.time()))
+    for group, expected in ranks[0][0].items():
+        for rank, (found_groups, _) in enumerate(ranks[1:], start=1):
+            found = found_groups.get(group, {})
             keys = sorted(key for key in expected.keys() | found.keys() if found.get(key) != expected.get(key))
             if keys:
-                shown = ", ".join(f"{k}={found.get(k)!r} against {expected.get(k)!r}" for k in keys[:3])
-                raise UserError(f"{what} of rank {rank} differs from rank 0's: {shown}; start all with the same")
-    return [clock for _, clock in answers]
+                differences = ", ".join(f"{k}={found.get(k)!r} against {expected.get(k)!r}" for k in keys[:3])
+                raise UserError(f"{group} of rank {rank} differs from rank 0's: {differences}; start all with the same")
+    return [clock for _, clock in ranks]
 
 
 def describe_clock_skew(clocks: list[float]) -> str | None:
-    """A warning if clocks that were read at once, one per rank, are far apart."""
+    """A warning if two clocks are more than 5 s apart, else None.
+
+    Args:
+        clocks: clock of each rank, in seconds, read at about the same time.
+    """
     first, last = min(clocks), max(clocks)
     if last - first <= MAX_CLOCK_SKEW:
         return None

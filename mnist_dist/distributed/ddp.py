@@ -1,4 +1,4 @@
-"""Data parallelism: each rank computes its slice of the batch, and DistributedDataParallel averages the gradients."""
+"""Data parallelism: each rank trains on its slice of the batch, and DistributedDataParallel averages the gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mnist_dist.utils.rng import derive_seed
 
 
 class DDPStrategy:
-    """See `Strategy`. On one rank it computes the whole batch, without a wrapper."""
+    """See `Strategy`. On one rank the model is not wrapped in DistributedDataParallel."""
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
@@ -30,8 +30,8 @@ class DDPStrategy:
         self.wrapped_model = runtime.accelerator.prepare_model(model, device_placement=False)
         if runtime.world_size == 1:
             return
-        if runtime.device.type == "cpu":  # elsewhere the host does not see the communication
-            # Backward ends by waiting for the other ranks: from this rank's last gradient on, the time is theirs.
+        if runtime.device.type == "cpu":  # on a GPU the host does not see the communication
+            # After this rank's last gradient, backward only waits for the all-reduce: that is communication time.
             for parameter in model.parameters():
                 parameter.register_post_accumulate_grad_hook(runtime.comm_timer.start)
         self.warm_up_buckets()
@@ -39,8 +39,8 @@ class DDPStrategy:
     def warm_up_buckets(self) -> None:
         """Warm up DDP: one dummy backward, so that its buckets are rebuilt before step 1.
 
-        DDP rebuilds its buckets after its first backward, and with three ranks or more the order of a sum depends on
-        them. Without this, a resumed run would round its first gradient differently from an undisturbed one.
+        DDP rebuilds its buckets after the first backward, and with three or more ranks the order of a sum depends on
+        the buckets. Without the warm-up, the first gradient after a resume would be rounded differently.
         """
         before = [buffer.clone() for buffer in self.buffers]
         self.wrapped_model.train()
@@ -52,7 +52,7 @@ class DDPStrategy:
                 buffer.copy_(old)
 
     def describe(self) -> str:
-        """How gradients come about."""
+        """See `Strategy`."""
         ranks, compress = self.runtime.world_size, self.config.train.compress
         if ranks == 1:
             return "whole batch"
@@ -70,7 +70,7 @@ class DDPStrategy:
             with contextlib.nullcontext() if is_last else runtime.accelerator.no_sync(self.wrapped_model):
                 logits = self.forward(images)
                 losses = image_losses(logits, labels, config)
-                # DDP averages gradients over ranks. With this factor the average is the mean over the global batch.
+                # DDP averages over ranks. With this factor the average is the mean over all images of the global batch.
                 loss = losses.sum() * (runtime.world_size / batch.size)
                 runtime.mixed_precision.scale_loss(loss).backward()
             if is_last:
@@ -80,15 +80,15 @@ class DDPStrategy:
         return StepOutput(outputs)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, in the run's precision."""
+        """Logits, computed in the precision of the run."""
         return self.wrapped_model(images)
 
     @torch.no_grad()
     def average_buffers(self, weight: float) -> None:
-        """Give all ranks the same buffers: the mean of running statistics, and the largest of any counter.
+        """Reduce the model's buffers over ranks: floating-point ones by weighted mean, integer ones by maximum.
 
         Args:
-            weight: of this rank's statistics: its fraction of the batch's images.
+            weight: weight of this rank: its fraction of the images of the global batch.
         """
         statistics = [buffer for buffer in self.buffers if buffer.is_floating_point()]
         if statistics:
@@ -108,13 +108,13 @@ class DDPStrategy:
         return self.runtime.mixed_precision.clip_grad_norm_(self.wrapped_model.parameters(), max_norm)
 
     def full_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors themselves: every rank has all of them."""
+        """See `Strategy`: the same tensors, since every rank has all of them."""
         return dict(tensors)
 
     def local_state_dict(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """The tensors themselves."""
+        """See `Strategy`: the same tensors."""
         return dict(tensors)
 
     def full_model(self, local_model: nn.Module) -> nn.Module:
-        """The module itself."""
+        """See `Strategy`: the same module."""
         return local_model

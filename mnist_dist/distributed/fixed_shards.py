@@ -1,8 +1,8 @@
-"""Fixed shards: the gradient of a global batch has the same bits at any number of ranks that divides the shards.
+"""Fixed shards: the gradient of a global batch has the same bits on any number of ranks that divides that of shards.
 
-No library serves: floating-point sums depend on their order, and kernels round differently at another batch size or
-number of threads. So each shard of the batch is computed alone, by one thread, whoever computes it, and the gradients
-of all shards are added along one fixed tree. Decision: docs/decisions/0005-fixed-shards-on-cpus.md.
+Floating-point sums depend on their order, and kernels round differently at another batch size or number of threads. So
+each shard of the batch is computed separately, by one thread, and the gradients of all shards are added along one fixed
+tree. Neither depends on which rank computes a shard. Decision: docs/decisions/0005-fixed-shards-on-cpus.md.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from mnist_dist.utils.rng import derive_seed
 
 
 class FixedShardStrategy:
-    """See `Strategy`. A rank computes its shards on its threads, one shard a thread.
+    """See `Strategy`. A rank computes its shards on the threads of its pool, one shard per thread at a time.
 
-    Each shard has a replica of the model: the same parameters, but buffers of its own (running statistics of batch
-    norms). Buffers start each step with the model's values and are averaged afterwards, weighted by images.
+    Each shard has a replica of the model, with shared parameters and its own buffers (running statistics of batch
+    norms). In each step the buffers of all replicas start with the model's values; then the model gets their mean,
+    weighted by images.
     """
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
@@ -35,22 +36,22 @@ class FixedShardStrategy:
         self.statistics = [b for b in self.buffers if b.is_floating_point()]
         shared = {id(p): p for p in model.parameters()}
         self.replicas = [copy.deepcopy(model, shared.copy()) for _ in range(runtime.local_shards)]
-        # One row per shard of this rank, all gradients and then all statistics; and their sum over all shards.
-        content = self.parameters + self.statistics
-        size = sum(tensor.numel() for tensor in content)
-        self.rows = torch.zeros(runtime.local_shards, size, dtype=content[0].dtype, device=content[0].device)
-        self.row_views = [flat_views(row, content) for row in self.rows]
+        # A row per shard of this rank: all gradients, then all weighted statistics. `total` is the sum over all shards.
+        reduced = self.parameters + self.statistics
+        size = sum(tensor.numel() for tensor in reduced)
+        self.rows = torch.zeros(runtime.local_shards, size, dtype=reduced[0].dtype, device=reduced[0].device)
+        self.row_views = [flat_views(row, reduced) for row in self.rows]
         self.total = torch.zeros_like(self.rows[0])
-        self.total_views = flat_views(self.total, content)
+        self.total_views = flat_views(self.total, reduced)
         self.gradient_size = sum(parameter.numel() for parameter in self.parameters)
         runtime.enable_shared_memory(self.rows.nbytes)
         self.uses_rng: bool | None = None  # whether the model draws random numbers; None before its first forward pass
 
     def wrap_model(self) -> None:
-        """Nothing: the replicas compute, without a wrapper."""
+        """See `Strategy`: does nothing, since the replicas are not wrapped."""
 
     def describe(self) -> str:
-        """How gradients come about."""
+        """See `Strategy`."""
         shards = self.runtime.shards
         *counts, most = [str(n) for n in range(1, shards + 1) if shards % n == 0]
         ranks = f"{', '.join(counts)} or {most} processes" if counts else "1 process"
@@ -67,22 +68,22 @@ class FixedShardStrategy:
         return StepOutput([output for shard in outputs for output in shard], stop)
 
     def compute_seeded_shard(self, batch: Batch, step: int, shard: int) -> list[BatchOutput]:
-        """Compute a shard that may draw random numbers. They come from torch's one generator, so not on threads."""
+        """Compute a shard with seeded dropout. Not on threads: they would share torch's default generator."""
         number = self.runtime.rank * len(self.replicas) + shard
         seed_generator(derive_seed(self.config.run.seed, "dropout", step, number), self.runtime.device)
         before = torch.get_rng_state()
         outputs = self.compute_shard(batch, shard)
-        if outputs and self.runtime.device.type == "cpu":  # another device has a generator of its own
+        if outputs and self.runtime.device.type == "cpu":  # a GPU has its own generator, which is not checked
             self.uses_rng = bool(self.uses_rng) or not torch.equal(before, torch.get_rng_state())
         return outputs
 
     def compute_shard(self, batch: Batch, shard: int) -> list[BatchOutput]:
-        """Leave a shard's gradient and its weighted statistics in its row. Threads compute several shards at once."""
+        """Compute the gradient and the weighted statistics of a shard into its row. Threads may call it at once."""
         model, row = self.replicas[shard], self.row_views[shard]
         with torch.no_grad():
             self.rows[shard].zero_()
-            for own, common in zip(model.buffers(), self.buffers, strict=True):
-                own.copy_(common)
+            for replica_buffer, buffer in zip(model.buffers(), self.buffers, strict=True):
+                replica_buffer.copy_(buffer)
         outputs: list[BatchOutput] = []
         for images, labels in batch.microbatches(shard):
             if not len(labels):
@@ -96,13 +97,13 @@ class FixedShardStrategy:
             outputs.append(BatchOutput(logits.detach(), labels, losses.detach()))
         weight = sum(len(output.labels) for output in outputs) / batch.size
         statistics = (b for b in model.buffers() if b.is_floating_point())
-        for view, own in zip(row[len(self.parameters) :], statistics, strict=True):
-            torch.mul(own, weight, out=view)
+        for view, statistic in zip(row[len(self.parameters) :], statistics, strict=True):
+            torch.mul(statistic, weight, out=view)
         return outputs
 
     @torch.no_grad()
     def reduce_shards(self) -> bool | None:
-        """Add the rows of all shards, in an order that only their number decides, into `grad` and the buffers.
+        """Sum the rows of all shards, in an order that depends only on their number; set gradients and buffers to it.
 
         Returns:
             `StepOutput.stop`.
@@ -117,9 +118,9 @@ class FixedShardStrategy:
         for buffer, average in zip(self.statistics, self.total_views[len(self.parameters) :], strict=True):
             buffer.copy_(average)
         for index, buffer in enumerate(self.buffers):
-            if not buffer.is_floating_point():  # a counter, as the batches that a batch norm has seen: the largest one
-                own = torch.stack([list(replica.buffers())[index] for replica in self.replicas])
-                buffer.copy_(self.runtime.all_reduce_max(own.amax(0)))
+            if not buffer.is_floating_point():  # a batch norm's count of batches: the largest over all shards
+                counts = torch.stack([list(replica.buffers())[index] for replica in self.replicas])
+                buffer.copy_(self.runtime.all_reduce_max(counts.amax(0)))
         return stop
 
     def grad_norm(self) -> Tensor:
@@ -131,23 +132,23 @@ class FixedShardStrategy:
         return self.runtime.mixed_precision.clip_grad_norm_(self.local_model.parameters(), max_norm)
 
     def full_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors themselves: every rank has all of them."""
+        """See `Strategy`: the same tensors, since every rank has all of them."""
         return dict(tensors)
 
     def local_state_dict(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """The tensors themselves."""
+        """See `Strategy`: the same tensors."""
         return dict(tensors)
 
     def full_model(self, local_model: nn.Module) -> nn.Module:
-        """The module itself."""
+        """See `Strategy`: the same module."""
         return local_model
 
 
 def add_pairwise(rows: Tensor) -> Tensor:
-    """Add neighbouring rows in pairs, (n, P) to (n/2, P), as long as their number is even.
+    """Add neighbouring rows in pairs, (n, P) to (n/2, P), until their number is odd.
 
-    As long as each rank has an even number of rows, no pair lies on two ranks. So each rank adds its own rows first,
-    then all ranks add the gathered sums: together this is the tree that one rank would add along.
+    While each rank has an even number of rows, no pair is split over two ranks. So the ranks can add their own rows
+    before the all-gather and the gathered rows after it: these are the sums that a single rank would form.
     """
     while len(rows) % 2 == 0:
         rows = rows[0::2] + rows[1::2]

@@ -1,9 +1,9 @@
-"""FSDP2: each rank keeps a shard of every parameter, gradient and optimizer state.
+"""FSDP2: each rank has a shard of every parameter, gradient and optimizer state.
 
-A shard is some rows: dimension 0 is split into equal parts, one per rank, of which the last ones may be smaller or
-empty. torch's `fully_shard` gathers whole layers for the forward and backward pass and reduces each rank's shard of the
-mean gradient. The optimizer, the average of weights and the checkpoints see plain tensors: `local_model`, a module of
-this rank's shards under the names of the whole model.
+A tensor is split along dimension 0 into equal shards, one per rank; the last ones may be smaller or empty. torch's
+`fully_shard` gathers the full parameters for the forward and backward pass and reduce-scatters the gradients. The
+optimizer, the EMA and checkpoints use plain tensors instead of DTensors: `local_model` is a module of this rank's
+shards under the names of the model.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ from mnist_dist.utils.errors import UserError
 
 
 class FSDPStrategy(DDPStrategy):
-    """See `Strategy`. A forward and backward pass as with DDP, but over sharded parameters.
+    """See `Strategy`. Forward and backward passes are those of `DDPStrategy`, over a sharded model.
 
-    Parameters are resharded after each accumulated part of a step, so that no whole gradient stays in memory.
+    Gradients are reduce-scattered after each microbatch, so that no full gradient stays in memory.
 
     Args:
-        model: on its device, with the same values on every rank. It is sharded in place, and computes from then on.
+        model: on its device, with the same values on every rank. It is sharded in place.
+        fsdp: FSDP settings of the launcher.
     """
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime, fsdp: FSDPConfig) -> None:
         from torch.distributed.fsdp import fully_shard  # takes 0.5 s to import
 
         self.config, self.runtime = config, runtime
-        self.meta_model = copy.deepcopy(model).to("meta")  # the whole model's shapes
+        self.meta_model = copy.deepcopy(model).to("meta")  # the model's structure, without memory
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        model.to(memory_format=torch.contiguous_format)  # fully_shard takes no other
+        model.to(memory_format=torch.contiguous_format)  # fully_shard accepts no other memory format
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
         options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": fsdp.reshard_after_forward}
         sizes = {module: sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()}
         wrapped = [module for module, size in sizes.items() if size > fsdp.min_num_params]
-        for module in (*wrapped, model):  # the model last: it takes the parameters that are left
+        for module in (*wrapped, model):  # the model last: it shards the remaining parameters
             fully_shard(module, **options)
         self.groups = len(wrapped) + any(0 < size <= fsdp.min_num_params for size in sizes.values())
         self.wrapped_model, self.buffers = model, list(model.buffers())
@@ -53,7 +54,7 @@ class FSDPStrategy(DDPStrategy):
 
     @torch.no_grad()
     def build_local_model(self) -> nn.Module:
-        """A module whose parameters are this rank's shards, and whose buffers are the wrapped model's own."""
+        """A module whose parameters are this rank's shards, in the same memory, with the wrapped model's buffers."""
         local_model = copy.deepcopy(self.meta_model)
         for module, wrapped in zip(local_model.modules(), self.wrapped_model.modules(), strict=True):
             for name, parameter in wrapped.named_parameters(recurse=False):
@@ -64,10 +65,10 @@ class FSDPStrategy(DDPStrategy):
         return local_model
 
     def wrap_model(self) -> None:
-        """Nothing: the model is sharded already."""
+        """See `Strategy`: does nothing, since the model is sharded already."""
 
     def describe(self) -> str:
-        """How gradients come about."""
+        """See `Strategy`."""
         gathered = "the model gathered at once" if self.groups == 1 else f"gathered in {self.groups} groups"
         return f"sharded over {self.runtime.world_size} processes with weights and moments (FSDP2, {gathered})"
 
@@ -81,7 +82,7 @@ class FSDPStrategy(DDPStrategy):
         return output
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, in the run's precision."""
+        """Logits, computed in the precision of the run."""
         with self.runtime.mixed_precision.autocast():
             return self.wrapped_model(images)
 
@@ -97,11 +98,16 @@ class FSDPStrategy(DDPStrategy):
         return norm
 
     def full_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Strategy`. In host memory: one whole tensor at a time is on the device."""
+        """See `Strategy`. The full tensors are in host memory; only one at a time is on the device."""
         return {name: self.gather_shards(shard, self.full_shape(name, shard)).cpu() for name, shard in tensors.items()}
 
     def gather_shards(self, shard: Tensor, shape: torch.Size | None) -> Tensor:
-        """The whole tensor of this shape, from every rank's shard; None: the tensor is not sharded."""
+        """The full tensor, gathered from the shards of all ranks.
+
+        Args:
+            shard: this rank's shard.
+            shape: shape of the full tensor; None if the tensor is not sharded: it is returned as it is.
+        """
         if shape is None:
             return shard
         padded = shard.new_zeros(self.shard_rows(shape), *shape[1:])
@@ -113,7 +119,7 @@ class FSDPStrategy(DDPStrategy):
         return {name: self.take_shard(name, tensor, source) for name, tensor in tensors.items()}
 
     def take_shard(self, name: str, tensor: Tensor, source: str) -> Tensor:
-        """This rank's shard of a whole tensor; the tensor itself if it is not sharded."""
+        """This rank's shard of a full tensor; the tensor itself if it is not sharded."""
         shape = self.full_shape(name, tensor)
         if shape is None:
             return tensor
@@ -123,16 +129,16 @@ class FSDPStrategy(DDPStrategy):
         return tensor[self.runtime.rank * rows :][:rows]
 
     def full_model(self, local_model: nn.Module) -> nn.Module:
-        """See `Strategy`: a new model on the device, its tensors gathered."""
+        """See `Strategy`: a new model on the device, with the gathered tensors."""
         model = copy.deepcopy(self.meta_model).to_empty(device=self.runtime.device)
         model.load_state_dict(self.full_state_dict(local_model.state_dict()))
         return self.runtime.to_device(model)
 
     def full_shape(self, name: str, tensor: Tensor) -> torch.Size | None:
-        """The whole shape of a sharded parameter, or of optimizer state of its shape; None: it is not sharded."""
+        """Full shape of a parameter, or of optimizer state with the shape of its parameter; None if not sharded."""
         shape = self.shapes.get(name) or self.shapes.get(name.rpartition("/")[0])
         return shape if shape and tensor.ndim == len(shape) else None
 
     def shard_rows(self, shape: torch.Size) -> int:
-        """Rows of a shard; the last ones have this many at most."""
+        """Number of rows of a shard. The last shards may have fewer."""
         return -(-shape[0] // self.runtime.world_size)

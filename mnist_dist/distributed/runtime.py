@@ -1,4 +1,4 @@
-"""This process among the ranks of a run: its device, collectives on tensors and objects, and stopping together."""
+"""The runtime of a rank: its device, precision and threads, collectives, and stopping all ranks at the same step."""
 
 from __future__ import annotations
 
@@ -37,9 +37,16 @@ R = TypeVar("R")
 
 
 class Runtime:
-    """One rank of a run. Use `start_runtime`, which also destroys the process group, however the run ends.
+    """One rank of a run. `start_runtime` creates it, and destroys the process group however the run ends.
 
-    Every rank must call the collectives, in the same order.
+    Every rank must call the collectives, in the same order. On one rank they do nothing.
+
+    Args:
+        accelerator: has initialised the process group.
+        topology: rank, world size and machines.
+        threads: CPU threads of this process.
+        shards: number of fixed shards of a global batch (train.shards, resolved); 0 without fixed shards.
+        timeout: of collectives on the control group and through shared memory.
     """
 
     def __init__(
@@ -66,20 +73,20 @@ class Runtime:
             # In torch 2.15 the gloo backend can abort a process that exits (`terminate called without an active
             # exception`; seen in 13 of 90 runs of a bare DistributedDataParallel loop): the run would count as failed.
             skip_exit_hooks()
-            # Control messages have a gloo group of their own, so that they never wait for the device.
+            # Python objects and stop flags use a gloo group of their own, so that they never wait for the device.
             self.control_group = dist.new_group(backend="gloo", timeout=timeout)
 
     @property
     def device_name(self) -> str:
-        """The GPU's name, or the device's type."""
+        """Name of the GPU, or type of another device."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     def fingerprint(self) -> dict[str, str]:
-        """What decides how this rank's kernels round."""
+        """What decides how kernels round on this rank: see `device.fingerprint`."""
         return fingerprint(self.device, self.precision)
 
     def describe(self) -> dict[str, str]:
-        """The resolved topology, for the console."""
+        """Launcher, processes, device and precision, for the console."""
         backend = f", {dist.get_backend()}" if self.world_size > 1 else ""
         backend += " and shared memory" if self.shared_memory else ""
         machines = f" on {self.topology.machines} machine{'s' * (self.topology.machines > 1)}"
@@ -91,31 +98,36 @@ class Runtime:
         }
 
     def to_device(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device, in channels-last memory format: convolutions are fastest in it."""
+        """Move a model to the device, in channels-last memory format, in which convolutions are fastest."""
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Apply a function to each item, on this rank's threads where it has fixed shards."""
+        """Apply a function to each item on the thread pool, which has at most one thread per shard of this rank."""
         return self.thread_pool.map(function, items)
 
     # Collectives on tensors
 
     def enable_shared_memory(self, capacity: int) -> None:
-        """Exchange up to `capacity` bytes per rank through memory, if all ranks are CPU processes of one machine."""
+        """Use shared memory for later collectives, if all ranks are CPU processes of one machine.
+
+        Args:
+            capacity: largest size of a rank's tensor, in bytes; `all_gather` and `all_reduce_max` of larger ones do not
+                use it.
+        """
         if self.device.type == "cpu" and self.world_size > self.topology.machines == 1:
             self.shared_memory = open_shared_memory(self.rank, capacity, self.timeout, self.all_gather_object)
             if self.shared_memory is not None:
                 self.on_exit.callback(self.shared_memory.close)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks, in place."""
+        """Sum a tensor over all ranks, in place; returns it."""
         if self.world_size > 1:
             with self.comm_timer.measure():
                 dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_max(self, tensor: Tensor) -> Tensor:
-        """The elementwise maximum of a tensor over all ranks, in place."""
+        """Elementwise maximum of a tensor over all ranks, in place; returns it."""
         if self.world_size > 1:
             with self.comm_timer.measure():
                 if self.shared_memory is not None and tensor.nbytes <= self.shared_memory.capacity:
@@ -125,13 +137,13 @@ class Runtime:
         return tensor
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """The rows (n, P) of every rank, in rank order: (world_size * n, P)."""
+        """Concatenate the rows of all ranks in rank order: (n, P) on each rank, (world_size * n, P) in all."""
         return self.all_gather_with_stop(rows)[0]
 
     def all_gather_with_stop(self, rows: Tensor) -> tuple[Tensor, bool | None]:
-        """As `all_gather`, and whether any rank was asked to stop. None: the exchange did not carry the flags.
+        """As `all_gather`, and whether any rank was asked to stop; None if the stop flags were not exchanged.
 
-        Shared memory carries them for nothing, which saves the all-reduce of `should_stop`.
+        Shared memory exchanges them at no cost, which saves the all-reduce of `should_stop`.
         """
         if self.world_size == 1:
             return rows, None
@@ -142,10 +154,10 @@ class Runtime:
             all_gather_single(gathered, rows)
             return gathered, None
 
-    # Collectives on small plain Python values
+    # Collectives on small Python objects
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -154,7 +166,7 @@ class Runtime:
         return box[0]
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank."""
+        """Return the values of all ranks, in rank order, on every rank."""
         if self.world_size == 1:
             return [value]
         box: list[Any] = [None] * self.world_size
@@ -163,7 +175,11 @@ class Runtime:
         return box
 
     def run_on_main(self, action: Callable[[], T]) -> T:
-        """Run an action on rank 0 alone, and give every rank its result or raise its error there."""
+        """Run an action on rank 0 only; return its result on every rank.
+
+        Raises:
+            UserError, TrainingError: what the action raised, on every rank.
+        """
         result: T | None = None
         error: Exception | None = None
         if self.is_main:
@@ -184,15 +200,17 @@ class Runtime:
         self.stop_flag.fill_(1)
 
     def should_stop(self, known: bool | None = None) -> bool:
-        """Whether any rank was asked to stop: the same answer on every rank. Call it once a step, on every rank.
+        """Whether any rank was asked to stop. Every rank must call it once per step; all get the same answer.
 
-        Without a known answer, it is that of the all-reduce which the previous call started, so that no step waits.
+        Each call starts an all-reduce of the stop flags and returns the result of the one before. So the answer comes
+        one step late, and no step waits for it.
 
         Args:
-            known: the answer that came with this step's gradients, from `all_gather_with_stop`.
+            known: the answer of `all_gather_with_stop` in this step, if it has one. It is returned, and no all-reduce
+                is started.
         """
         if self.topology.launcher_pid and os.getppid() != self.topology.launcher_pid:
-            self.request_stop()  # the launcher was killed and left its processes behind
+            self.request_stop()  # the launcher was killed, and nothing else would end this process
         if self.control_group is None:
             return bool(self.stop_flag)
         if known is not None:
@@ -204,7 +222,7 @@ class Runtime:
         return answer
 
     def finish_stop_request(self) -> bool:
-        """Wait for the stop-flag all-reduce that the previous call of `should_stop` started, and return its answer."""
+        """Wait for the all-reduce that the previous call of `should_stop` started; return its result."""
         if self.stop_work is None:
             return False
         (work, flag), self.stop_work = self.stop_work, None
@@ -215,11 +233,13 @@ class Runtime:
 
 @contextlib.contextmanager
 def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
-    """Join the run's process group, and destroy it at the end, however that comes.
+    """Join the run's process group; destroy it at the end of the block, also after an error.
+
+    Within the block, SIGTERM, SIGUSR1 and Ctrl-C request a stop, and the peer monitor watches for lost ranks.
 
     Raises:
-        UserError: a precision or a number of processes that this machine cannot do.
-        TrainingError: another rank did not arrive in time, ended early, or stopped answering.
+        UserError: this machine lacks the device or the precision, or accelerate sees another number of processes.
+        TrainingError: another rank did not join in time, has exited, or does not answer.
     """
     cpu = should_use_cpu(config, topology)
     shards = 0 if topology.fsdp else config.shards(topology.world_size, cpu)
@@ -239,6 +259,6 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
             peer_monitor = open_peer_monitor(topology, config.run.timeout, runtime.all_gather_object)
         with stop_on_signals(runtime.request_stop), peer_monitor, runtime.thread_pool, runtime.on_exit:
             yield runtime
-            runtime.finish_stop_request()  # a group that is destroyed with work in flight can abort the process
+            runtime.finish_stop_request()  # to destroy a group with work in flight can abort the process
     finally:
         destroy_process_group()

@@ -1,4 +1,4 @@
-"""The output of a training step, the loss of each image, and views into a flat gradient: what all strategies share."""
+"""Shared by the strategies: the output of a training step, the loss of each image, and views into a flat gradient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mnist_dist.config.schema import Config
 
 
 class BatchOutput(NamedTuple):
-    """Logits (b, 10), labels int64 (b,) and losses (b,) of b images; none requires a gradient."""
+    """Output of a forward pass over b images: logits (b, 10), labels int64 (b,) and losses (b,), detached."""
 
     logits: Tensor
     labels: Tensor
@@ -20,24 +20,33 @@ class BatchOutput(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What a forward and backward pass over a global batch returns on one rank."""
+    """Output of a forward and backward pass over this rank's part of a global batch."""
 
     outputs: list[BatchOutput]
-    """Of this rank's images, each of them once."""
+    """One per forward pass; together they have each image of this rank once."""
     stop: bool | None = None
-    """Whether any rank was asked to stop, if the exchange of gradients carried the answer; else None."""
+    """Whether any rank was asked to stop; None if the gradient exchange carried no stop flags."""
 
 
 def image_losses(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """The cross-entropy of each image (b,), in float32 or better."""
+    """Cross-entropy of each image (b,), with label smoothing, in float32 or float64.
+
+    Args:
+        logits: (b, 10), any floating dtype.
+        labels: int64 (b,).
+    """
     full = logits.float() if logits.itemsize < 4 else logits
     return F.cross_entropy(full, labels, reduction="none", label_smoothing=config.optim.label_smoothing)
 
 
 def flat_views(row: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Consecutive views into a flat row, each with the shape and the strides of one of the dense tensors.
+    """Split a flat tensor into consecutive views, each with the shape and the strides of one of `tensors`.
 
-    The strides matter: fused optimizers walk through the memory of a gradient and of its parameter alike.
+    A gradient must have the strides of its parameter: fused optimizers read the memory of both in the same order.
+
+    Args:
+        row: one-dimensional, with at least as many elements as all tensors together.
+        tensors: dense.
     """
     views, start = [], int(row.storage_offset())
     for tensor in tensors:

@@ -1,7 +1,8 @@
-"""How a model is trained on several ranks: replicated with DistributedDataParallel, in fixed shards, or with FSDP2.
+"""How to train a model on several ranks: with DistributedDataParallel (DDP), with fixed shards, or with FSDP2.
 
-Every strategy computes the gradient of the mean loss over the global batch. Fixed shards give it the same bits at any
-number of ranks; FSDP2 keeps only a shard of every parameter, gradient and optimizer state on each rank.
+Every strategy computes the gradient of the mean loss over the global batch. With DDP and fixed shards, every rank has
+the full model; fixed shards give the same bits at any number of ranks. With FSDP2, each rank has a shard of every
+parameter, gradient and optimizer state.
 """
 
 from __future__ import annotations
@@ -21,50 +22,56 @@ from mnist_dist.distributed.step_output import StepOutput
 
 
 class Strategy(Protocol):
-    """One way to train a model on several ranks. Every rank must call its methods alike."""
+    """Trains a model on several ranks. Every rank must call its methods."""
 
     local_model: nn.Module
-    """What this rank updates, under the user's names: plain parameters and buffers for the optimizer and the average of
-    weights. The model itself, unless it is sharded: then this rank's rows of each parameter, which compute nothing."""
+    """The module whose parameters the optimizer and the EMA update, under the names of the model. It is the model
+    itself, but with FSDP2 a module of this rank's shards, which cannot run a forward pass."""
 
     def wrap_model(self) -> None:
-        """Prepare the forward pass. Call it after copies of `local_model` were made: it changes the model's forward."""
+        """Wrap the model for training. Create the EMA before: this may replace the model's `forward`."""
 
     def forward_backward(self, batch: Batch, step: int) -> StepOutput:
-        """Leave the gradient of the mean loss over the global batch in the `grad` of `local_model`.
+        """Compute the gradient of the mean loss over the global batch, into the `grad` of `local_model`'s parameters.
 
         Args:
-            step: number of the batch, from which dropout is seeded.
+            batch: this rank's part of the global batch.
+            step: number of the batch, which seeds dropout.
         """
 
     def grad_norm(self) -> Tensor:
-        """L2 norm of the whole gradient, a tensor () on the device; scaled, as the gradient is in fp16."""
+        """L2 norm of the full gradient, a tensor () on the device; in fp16 that of the scaled gradient."""
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """Scale the gradient down to L2 norm `max_norm` if it exceeds it; returns the unscaled norm before, ()."""
+        """Unscale the gradient, then clip its L2 norm to `max_norm`; returns the norm before clipping, a tensor ()."""
 
     def full_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors for this rank's, by name: of the model, or `{parameter}/{key}` of the optimizer's state."""
-
-    def local_state_dict(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """This rank's part of whole tensors, by the same names: the inverse of `full_state_dict`.
+        """The full tensors, gathered from this rank's and those of the other ranks.
 
         Args:
-            source: where they come from, for the message.
+            tensors: of `local_model` or its EMA, by name, or of the optimizer's state, as `{parameter}/{key}`.
+        """
+
+    def local_state_dict(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """This rank's part of full tensors: the inverse of `full_state_dict`.
+
+        Args:
+            tensors: named as in `full_state_dict`.
+            source: the file that they are from, for error messages.
 
         Raises:
-            UserError: a tensor to be sharded has another shape than the model's.
+            UserError: the shape of a tensor differs from the model's.
         """
 
     def full_model(self, local_model: nn.Module) -> nn.Module:
-        """A module that computes, from `local_model` or one with the same tensors, as the average of weights."""
+        """A module that can run a forward pass, with the full tensors of `local_model` or of its EMA."""
 
     def describe(self) -> str:
-        """How gradients come about, for the console."""
+        """How gradients are computed, for the console."""
 
 
 def build_strategy(model: nn.Module, config: Config, runtime: Runtime) -> Strategy:
-    """The strategy that the launcher and the configuration ask for.
+    """FSDP2 if the launcher asks for it, fixed shards if train.shards does, else DDP.
 
     Args:
         model: on its device, with the same values on every rank. FSDP2 shards it in place.

@@ -16,15 +16,17 @@ from mnist_dist.distributed.runtime import Runtime
 
 @contextmanager
 def compiled(model: nn.Module, mode: str, images: int, runtime: Runtime, console: Console) -> Iterator[None]:
-    """Within this block a model is compiled, in place, so that its weights keep their names.
+    """Compile a model in place for the duration of a block. The names of its weights stay the same.
 
-    Only whole training batches run compiled. Any other size, and evaluations, would cost seconds of compilation and
-    save less, and an empty slice of an epoch's last batch cannot be compiled at all. So a resumed run compiles the same
-    as an undisturbed one. If compilation fails on a rank, all ranks train uncompiled, and rank 0 warns.
+    Only forward passes over `images` images in training mode run compiled. To compile for other batch sizes and for
+    evaluation would take seconds and save less, and an empty slice of an epoch's last batch cannot be compiled at all.
+    So a resumed run compiles the same as an uninterrupted one. If compilation fails on a rank, all ranks train
+    uncompiled, and rank 0 warns. Every rank must enter the block.
 
     Args:
-        mode: of torch.compile. `no`: nothing happens, and torch's compiler is not imported.
-        images: of one forward pass of this rank in a whole batch.
+        mode: mode of torch.compile; `no` does nothing, and does not import torch's compiler.
+        images: images of one forward pass of this rank, in a full batch.
+        console: shows how long compilation took, or warns.
     """
     if mode == "no":
         yield
@@ -37,7 +39,7 @@ def compiled(model: nn.Module, mode: str, images: int, runtime: Runtime, console
     model.compile(mode=mode, dynamic=False)
     try:
         compile_now(model, images, runtime)
-    except Exception as error:  # a compiler may fail in any way
+    except Exception as error:  # compilers raise all kinds of errors
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
     failures = [(rank, text) for rank, text in enumerate(runtime.all_gather_object(failure)) if text]
     try:
@@ -55,9 +57,9 @@ def compiled(model: nn.Module, mode: str, images: int, runtime: Runtime, console
 
 
 def compile_now(model: nn.Module, images: int, runtime: Runtime) -> None:
-    """Compile by one forward and backward pass over blank images, whose result is dropped.
+    """Compile by one forward and backward pass over blank images. Gradients and buffers stay as they were.
 
-    Without DDP: a failure inside it on one rank alone would leave the ranks in different collectives.
+    The model is called without its DDP wrapper: if one rank failed inside DDP, the others would wait in a collective.
     """
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]

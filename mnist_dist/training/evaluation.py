@@ -1,4 +1,4 @@
-"""Evaluate a model on all ranks: every image is counted exactly once, at any number of ranks."""
+"""Evaluate a model on all ranks; every image is counted exactly once."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mnist_dist.training.metrics import Counts, Metrics
 
 
 class Collector(Protocol):
-    """Keeps predictions of an evaluation beside the counts."""
+    """Collects the predictions of an evaluation on this rank."""
 
     def add(self, start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Take a batch of this rank; batches come in the order of the set.
+        """Add a batch. Batches come in the order of the set.
 
         Args:
-            start: index of its first image in the set.
+            start: index of the batch's first image in the set.
             logits: float32 (B, 10), on the device.
-            labels: int64 (B,).
-            losses: float32 (B,).
+            labels: int64 (B,), on the device.
+            losses: float32 (B,), on the device.
         """
 
 
@@ -39,15 +39,17 @@ def evaluate(
     check_stop: Callable[[], None] = lambda: None,
     collector: Collector | None = None,
 ) -> Metrics:
-    """Metrics of a model on a whole set, the same on every rank.
+    """Metrics of a model on a set of images, the same on every rank. Every rank must call it.
 
-    The set is split into batches that do not depend on the number of ranks, so that no rounding does.
+    The batches do not depend on the number of ranks, so neither does rounding. Each rank evaluates some of them.
 
     Args:
-        model: not wrapped: DDP's exchanges would wait for a rank that has fewer batches. Set to eval mode here.
-        data: the whole set, on this rank's device.
-        batch_size: images of one batch.
-        check_stop: called between batches, equally often on every rank; what it raises ends the evaluation.
+        model: not wrapped in DDP, whose collectives would wait for ranks that have fewer batches. It is left in eval
+            mode.
+        data: the same set on every rank, on its device.
+        config: mean and std of the pixels.
+        batch_size: images per forward pass.
+        check_stop: called after each round of batches, equally often on every rank. If it raises, the evaluation ends.
         collector: given each batch of this rank.
     """
     model.eval()
@@ -55,14 +57,14 @@ def evaluate(
 
     def predict(start: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = slice(start, start + batch_size)
-        with torch.no_grad(), runtime.mixed_precision.autocast():  # here, because both are local to a thread
+        with torch.no_grad(), runtime.mixed_precision.autocast():  # both are thread-local
             logits = model(normalize(data.images[rows], config)).float()
         return logits, data.labels[rows], F.cross_entropy(logits, data.labels[rows], reduction="none")
 
-    # In rounds of as many batches per rank as it has threads for.
-    own, stride = runtime.local_shards * batch_size, runtime.world_size * runtime.local_shards * batch_size
-    for first in range(runtime.rank * own, len(data) + runtime.rank * own, stride):
-        starts = range(first, min(first + own, len(data)), batch_size)
+    # In each round, each rank evaluates as many consecutive batches as it has shards, which run on its threads.
+    per_rank, per_round = runtime.local_shards * batch_size, runtime.world_size * runtime.local_shards * batch_size
+    for first in range(runtime.rank * per_rank, len(data) + runtime.rank * per_rank, per_round):
+        starts = range(first, min(first + per_rank, len(data)), batch_size)
         for start, predictions in zip(starts, runtime.map(predict, starts), strict=True):
             counts.add(*predictions)
             if collector is not None:

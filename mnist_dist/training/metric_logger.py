@@ -1,4 +1,4 @@
-"""Rows of metrics: computed from counts and times, and logged to metrics.jsonl, the tracker and the console."""
+"""Compute rows of metrics from counts and times, and log them to metrics.jsonl, the tracker and the console."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ Row = dict[str, Any]
 
 
 class MetricLogger:
-    """Logs metrics of the present step. Every rank must call its methods alike.
+    """Logs metrics of the current step. Every rank must call its methods.
 
     Args:
-        state: whose counts are logged; rows bear the step and the epoch of its progress.
-        tracker: mirrors the rows.
-        metrics_file: metrics.jsonl, on the main process alone.
-        peak_flops: FLOP/s of all ranks at most, for the MFU; 0 if it was not measured.
+        state: its counts and norms are logged; its progress gives the step and the epoch of each row.
+        console: shows the rows.
+        tracker: gets every row that metrics.jsonl gets.
+        metrics_file: metrics.jsonl; on the main process only.
+        peak_flops: peak FLOP/s of all ranks together, for the MFU; 0 if it was not measured.
     """
 
     def __init__(
@@ -48,17 +49,17 @@ class MetricLogger:
         self.begin_window()
 
     def begin_window(self) -> None:
-        """Start the time and the images of the next row here."""
+        """Measure the speed of the next row from here on."""
         self.window_start, self.window_images = self.timer.seconds, 0
         self.window_step = self.state.progress.step
         self.state.runtime.comm_timer.pop_seconds()
 
     def add_images(self, images: int) -> None:
-        """Count the images of a global batch for the next row's speed."""
+        """Add the images of a global batch to those of the next row."""
         self.window_images += images
 
     def write(self, row: Row) -> None:
-        """Log a row of the present step."""
+        """Log a row, with step, epoch and time added."""
         progress = self.state.progress
         full = {"step": progress.step, "epoch": progress.epoch + 1, "time": time.time(), **row}
         if self.metrics_file is not None:
@@ -66,13 +67,13 @@ class MetricLogger:
         self.tracker.log(full)
 
     def rewind(self, step: int) -> None:
-        """Remove the rows of later steps, after a rollback to this one."""
+        """Remove the rows of later steps, after a rollback to this step."""
         if self.metrics_file is not None:
             self.metrics_file.rewind(step)
         self.begin_window()
 
     def log_window(self, lr: float) -> None:
-        """Log the metrics of the steps since the last row, summed over all ranks."""
+        """Log the training metrics of the steps since the last row, over all ranks."""
         metrics = self.state.reduce_counts(self.state.window)
         row = {
             "train.loss": metrics.loss,
@@ -89,7 +90,11 @@ class MetricLogger:
         self.begin_window()
 
     def throughput(self) -> Row:
-        """The speed of the steps since the last row, and this rank's peak memory."""
+        """Speed since the last row, and peak memory of this rank.
+
+        Keys: `images_per_second` and `flops_per_second` of all ranks, `step_seconds` with its spread over the ranks,
+        `mfu` (a fraction) if the peak was measured, and `memory.peak_bytes`.
+        """
         seconds = max(self.timer.seconds - self.window_start, 1e-9)
         steps = self.state.progress.step - self.window_step
         achieved = self.state.flops_per_image * self.window_images / seconds
@@ -103,21 +108,24 @@ class MetricLogger:
         }
 
     def step_seconds_of_ranks(self, seconds: float, steps: int) -> Row:
-        """Seconds of a step that the fastest and the slowest rank compute, and which rank is the slowest.
+        """Mean compute time of a step, in seconds, on the fastest and the slowest rank, and which rank is the slowest.
 
-        That is the time of the steps without waiting for other ranks: with fixed shards the time outside collectives;
-        with DDP, which overlaps them with backward, also without the end of backward, after this rank's last gradient.
-        Empty on one rank; on a GPU, where the host does not see the waiting; and with FSDP2, whose collectives are all
-        over the forward and backward pass.
+        Compute time is the time outside collectives, as `CommTimer` measures them. DDP overlaps its all-reduce with
+        backward: there, the time from a rank's last gradient to the end of backward counts as communication.
 
         Args:
-            seconds: that the steps took.
+            seconds: time that the steps took, collectives included.
+            steps: number of steps.
+
+        Returns:
+            An empty row if the times are not known: on one rank; on a GPU, since the host does not see the collectives;
+            and with FSDP2, which runs collectives throughout the forward and backward pass.
         """
         runtime = self.state.runtime
         if runtime.world_size == 1 or runtime.device.type != "cpu" or runtime.topology.fsdp:
             return {}
-        own = max(seconds - runtime.comm_timer.pop_seconds(), 0.0) / steps
-        ranks = runtime.all_gather(torch.tensor([[own]], dtype=torch.float64)).flatten().tolist()
+        local = max(seconds - runtime.comm_timer.pop_seconds(), 0.0) / steps
+        ranks = runtime.all_gather(torch.tensor([[local]], dtype=torch.float64)).flatten().tolist()
         return {
             "step_seconds.least": min(ranks),
             "step_seconds.most": max(ranks),
@@ -125,7 +133,13 @@ class MetricLogger:
         }
 
     def log_epoch(self, lr: float, split: str, held_out: Metrics) -> None:
-        """Log the training metrics of the whole epoch, and show them beside those of the evaluation at its end."""
+        """Log the training metrics of the epoch; the console shows them beside those of the evaluation at its end.
+
+        Args:
+            lr: learning rate of the last update.
+            split: name of the held-out set.
+            held_out: metrics on the held-out set.
+        """
         progress, epoch = self.state.progress, self.state.reduce_counts(self.state.epoch_counts)
         self.write(epoch.row("epoch.train") | epoch.details("epoch.train") | {"epoch.seconds": progress.seconds})
         facts = {"epoch": progress.epoch + 1, "split": split, "lr": lr, "seconds": progress.seconds}
@@ -134,27 +148,27 @@ class MetricLogger:
 
 
 class TrainTimer:
-    """Adds the time spent in training steps to `progress.seconds`; evaluations and checkpoints are excluded.
+    """Measures the time spent in training steps and adds it to `progress.seconds`.
 
-    While it runs, `comm_timer` counts the waiting for other ranks.
+    `comm_timer` is enabled while this timer runs, so that it measures collectives of training steps only.
     """
 
     def __init__(self, progress: TrainProgress, comm_timer: CommTimer) -> None:
         self.progress, self.comm_timer = progress, comm_timer
-        self.started = 0.0  # by `time.perf_counter`; 0 while it is stopped
+        self.started = 0.0  # time.perf_counter(); 0 while stopped
 
     @property
     def seconds(self) -> float:
-        """Time spent in training steps so far, before any resume too."""
+        """Seconds spent in training steps, those before a resume included."""
         return self.progress.seconds + (time.perf_counter() - self.started if self.started else 0.0)
 
     def start(self) -> None:
-        """Count from here on."""
+        """Start the timer."""
         self.started = time.perf_counter()
         self.comm_timer.enable()
 
     def stop(self) -> None:
-        """Stop counting, and bring `progress.seconds` up to date."""
+        """Stop the timer and update `progress.seconds`."""
         self.progress.seconds, self.started = self.seconds, 0.0
         self.comm_timer.disable()
 

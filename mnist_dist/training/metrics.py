@@ -1,7 +1,7 @@
-"""Exact metrics: count on the device, add over processes, divide once.
+"""Exact metrics: count on the device, all-reduce, divide once.
 
-Everything is an integer, the loss too (in units of 2**-24), so sums do not depend on their order: any number of
-processes gives the same metrics for the same predictions, and one all-reduce of one int64 tensor carries them all.
+All sums are integers, the loss too (in units of 2**-24), so they do not depend on the order of addition. Any number of
+ranks gives the same metrics for the same predictions, and one all-reduce of one int64 tensor sums them.
 """
 
 from __future__ import annotations
@@ -17,140 +17,150 @@ from mnist_dist.checkpoint.state import NormSums
 from mnist_dist.utils.errors import UserError
 
 CLASSES = 10
-LOSS_UNIT = 1 << 24  # resolution 6e-8 an image
-LOSS_LIMIT = float(1 << 14)  # one image's loss counts as this at most, so that 2**24 of them still fit into 63 bits
-LOSS, NONFINITE, TOP2, CONFUSION = 0, 1, 2, 3  # places in the tensor; the confusion matrix fills the rest
+LOSS_SCALE = 1 << 24  # losses are counted in units of 1 / LOSS_SCALE, about 6e-8
+MAX_LOSS = float(1 << 14)  # larger losses count as this one, so that the sum over 2**24 images fits into 63 bits
+MAX_PENDING = 50  # batches that are counted together
+
+LOSS, NONFINITE, TOP2, CONFUSION = 0, 1, 2, 3  # indices in the tensor of counts; the confusion matrix is the rest of it
 SIZE = CONFUSION + CLASSES * CLASSES
-MOST_WAITING = 50  # batches that are counted at once
 
 
 class Counts:
-    """Sums over the images seen so far, as one int64 tensor (103,) on the device.
+    """Counts of predictions on this rank: loss sum, non-finite losses, top-2 hits and confusion matrix.
 
-    Predictions wait in a list and are counted many batches at a time: a dozen small kernels a step would cost more than
-    they compute.
+    They are one int64 tensor (103,) on the device. Up to 50 batches are counted together: counting takes about ten
+    small kernels, and launching them in every step would take longer than running them.
 
     Args:
-        tensor: earlier counts to go on from; zeros where absent.
+        tensor: earlier counts, int64 (103,), to add to; zeros by default.
     """
 
     def __init__(self, device: torch.device, tensor: Tensor | None = None) -> None:
-        self.counted = torch.zeros(SIZE, dtype=torch.int64, device=device) if tensor is None else tensor.to(device)
-        self.cells = torch.arange(CLASSES * CLASSES, device=device)
-        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.totals = torch.zeros(SIZE, dtype=torch.int64, device=device) if tensor is None else tensor.to(device)
+        self.matrix_indices = torch.arange(CLASSES * CLASSES, device=device)
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []  # batches that are not in the totals yet
 
     def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Count one batch, without waiting for the device. The tensors must keep their values.
+        """Count one batch. Does not wait for the device.
+
+        The tensors are kept, not copied: do not modify them afterwards.
 
         Args:
             logits: (B, 10), any floating dtype, without gradients.
             labels: int64 (B,).
-            losses: each image's loss, float (B,), without gradients.
+            losses: loss of each image, any floating dtype (B,), without gradients.
         """
-        self.waiting.append((logits, labels, losses))
-        if len(self.waiting) == MOST_WAITING:
-            self.count()
+        self.pending.append((logits, labels, losses))
+        if len(self.pending) == MAX_PENDING:
+            self.flush()
 
     @property
     def tensor(self) -> Tensor:
-        """The counts of everything that was added. Later ones are added to the same tensor."""
-        self.count()
-        return self.counted
+        """Counts of all batches so far, int64 (103,). The same tensor each time, not a copy."""
+        self.flush()
+        return self.totals
 
     @torch.no_grad()
-    def count(self) -> None:
-        """Count the predictions that wait."""
-        if not self.waiting:
+    def flush(self) -> None:
+        """Add the pending batches to the totals."""
+        if not self.pending:
             return
-        logits, labels, losses = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
-        self.waiting = []
+        logits, labels, losses = (torch.cat(tensors) for tensors in zip(*self.pending, strict=True))
+        self.pending = []
         losses = losses.float()
         finite = torch.isfinite(losses)
-        units = losses.nan_to_num(0, 0, 0).clamp(max=LOSS_LIMIT).mul(LOSS_UNIT).round().to(torch.int64)
-        # Not `logits > truth`, or a net that gives nothing but nan would seem to be right.
-        rank_of_truth = (~(logits <= logits.gather(1, labels[:, None]))).sum(1)
-        cells = labels * CLASSES + logits.argmax(1)
-        self.counted[LOSS] += units.sum()
-        self.counted[NONFINITE] += (~finite).sum()
-        self.counted[TOP2] += (rank_of_truth < 2).sum()
-        self.counted[CONFUSION:] += (cells[:, None] == self.cells).sum(0)
+        scaled = losses.nan_to_num(0, 0, 0).clamp(max=MAX_LOSS).mul(LOSS_SCALE).round().to(torch.int64)
+        # The negation counts nan as likelier than the label: with `logits > ...`, a model whose output is nan would
+        # have a top-2 accuracy of 1.
+        likelier = (~(logits <= logits.gather(1, labels[:, None]))).sum(1)
+        indices = labels * CLASSES + logits.argmax(1)
+        self.totals[LOSS] += scaled.sum()
+        self.totals[NONFINITE] += (~finite).sum()
+        self.totals[TOP2] += (likelier < 2).sum()
+        self.totals[CONFUSION:] += (indices[:, None] == self.matrix_indices).sum(0)
 
     def merge(self, other: Counts) -> None:
         """Add the counts of `other`."""
         self.tensor.add_(other.tensor)
 
     def clear(self) -> None:
-        """Start again from zero."""
-        self.waiting = []
-        self.counted.zero_()
+        """Set all counts to zero."""
+        self.pending = []
+        self.totals.zero_()
 
     def restore(self, values: list[int], *, keep: bool) -> None:
-        """Go on from counts that a checkpoint holds.
+        """Load the counts of a checkpoint.
 
         Args:
-            keep: False starts from zero instead, as all processes but one do with sums over all of them.
+            values: the 103 counts, summed over all ranks.
+            keep: False sets all counts to zero instead: one rank keeps the sums, so that they are not added twice.
 
         Raises:
-            UserError: they are of another number of classes.
+            UserError: the number of counts differs.
         """
         self.clear()
-        if len(values) != len(self.counted):
-            raise UserError(f"the checkpoint holds {len(values)} counts, this run's metrics {len(self.counted)}")
+        if len(values) != len(self.totals):
+            raise UserError(f"the checkpoint holds {len(values)} counts, this run's metrics {len(self.totals)}")
         if keep:
-            self.counted.copy_(torch.tensor(values))
+            self.totals.copy_(torch.tensor(values))
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What counts say, once they are summed over all processes."""
+    """Metrics of counts that were summed over all ranks."""
 
     count: int
+    """Images."""
     correct: int
+    """Images whose most likely class is the label."""
     top2_correct: int
+    """Images with fewer than two classes more likely than the label."""
     nonfinite: int
+    """Images whose loss was not finite."""
     loss_sum: float
+    """Sum of the finite losses, each clamped to 2**14."""
     confusion: tuple[tuple[int, ...], ...]
-    """Row: the true class. Column: the predicted one."""
+    """Images by label (row) and predicted class (column)."""
 
     @classmethod
     def from_counts(cls, values: list[int]) -> Metrics:
-        """Read the 103 integers of `Counts.tensor`."""
-        cells = values[CONFUSION:]
-        confusion = tuple(tuple(cells[row * CLASSES : (row + 1) * CLASSES]) for row in range(CLASSES))
+        """Metrics of the 103 integers of `Counts.tensor`."""
+        matrix = values[CONFUSION:]
+        confusion = tuple(tuple(matrix[row * CLASSES : (row + 1) * CLASSES]) for row in range(CLASSES))
         return cls(
-            count=sum(cells),
+            count=sum(matrix),
             correct=sum(confusion[i][i] for i in range(CLASSES)),
             top2_correct=values[TOP2],
             nonfinite=values[NONFINITE],
-            loss_sum=values[LOSS] / LOSS_UNIT,
+            loss_sum=values[LOSS] / LOSS_SCALE,
             confusion=confusion,
         )
 
     @property
     def loss(self) -> float:
-        """Mean loss an image; nan if any image's loss was not finite, or there was none."""
+        """Mean loss per image; nan if the loss of any image was not finite, or without images."""
         return math.nan if self.nonfinite or not self.count else self.loss_sum / self.count
 
     @property
     def accuracy(self) -> float:
-        """Fraction of images whose most likely class is the true one; nan without images."""
-        return self.correct / self.count if self.count else math.nan
+        """Fraction of images whose most likely class is the label; nan without images."""
+        return ratio(self.correct, self.count)
 
     @property
     def top2(self) -> float:
-        """Fraction of images with fewer than two classes more likely than the true one; nan without images."""
-        return self.top2_correct / self.count if self.count else math.nan
+        """Fraction of images with fewer than two classes more likely than the label; nan without images."""
+        return ratio(self.top2_correct, self.count)
 
     def recall(self) -> list[float]:
-        """For each class, the fraction of its images that were recognised; nan for a class without images."""
+        """For each class, the fraction of its images that were predicted as it; nan for a class without images."""
         return [ratio(row[i], sum(row)) for i, row in enumerate(self.confusion)]
 
     def precision(self) -> list[float]:
-        """For each class, the fraction of its predictions that were right; nan for one never predicted."""
+        """For each class, the fraction of its predictions that were right; nan for a class without predictions."""
         return [ratio(column[i], sum(column)) for i, column in enumerate(zip(*self.confusion, strict=True))]
 
     def row(self, prefix: str) -> dict[str, float]:
-        """The scalars as they appear in metrics.jsonl and summary.json."""
+        """The scalars under `{prefix}.{name}`, for metrics.jsonl and summary.json."""
         values = {"loss": self.loss, "accuracy": self.accuracy, "top2": self.top2}
         return {f"{prefix}.{name}": value for name, value in values.items()} | {
             f"{prefix}.correct": self.correct,
@@ -158,7 +168,7 @@ class Metrics:
         }
 
     def details(self, prefix: str) -> dict[str, list[Any]]:
-        """What is known of each class, as it appears beside `row`: precision, recall, and the rows of the matrix."""
+        """Precision and recall of each class and the confusion matrix, as lists, under `{prefix}.{name}`."""
         return {
             f"{prefix}.precision": self.precision(),
             f"{prefix}.recall": self.recall(),
@@ -166,48 +176,56 @@ class Metrics:
         }
 
 
-def ratio(part: int, whole: int) -> float:
-    """part / whole; nan where there is nothing."""
-    return part / whole if whole else math.nan
-
-
 class GradientNorms:
-    """The norms of the updates since the last row. They are the same on every process, so nothing is exchanged."""
+    """Mean and maximum gradient norm of the updates since the last row of metrics.
+
+    The gradient is the same on every rank, and so are its norms: nothing is reduced over ranks. Norms stay on the
+    device until a row or a checkpoint needs them.
+    """
 
     def __init__(self) -> None:
         self.sums = NormSums()
-        self.waiting: list[Tensor] = []
+        self.pending: list[Tensor] = []  # norms that are not in the sums yet
 
     def add(self, norm: Tensor) -> None:
-        """Note an update's norm, a tensor () on the device, without waiting for it. The tensor must keep its value."""
-        self.waiting.append(norm)
+        """Add the norm of an update. Does not wait for the device.
+
+        Args:
+            norm: a tensor () on the device. It is kept, not copied: do not modify it afterwards.
+        """
+        self.pending.append(norm)
 
     def collect(self) -> NormSums:
-        """The sums over everything that was added. CommTimer for the device."""
+        """Sums over all norms so far. Waits for the device."""
         sums = self.sums
-        for norm in torch.stack(self.waiting).tolist() if self.waiting else []:
+        for norm in torch.stack(self.pending).tolist() if self.pending else []:
             sums.count += 1
             if math.isfinite(norm):
                 sums.total += norm
                 sums.most = max(sums.most, norm)
             else:
                 sums.nonfinite += 1
-        self.waiting = []
+        self.pending = []
         return sums
 
     def row(self) -> dict[str, float]:
-        """Mean and maximum as they appear in metrics.jsonl; nan if any was not finite, as with losses, or none."""
+        """Mean and maximum, for metrics.jsonl; nan if any norm was not finite, or without updates."""
         sums = self.collect()
-        sound = sums.count and not sums.nonfinite
+        finite = sums.count and not sums.nonfinite
         return {
-            "gradient.norm": sums.total / sums.count if sound else math.nan,
-            "gradient.norm_max": sums.most if sound else math.nan,
+            "gradient.norm": sums.total / sums.count if finite else math.nan,
+            "gradient.norm_max": sums.most if finite else math.nan,
         }
 
     def clear(self) -> None:
-        """Start again from nothing."""
+        """Forget all norms."""
         self.restore(NormSums())
 
     def restore(self, sums: NormSums) -> None:
-        """Go on from what a checkpoint holds."""
-        self.sums, self.waiting = sums, []
+        """Continue from the sums of a checkpoint."""
+        self.sums, self.pending = sums, []
+
+
+def ratio(part: int, total: int) -> float:
+    """part / total; nan if the total is 0."""
+    return part / total if total else math.nan

@@ -1,8 +1,8 @@
-"""Updates whose gradient is not finite: skipped on the device, and then what train.nonfinite says.
+"""Gradients that are not finite: the optimizer skips the update on the device, and then train.nonfinite is applied.
 
-The gradient is the same on every rank, so all ranks decide alike without an exchange. No step waits for the device: the
-host learns of skipped updates at the next row, checkpoint, evaluation or stop. The weights of every checkpoint are
-finite.
+The gradient is the same on every rank, so all ranks decide alike without communication. No step waits for the device:
+the host reads which updates were skipped at the next row, checkpoint, evaluation or stop. The weights of every
+checkpoint are finite.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from torch.optim import Optimizer
 from mnist_dist.training.state import TrainingState
 from mnist_dist.utils.errors import TrainingError
 
-MAX_STREAK = 50  # updates skipped in a row, after which going on would be no training
-MAX_ROLLBACKS = 5
+MAX_STREAK = 50  # consecutive skipped updates after which the run ends
+MAX_ROLLBACKS = 5  # the next one ends the run instead
 
 
 @dataclass(frozen=True)
 class NonfiniteSteps:
-    """Updates that were skipped since the host last looked."""
+    """Updates that were skipped since the last call of `NonfiniteGuard.take`."""
 
     count: int
     first: int
-    """Number of the first one's batch; -1 without one."""
+    """Number of the first one's batch, from 0; -1 if none was skipped."""
     streak: int
-    """How many were skipped in a row up to now."""
+    """Consecutive skipped updates up to now, those of earlier calls included."""
 
     def describe(self, step: int, images: int) -> str:
-        """What was found at a step, for the user.
+        """The problem in words, for an error or a warning.
 
         Args:
+            step: the current step.
             images: number of images whose loss was not finite.
         """
         if self.count:
@@ -43,34 +44,34 @@ class NonfiniteSteps:
 
 
 class NonfiniteGuard:
-    """Protects an optimizer and a model's buffers (statistics of batch norms) from a gradient that is not finite.
-
-    The optimizer must obey `found_inf`, as torch's fused ones and MuonAdamW do: a tensor () that is 1 if the update is
-    to be skipped.
+    """Skips updates whose gradient is not finite, and restores the model's buffers (running statistics) then.
 
     Args:
-        active: False in fp16: there the gradient scaler skips updates, and infinite gradients are ordinary.
+        model: the model that the optimizer updates.
+        optimizer: must support `found_inf`, as torch's fused optimizers and MuonAdamW do: a tensor () that is 1 to skip
+            the update.
+        active: False in fp16, where the gradient scaler skips updates, and infinite gradients are normal.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, *, active: bool) -> None:
         self.active, self.optimizer = active, optimizer
         self.buffers = list(model.buffers())
         self.saved_buffers: list[Tensor] = []
-        self.steps: list[int] = []  # since the host last looked
+        self.steps: list[int] = []  # numbers of the batches since the last `take`
         self.nonfinite: list[Tensor] = []  # for each of them, bool () on the device
         self.streak = 0
 
     def before_forward(self) -> None:
-        """Save what a forward pass changes. Call it before each forward pass."""
+        """Save the buffers, which a forward pass changes. Call it before each forward pass."""
         self.saved_buffers = [buffer.clone() for buffer in self.buffers]
 
     @torch.no_grad()
     def before_update(self, step: int, norm: Tensor) -> None:
-        """Let the next update be skipped if the gradient is not finite. Call it before each update.
+        """Make the optimizer skip the next update if the gradient is not finite. Call it before each update.
 
         Args:
-            step: number of the batch.
-            norm: L2 norm of the whole gradient, a tensor ().
+            step: number of the batch, from 0.
+            norm: L2 norm of the full gradient, a tensor () on the device.
         """
         if not self.active:
             return
@@ -93,25 +94,30 @@ class NonfiniteGuard:
 
 @dataclass(frozen=True)
 class Rollback:
-    """Why a run must return to its last checkpoint, for the user, and the number of the batch to skip from then on."""
+    """A decision to restore the last checkpoint."""
 
     reason: str
+    """For the user."""
     skip_batch: int
+    """Number of the batch to skip after that."""
 
 
 def apply_policy(guard: NonfiniteGuard, state: TrainingState, warn: Callable[[str], None]) -> Rollback | None:
-    """Do what train.nonfinite says about the updates skipped since the last call. Every rank must call it.
+    """Apply train.nonfinite to the updates that were skipped since the last call. Every rank must call it.
+
+    Args:
+        warn: takes one line if updates were skipped and training goes on.
 
     Returns:
-        The rollback, the same on every rank, if that is what it says.
+        With train.nonfinite=rollback, the rollback to do, the same on every rank; None if there is nothing to do.
 
     Raises:
-        TrainingError: the run must not go on, or cannot.
+        TrainingError: train.nonfinite=raise, or too many updates were skipped in a row, or too many rollbacks.
     """
     progress, config = state.progress, state.config
     policy, found = config.train.nonfinite, guard.take()
     images = state.reduce_counts(state.window).nonfinite
-    # In fp16 only losses tell: its gradients overflow as a matter of course, and its scaler skips them.
+    # In fp16 only the losses count: overflowing gradients are normal there, and the scaler skips them.
     if not found.count and not (images and (policy == "raise" or not guard.active)):
         return None
     reason = found.describe(progress.step, images)
@@ -124,6 +130,6 @@ def apply_policy(guard: NonfiniteGuard, state: TrainingState, warn: Callable[[st
         )
     if policy == "skip":
         progress.nonfinite_skips += found.count
-        warn(f"{reason}; these updates were left out")
+        warn(f"{reason}; these updates were skipped")
         return None
     return Rollback(reason, found.first if found.count else progress.step - 1)

@@ -1,4 +1,4 @@
-"""Everything that a run's future depends on: what a checkpoint holds, and how it comes back."""
+"""The training state: what a checkpoint saves and restores. The rest of a run is a function of it and the settings."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from mnist_dist.utils.errors import UserError
 
 
 class TrainingState:
-    """The model with its strategy, optimizer and average of weights; the progress; counts that are not logged yet.
+    """Model, strategy, optimizer, EMA, sampler, progress, and the metrics that are not logged yet.
 
-    No random state is part of it: permutation, augmentation and dropout are functions of (seed, epoch or step).
+    It has no random state: permutation, augmentation and dropout are functions of the seed and the epoch or step.
 
     Args:
         model: on its device, with the same values on every rank. FSDP2 shards it in place.
         images: number of training images.
 
     Raises:
-        UserError: there is no whole batch to train on.
+        UserError: with data.drop_last there is no full batch to train on.
     """
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime, images: int) -> None:
         self.config, self.runtime, self.model = config, runtime, model
-        self.flops_per_image = 3 * count_flops(model)  # a backward pass costs two forward passes
+        self.flops_per_image = 3 * count_flops(model)  # a backward pass costs as much as two forward passes
         self.strategy = build_strategy(model, config, runtime)
         self.local_model = self.strategy.local_model
         self.ema: AveragedModel | None = build_ema(self.local_model, config.optim.ema)
@@ -47,20 +47,20 @@ class TrainingState:
         self.total_steps = config.train.epochs * len(self.sampler)
         self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
         self.progress = TrainProgress()
-        self.window = Counts(runtime.device)  # since the last row of metrics, of this rank only
+        self.window = Counts(runtime.device)  # of this rank, since the last row of metrics
         self.norms = GradientNorms()  # since the last row of metrics, the same on every rank
-        self.epoch_counts = Counts(runtime.device)  # since the epoch began, without the window
+        self.epoch_counts = Counts(runtime.device)  # of this rank, from the epoch's start to the last row of metrics
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model to evaluate and export: the average of weights if there is one.
+        """The model to evaluate and export: the EMA if there is one, else the model.
 
-        Every rank must ask for it: FSDP2 gathers it each time.
+        Every rank must read this property: with FSDP2 each read gathers the shards of all ranks.
         """
         return self.strategy.full_model(self.local_model if self.ema is None else self.ema.module)
 
     def describe(self) -> dict[str, str]:
-        """What trains, for the console."""
+        """Model, gradients, optimizer and number of steps, for the console."""
         config, progress = self.config, self.progress
         fused = " (fused)" if can_fuse(self.runtime) else ""
         steps = f"{self.last_step} ({config.train.epochs} epochs x {len(self.sampler)})"
@@ -73,11 +73,13 @@ class TrainingState:
         }
 
     def reduce_counts(self, counts: Counts) -> Metrics:
-        """The metrics of counts, summed over all ranks."""
+        """Metrics of counts, summed over all ranks. Every rank must call it."""
         return Metrics.from_counts(self.runtime.all_reduce_sum(counts.tensor.clone()).tolist())
 
     def checkpoint_data(self, facts: dict[str, Any]) -> CheckpointData:
-        """Everything, for a checkpoint. The tensors may be those in use, not copies. Every rank must call it.
+        """The state as a checkpoint. Every rank must call it.
+
+        The tensors may be those in training, not copies: see `CheckpointData.to_host`.
 
         Args:
             facts: further keys of the checkpoint's state.json.
@@ -101,10 +103,14 @@ class TrainingState:
         )
 
     def restore(self, saved: CheckpointData, source: str) -> None:
-        """Go back to a checkpoint, written by any number of ranks under any strategy.
+        """Load a checkpoint, written by any number of ranks with any strategy.
+
+        Args:
+            saved: the checkpoint, with full tensors.
+            source: its path, for error messages.
 
         Raises:
-            UserError: it belongs to another model, or to an epoch of more batches.
+            UserError: the checkpoint is of another model, or its epoch has more batches than this run's.
         """
         done = saved.state["progress"]["step_in_epoch"]
         if done > len(self.sampler):
@@ -112,8 +118,8 @@ class TrainingState:
                 f"{source}: is at batch {done} of an epoch that has {len(self.sampler)}; choose another one"
             )
         model, optimizer, ema = (
-            self.strategy.local_state_dict(getattr(saved, part), f"{source}/{part}.safetensors")
-            for part in ("model", "optimizer", "ema")
+            self.strategy.local_state_dict(getattr(saved, name), f"{source}/{name}.safetensors")
+            for name in ("model", "optimizer", "ema")
         )
         load_weights(self.local_model, model, f"{source}/model.safetensors")
         if self.ema is not None:
@@ -123,16 +129,16 @@ class TrainingState:
         vars(self.progress).update(saved.state["progress"])
         self.norms.restore(NormSums(**saved.state["norms"]))
         self.runtime.mixed_precision.load_state_dict(saved.state["scaler"])
-        for counts, values in ((self.window, "window"), (self.epoch_counts, "epoch_counts")):
-            # The counts are sums over all ranks: one of them goes on with them.
-            counts.restore(saved.state[values], keep=self.runtime.is_main)
+        # A checkpoint has counts summed over all ranks, so only one rank keeps them.
+        self.window.restore(saved.state["window"], keep=self.runtime.is_main)
+        self.epoch_counts.restore(saved.state["epoch_counts"], keep=self.runtime.is_main)
 
 
 def build_sampler(config: Config, runtime: Runtime, images: int) -> GlobalBatchSampler:
-    """The order of the training images, and this rank's part of each global batch.
+    """The sampler of the training images, for this rank.
 
     Raises:
-        UserError: there is no whole batch to train on.
+        UserError: with data.drop_last there is no full batch to train on.
     """
     sampler = GlobalBatchSampler(
         images,
@@ -154,5 +160,5 @@ def build_sampler(config: Config, runtime: Runtime, images: int) -> GlobalBatchS
 
 
 def can_fuse(runtime: Runtime) -> bool:
-    """Whether the optimizer may be one fused kernel. Not with a gradient scaler: it would not see skipped steps."""
+    """Whether to use torch's fused optimizer. Not in fp16: accelerate would not notice the steps that it skips."""
     return runtime.precision != "fp16" and runtime.device.type in ("cpu", "cuda")

@@ -15,9 +15,14 @@ from mnist_dist.utils.versions import versions
 
 
 def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dict[str, Any]:
-    """Test and validation metrics, work and time, hardware, and the digest of the weights, as one flat dictionary.
+    """The content of summary.json: metrics, steps, times, hardware, versions and the SHA-256 of the weights; flat.
 
     Every rank must call it.
+
+    Args:
+        trainer: after training.
+        test: metrics on the test set.
+        resumed_from: the checkpoint that the run resumed from.
     """
     state, progress, runtime = trainer.state, trainer.progress, trainer.runtime
     images_per_second = progress.images / max(progress.seconds, 1e-9)
@@ -47,7 +52,7 @@ def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dic
 
 
 def describe_resolved(state: TrainingState) -> dict[str, Any]:
-    """What `auto` and the launcher were resolved to: processes, hardware, precision, model."""
+    """Settings that are resolved at run time: processes, machines, device, threads, shards, precision, parameters."""
     runtime = state.runtime
     return {
         "world_size": runtime.world_size,

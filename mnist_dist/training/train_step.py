@@ -1,4 +1,4 @@
-"""One training step: forward and backward pass over a global batch, clipping, and the update of the weights."""
+"""One training step: forward and backward pass over a global batch, gradient clipping, optimizer step, EMA update."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mnist_dist.training.state import TrainingState
 
 
 class TrainStep:
-    """Updates a training state by one global batch at a time, alike on every rank.
+    """Trains a model on one global batch per call of `step`. Every rank must call it.
 
     Args:
-        state: whose model, average of weights, `progress.images` and `.scaler_skips`, and counts a step changes. Its
-            model's forward is wrapped here, so its average must exist.
+        state: a step changes its model, optimizer, EMA, `window`, `norms`, and of its progress `images` and
+            `scaler_skips`. Its model is wrapped here.
     """
 
     def __init__(self, state: TrainingState) -> None:
@@ -27,10 +27,15 @@ class TrainStep:
         self.restore_lr()
 
     def step(self, batch: Batch) -> bool | None:
-        """Update the weights, unless a rollback skips this batch or its gradient is not finite.
+        """Update the weights, unless the batch is in `progress.skip_batches` or the gradient is not finite.
+
+        The caller then counts the step: `progress.finish_step`.
+
+        Args:
+            batch: this rank's part of the global batch number `progress.step`.
 
         Returns:
-            `StepOutput.stop`: whether any rank was asked to stop, if the exchange of gradients carried the answer.
+            `StepOutput.stop`: whether any rank was asked to stop; None if the gradient exchange carried no stop flags.
         """
         state, progress, max_norm = self.state, self.state.progress, self.state.config.optim.clip
         self.lr = self.lr_for_update(progress.step - progress.scaler_skips)
@@ -56,10 +61,10 @@ class TrainStep:
         return stop
 
     def lr_for_update(self, update: int) -> float:
-        """The learning rate of an update, counted from 0: the schedule's, halved by each rollback."""
+        """Learning rate of an update, counted from 0: that of the schedule, halved by each rollback."""
         return lr_at(update, self.state.total_steps, self.state.config.optim) / 2**self.state.progress.rollbacks
 
     def restore_lr(self) -> None:
-        """Set `lr` to that of the last update before the present progress."""
+        """Set `lr` to the learning rate of the last update, after the progress was restored."""
         progress = self.state.progress
         self.lr = self.lr_for_update(max(progress.step - progress.scaler_skips - 1, 0))

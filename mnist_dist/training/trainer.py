@@ -1,4 +1,4 @@
-"""The training loop: epochs, steps, and what happens between them. One explicit loop, no callbacks."""
+"""The training loop: epochs, steps, evaluations, checkpoints, rollbacks and stops. One explicit loop, no callbacks."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from mnist_dist.utils.errors import Stopped
 
 
 class Trainer:
-    """Trains a state to its last step; evaluates, logs and saves on the way. Every rank must call its methods alike.
+    """Trains to the last step; evaluates, logs and saves on the way. Every rank must call its methods.
 
     Args:
-        train_step: updates the training state, which is at the step to go on from.
-        data: the three sets, on the device.
-        run_id: what trackers know the run by, over all its stops and resumes.
-        checkpoint_dir: where checkpoints go.
-        profile_dir: where the trace of train.profile goes.
-        visualizer: shows what the evaluation of an epoch or at the run's end saw; on all ranks or none.
-        saved_step: step of the checkpoint that the run goes on from; -1 without one.
+        train_step: updates the training state, which is new or restored from a checkpoint.
+        data: training, validation and test images, on the device.
+        console: shows progress, metrics and warnings.
+        metric_logger: logs the metrics and measures the training time.
+        run_id: the run's id in the tracker, the same after each resume.
+        checkpoint_dir: directory of the checkpoints.
+        profile_dir: directory of the traces of train.profile.
+        visualizer: logs media of the evaluation at the end of an epoch or of the run; on all ranks or on none.
+        saved_step: step of the checkpoint that the run resumed from; -1 without one.
     """
 
     def __init__(
@@ -53,20 +55,20 @@ class Trainer:
         self.writer = CheckpointWriter(checkpoint_dir, self.config.train.keep, console.warn)
         steps_left = state.last_step - self.progress.step
         self.profiler = StepProfiler(self.config.train.profile, steps_left, profile_dir, metric_logger)
-        self.rollback_data: CheckpointData | None = None  # the last checkpoint, if train.nonfinite=rollback
+        self.rollback_data: CheckpointData | None = None  # the last checkpoint; None unless train.nonfinite=rollback
         self.held_out_metrics: Metrics | None = None  # of the last evaluation on the held-out set
 
     @property
     def held_out(self) -> str:
-        """The set that is evaluated while training: `val`, or `test` if nothing is held out."""
+        """Name of the set that is evaluated during training: `val`, or `test` if there are no validation images."""
         return self.data.held_out[0]
 
     def train(self) -> None:
-        """Train from the present progress to the last step.
+        """Train from the current step to the last one.
 
         Raises:
-            Stopped: a stop was asked for, and a checkpoint is written.
-            TrainingError: an update was not finite, as train.nonfinite says, or the last checkpoint cannot be written.
+            Stopped: a rank was asked to stop; a checkpoint is written.
+            TrainingError: train.nonfinite ends the run, or the last checkpoint cannot be written.
         """
         train, runtime = self.config.train, self.runtime
         images = train.batch_size // runtime.world_size // train.accumulate
@@ -78,12 +80,12 @@ class Trainer:
             self.writer.wait()
 
     def train_epochs(self) -> None:
-        """All epochs that are left, the last evaluation and the last checkpoint."""
+        """Train the remaining epochs, then evaluate and save unless that is done for the last step."""
         progress, last_step = self.progress, self.state.last_step
         if self.config.train.nonfinite == "rollback":
             self.rollback_data = self.checkpoint_data().to_host()
         self.console.start_progress(last_step, progress.step, self.config.train.epochs)
-        if self.is_evaluation_due():  # a stop came during this evaluation
+        if self.is_evaluation_due():  # the run was stopped during this evaluation
             self.evaluate_within_epoch()
         while progress.step < last_step or self.is_epoch_done():
             self.train_epoch()
@@ -91,14 +93,14 @@ class Trainer:
                 self.finish_epoch()
         if progress.evaluated != progress.step:
             self.evaluate_held_out(self.visualizer)
-        if self.held_out_metrics is None:  # it was logged before a stop between the last checkpoint and the summary
+        if self.held_out_metrics is None:  # resumed after the last evaluation; its rows are logged already
             self.held_out_metrics = self.evaluate(self.held_out)
         if self.saved_step != progress.step:
             self.save()
         self.runtime.run_on_main(self.writer.finish)
 
     def train_epoch(self) -> None:
-        """The rest of the epoch in progress, up to the last step."""
+        """Train the remaining batches of the current epoch, up to the last step."""
         progress, train, sampler = self.progress, self.config.train, self.state.sampler
         sampler.load_state_dict({"epoch": progress.epoch, "start": progress.step_in_epoch})
         batches = DeviceLoader(self.data.train, sampler, self.config.data, augment=not train.overfit_batches)
@@ -114,7 +116,7 @@ class Trainer:
             saves = self.is_checkpoint_due()
             stops = self.runtime.should_stop(stop)
             if (logs or saves or stops or self.is_evaluation_due()) and self.roll_back():
-                break  # these batches come again, and perhaps in another epoch
+                break  # the progress is that of the last checkpoint, perhaps in an earlier epoch
             if logs:
                 self.metric_logger.log_window(self.train_step.lr)
             if self.is_evaluation_due():
@@ -128,10 +130,13 @@ class Trainer:
         self.timer.stop()
 
     def roll_back(self) -> bool:
-        """Apply train.nonfinite; whether the run went back to its last checkpoint, to go on at half the learning rate.
+        """Apply train.nonfinite: with `rollback`, restore the last checkpoint and halve the learning rate.
+
+        Returns:
+            Whether the checkpoint was restored.
 
         Raises:
-            TrainingError: the run must not go on, or cannot.
+            TrainingError: train.nonfinite ends the run.
         """
         rollback = apply_policy(self.train_step.guard, self.state, self.console.warn)
         if rollback is None:
@@ -154,31 +159,31 @@ class Trainer:
     def finish_epoch(self) -> None:
         """Evaluate, log the epoch, and save."""
         progress = self.progress
-        shows = self.config.tracking.has_media(progress.epoch + 1, self.config.train.epochs) or self.is_done()
-        held_out = self.evaluate_held_out(self.visualizer if shows else None)
+        has_media = self.config.tracking.has_media(progress.epoch + 1, self.config.train.epochs) or self.is_done()
+        held_out = self.evaluate_held_out(self.visualizer if has_media else None)
         self.metric_logger.log_epoch(self.train_step.lr, self.held_out, held_out)
         progress.finish_epoch()
         if len(self.data.val):
             progress.note_best(held_out.accuracy, held_out.loss)
         self.save()
 
-    # What is due
+    # Conditions
 
     def is_done(self) -> bool:
         """Whether the last step is done."""
         return self.progress.step == self.state.last_step
 
     def is_epoch_done(self) -> bool:
-        """Whether all batches of the epoch in progress are done, and `finish_epoch` is due."""
+        """Whether all batches of the current epoch are done, so that `finish_epoch` comes next."""
         return self.progress.step_in_epoch == len(self.state.sampler)
 
     def is_checkpoint_due(self) -> bool:
-        """Whether train.checkpoint_steps asks for a checkpoint after this step; an epoch's end has one anyway."""
+        """Whether train.checkpoint_steps asks for a checkpoint now. At an epoch's end `finish_epoch` saves one."""
         every = self.config.train.checkpoint_steps
         return bool(every) and self.progress.step % every == 0 and not self.is_epoch_done()
 
     def is_evaluation_due(self) -> bool:
-        """Whether train.eval_steps asks for an evaluation now, and it has not been done."""
+        """Whether train.eval_steps asks for an evaluation now that is not done. An epoch's end has one anyway."""
         every, progress = self.config.train.eval_steps, self.progress
         due = every and progress.step and progress.step % every == 0 and not self.is_epoch_done()
         return bool(due and progress.evaluated != progress.step)
@@ -186,11 +191,11 @@ class Trainer:
     # Evaluation
 
     def evaluate_within_epoch(self) -> None:
-        """Evaluate on the held-out set in the middle of an epoch."""
+        """Evaluate on the held-out set within an epoch, and show the metrics on the console."""
         self.console.evaluation(self.held_out, self.evaluate_held_out().row(self.held_out))
 
     def evaluate_held_out(self, visualizer: Visualizer | None = None) -> Metrics:
-        """Evaluate on the held-out set, log it, and show examples of it."""
+        """Evaluate on the held-out set, log the metrics and, with a visualizer, the media."""
         self.profiler.finish()
         collector = visualizer.collector() if visualizer else None
         metrics = self.held_out_metrics = self.evaluate(self.held_out, collector)
@@ -202,10 +207,17 @@ class Trainer:
         return metrics
 
     def evaluate(self, split: str, collector: Collector | None = None) -> Metrics:
-        """Metrics on a split, `train`, `val` or `test`; a stop may be asked for meanwhile."""
+        """Metrics on a split: `train`, `val` or `test`. Training time excludes it.
+
+        Args:
+            collector: given the predictions of this rank.
+
+        Raises:
+            Stopped: a rank was asked to stop; a checkpoint is written.
+        """
         size, data = self.config.train.eval_batch_size, getattr(self.data, split)
         with self.timer.paused():
-            self.stop_if_asked()  # starts an exchange of stop flags: the check after the first batch has its answer
+            self.stop_if_asked()  # starts an all-reduce of stop flags, which the check after the first batches reads
             model = self.state.eval_model
             metrics = evaluate(model, data, self.config.data, self.runtime, size, self.stop_if_asked, collector)
         self.state.model.train()
@@ -226,7 +238,7 @@ class Trainer:
         raise Stopped(f"at step {self.progress.step}, with a checkpoint")
 
     def save(self) -> None:
-        """Start to write a checkpoint of the present progress, and go on training meanwhile."""
+        """Start writing a checkpoint of the current step in the background."""
         with self.timer.paused():
             data = self.checkpoint_data()
             if self.runtime.is_main or self.rollback_data is not None:
@@ -239,7 +251,7 @@ class Trainer:
         self.saved_step = self.progress.step
 
     def checkpoint_data(self) -> CheckpointData:
-        """The present state, for a checkpoint. Every rank must call it."""
+        """The training state with the run's id, settings and hardware, as a checkpoint. Every rank must call it."""
         return self.state.checkpoint_data(
             {"run_id": self.run_id, "config": self.config.to_dict(), "machine": self.runtime.fingerprint()}
         )

@@ -89,7 +89,7 @@ def test_each_process_writes_its_trace_and_the_main_one_the_table(shards: int, t
     names = {path.name for path in (run / "profile").iterdir()}
     assert names == {"rank0.json", "rank1.json", "rank2.json", "operators.txt"}
     text = (run / "profile/operators.txt").read_text()
-    assert text.startswith("steps:     2, up to step 12, seen by one process of 3\n")
+    assert text.startswith("steps:     2, up to step 12, traced on rank 0 of 3\n")
     assert "6.00 GFLOP/s by all processes at once" in text
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "mfu" in row]

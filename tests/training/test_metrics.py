@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mnist_dist.training.metrics import LOSS_LIMIT, MOST_WAITING, SIZE, Counts, Metrics
+from mnist_dist.training.metrics import MAX_LOSS, MAX_PENDING, SIZE, Counts, Metrics
 
 CPU = torch.device("cpu")
 UNIT = 2**-24
@@ -133,9 +133,9 @@ def test_counts_go_on_from_earlier_ones_and_start_again() -> None:
 
 
 def test_what_waits_to_be_counted_is_bounded_and_forgotten_when_cleared() -> None:
-    batches = [batch(1 + seed % 7, seed) for seed in range(2 * MOST_WAITING + 3)]
+    batches = [batch(1 + seed % 7, seed) for seed in range(2 * MAX_PENDING + 3)]
     counts = counted(*batches)
-    assert len(counts.waiting) == 3
+    assert len(counts.pending) == 3
     assert counts.tensor.equal(sum(counted(one).tensor for one in batches))
     counts.add(*batches[0])
     counts.clear()
@@ -172,7 +172,7 @@ def test_huge_losses_count_as_the_limit_and_never_overflow() -> None:
     count = 1 << 12
     logits, labels = torch.zeros(count, 10), torch.zeros(count, dtype=torch.int64)
     metrics = metrics_of((logits, labels, torch.full((count,), 3e38)))
-    assert metrics.loss == LOSS_LIMIT
+    assert metrics.loss == MAX_LOSS
     # 2**24 such images: 4096 times what was counted, in 63 bits
     assert 0 < counted((logits, labels, torch.full((count,), 3e38))).tensor[0].item() * 4096 < 2**63
 

@@ -42,7 +42,7 @@ def test_the_peak_is_that_of_the_fastest_product_of_each_thread(
 
     monkeypatch.setattr(profiler, "time_product", pretend)
     before = torch.get_num_threads()
-    assert measure_peak(CPU, torch.bfloat16, 3) == pytest.approx(3 * 2 * profiler.SIZES["cpu"] ** 3 / expected)
+    assert measure_peak(CPU, torch.bfloat16, 3) == pytest.approx(3 * 2 * profiler.PEAK_SIZES["cpu"] ** 3 / expected)
     assert [list(each) for each in left_over.values()] == [[], [], []]
     assert torch.get_num_threads() == before
 

@@ -85,7 +85,7 @@ def traced(folder: Path) -> tuple[int, int]:
     """How many steps were traced, and the number of the last one; the files are whole and agree."""
     files = {path.name for path in (folder / "profile").iterdir()}
     assert files == {"rank0.json", "operators.txt"}
-    found = re.match(r"steps: +(\d+), up to step (\d+), seen by one process of 1\n", table(folder))
+    found = re.match(r"steps: +(\d+), up to step (\d+), traced on rank 0 of 1\n", table(folder))
     assert found
     steps, last = int(found[1]), int(found[2])
     events = json.loads((folder / "profile/rank0.json").read_text())["traceEvents"]
@@ -163,7 +163,7 @@ def test_a_trace_that_cannot_be_written_is_said_and_leaves_nothing(
 
     if how == "full disk":
         monkeypatch.setattr(StepProfiler, "write", write_little)
-        reason = "the profiler failed to; the disk may be full"
+        reason = "the profiler failed; the disk may be full"
     else:
         (tmp_path / "profile").write_text("a file")
         reason = "File exists"
