@@ -1,5 +1,8 @@
 """Exact metrics: count on the device, all-reduce, divide once.
 
+No library serves: accelerate's `gather_for_metrics` drops duplicates of the last batch only for a loader that it has
+prepared, and libraries of metrics add floats, whose sum depends on the number of ranks.
+
 All sums are integers, the loss too (in units of 2**-24), so they do not depend on the order of addition. Any number of
 ranks gives the same metrics for the same predictions, and one all-reduce of one int64 tensor sums them.
 """

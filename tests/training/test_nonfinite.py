@@ -190,14 +190,14 @@ def test_raise_ends_the_run_before_anything_is_saved_or_recorded_of_it(tmp_path:
 def test_the_host_looks_only_where_it_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a row, at a checkpoint, before an evaluation, before a stop."""
     steps: list[int] = []
-    take = NonfiniteGuard.take
+    take = NonfiniteGuard.pop_skipped
 
     def note(guard: NonfiniteGuard) -> Any:
         steps.append(run_at[0].progress.step)
         return take(guard)
 
     run_at: list[Trainer] = []
-    monkeypatch.setattr(NonfiniteGuard, "take", note)
+    monkeypatch.setattr(NonfiniteGuard, "pop_skipped", note)
     train((), tmp_path, None, after_step=lambda trainer, step: run_at.append(trainer))
     assert steps == [3, 4, 6, 8]
 
