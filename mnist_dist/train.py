@@ -209,7 +209,7 @@ def train_and_test(
             saved_step=state.progress.step if resumed_from else -1,
         )
         trainer.train()
-        already_tested = trainer.held_out == "test" and trainer.held_out_metrics
+        already_tested = trainer.held_out_split == "test" and trainer.held_out_metrics
         test = already_tested or trainer.evaluate("test")
         summary = summarize(trainer, test, resumed_from)
         code = EXIT_DONE

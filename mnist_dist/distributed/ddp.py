@@ -17,7 +17,7 @@ from mnist_dist.utils.rng import derive_seed
 
 
 class DDPStrategy:
-    """See `Strategy`. On one rank the model is not wrapped in DistributedDataParallel."""
+    """See `Strategy`. On one rank nothing is averaged."""
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime

@@ -35,11 +35,11 @@ class FixedShardStrategy:
         self.buffers = list(model.buffers())
         self.statistics = [b for b in self.buffers if b.is_floating_point()]
         shared = {id(p): p for p in model.parameters()}
-        self.replicas = [copy.deepcopy(model, shared.copy()) for _ in range(runtime.local_shards)]
+        self.replicas = [copy.deepcopy(model, shared.copy()) for _ in range(runtime.num_local_shards)]
         # A row per shard of this rank: all gradients, then all weighted statistics. `total` is the sum over all shards.
         reduced = self.parameters + self.statistics
         size = sum(tensor.numel() for tensor in reduced)
-        self.rows = torch.zeros(runtime.local_shards, size, dtype=reduced[0].dtype, device=reduced[0].device)
+        self.rows = torch.zeros(runtime.num_local_shards, size, dtype=reduced[0].dtype, device=reduced[0].device)
         self.row_views = [flat_views(row, reduced) for row in self.rows]
         self.total = torch.zeros_like(self.rows[0])
         self.total_views = flat_views(self.total, reduced)
@@ -113,7 +113,7 @@ class FixedShardStrategy:
         self.total.copy_(rows[0])
         for row in rows[1:]:
             self.total += row
-        for parameter, gradient in zip(self.parameters, self.total_views):  # noqa: B905
+        for parameter, gradient in zip(self.parameters, self.total_views[: len(self.parameters)], strict=True):
             parameter.grad = gradient
         for buffer, average in zip(self.statistics, self.total_views[len(self.parameters) :], strict=True):
             buffer.copy_(average)

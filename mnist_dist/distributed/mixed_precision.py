@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class UnscaledOptimizer(NamedTuple):
+class PlainOptimizer(NamedTuple):
     """The part of accelerate's `AcceleratedOptimizer` that a training step uses, for a run without gradient scaler."""
 
     step: Callable[[], Any]
@@ -69,7 +69,7 @@ class MixedPrecision:
         Without a scaler, accelerate's wrapper is not used: it takes 0.2 ms per step to look for an installed package.
         """
         if self.accelerator.scaler is None:
-            return UnscaledOptimizer(optimizer.step)
+            return PlainOptimizer(optimizer.step)
         # Without device placement, whose load_state_dict would disconnect MuonAdamW from the state of its optimizers.
         return self.accelerator.prepare_optimizer(optimizer, device_placement=False)
 

@@ -41,7 +41,7 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
         raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
     # A single process under torchrun is wrapped in DDP too: the hook would round gradients that are never sent.
     compress = config.train.compress if topology.world_size > 1 else "no"
-    os.environ[USE_FSDP] = "false"  # accelerate shards models on GPUs only; FSDPStrategy does it on any device
+    asked = os.environ.pop(USE_FSDP, None)  # accelerate shards models on GPUs only; FSDPStrategy does it on any device
     try:
         return Accelerator(
             cpu=cpu,
@@ -59,6 +59,9 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
         )
     except ValueError as error:
         raise UserError(f"precision {precision} ({source}): {str(error).splitlines()[0]}") from error
+    finally:
+        if asked is not None:
+            os.environ[USE_FSDP] = asked
 
 
 def init_method(topology: Topology) -> str | None:

@@ -60,8 +60,8 @@ class Runtime:
         self.threads = threads
         self.rank, self.world_size, self.is_main = topology.rank, topology.world_size, topology.is_main
         self.shards = shards
-        self.local_shards = max(shards // self.world_size, 1)
-        self.thread_pool = ThreadPool(min(threads, self.local_shards) if self.device.type == "cpu" else 1)
+        self.num_local_shards = max(shards // self.world_size, 1)
+        self.thread_pool = ThreadPool(min(threads, self.num_local_shards) if self.device.type == "cpu" else 1)
         self.comm_timer = CommTimer()
         self.timeout = timeout.total_seconds()
         self.shared_memory: SharedMemoryGather | None = None
@@ -199,29 +199,29 @@ class Runtime:
         """Ask all ranks to stop at the next step boundary. Safe in a signal handler: it only sets a flag."""
         self.stop_flag.fill_(1)
 
-    def should_stop(self, known: bool | None = None) -> bool:
+    def should_stop(self, from_gradients: bool | None = None) -> bool:
         """Whether any rank was asked to stop. Every rank must call it once per step; all get the same answer.
 
         Each call starts an all-reduce of the stop flags and returns the result of the one before. So the answer comes
         one step late, and no step waits for it.
 
         Args:
-            known: the answer of `all_gather_with_stop` in this step, if it has one. It is returned, and no all-reduce
-                is started.
+            from_gradients: the answer of `all_gather_with_stop` in this step, if it has one. It is returned, and no
+                all-reduce is started.
         """
         if self.topology.launcher_pid and os.getppid() != self.topology.launcher_pid:
             self.request_stop()  # the launcher was killed, and nothing else would end this process
         if self.control_group is None:
             return bool(self.stop_flag)
-        if known is not None:
-            return known
-        answer = self.finish_stop_request()
+        if from_gradients is not None:
+            return from_gradients
+        answer = self.wait_for_stop_flags()
         flag = self.stop_flag.clone()
         work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.control_group, async_op=True)
         self.stop_work = work, flag
         return answer
 
-    def finish_stop_request(self) -> bool:
+    def wait_for_stop_flags(self) -> bool:
         """Wait for the all-reduce that the previous call of `should_stop` started; return its result."""
         if self.stop_work is None:
             return False
@@ -259,6 +259,6 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
             peer_monitor = open_peer_monitor(topology, config.run.timeout, runtime.all_gather_object)
         with stop_on_signals(runtime.request_stop), peer_monitor, runtime.thread_pool, runtime.on_exit:
             yield runtime
-            runtime.finish_stop_request()  # to destroy a group with work in flight can abort the process
+            runtime.wait_for_stop_flags()  # to destroy a group with work in flight can abort the process
     finally:
         destroy_process_group()

@@ -78,4 +78,6 @@ def build_strategy(model: nn.Module, config: Config, runtime: Runtime) -> Strate
     """
     if runtime.topology.fsdp:
         return FSDPStrategy(model, config, runtime, runtime.topology.fsdp)
-    return (FixedShardStrategy if runtime.shards else DDPStrategy)(model, config, runtime)
+    if runtime.shards:
+        return FixedShardStrategy(model, config, runtime)
+    return DDPStrategy(model, config, runtime)

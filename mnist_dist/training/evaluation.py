@@ -62,7 +62,8 @@ def evaluate(
         return logits, data.labels[rows], F.cross_entropy(logits, data.labels[rows], reduction="none")
 
     # In each round, each rank evaluates as many consecutive batches as it has shards, which run on its threads.
-    per_rank, per_round = runtime.local_shards * batch_size, runtime.world_size * runtime.local_shards * batch_size
+    per_rank = runtime.num_local_shards * batch_size
+    per_round = runtime.world_size * per_rank
     for first in range(runtime.rank * per_rank, len(data) + runtime.rank * per_rank, per_round):
         starts = range(first, min(first + per_rank, len(data)), batch_size)
         for start, predictions in zip(starts, runtime.map(predict, starts), strict=True):

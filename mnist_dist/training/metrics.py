@@ -2,6 +2,9 @@
 
 All sums are integers, the loss too (in units of 2**-24), so they do not depend on the order of addition. Any number of
 ranks gives the same metrics for the same predictions, and one all-reduce of one int64 tensor sums them.
+
+Why not a library: accelerate's `gather_for_metrics` drops the duplicates of the last batch only for a DataLoader that
+accelerate prepared, and metric libraries sum floats, in an order that depends on the number of ranks.
 """
 
 from __future__ import annotations

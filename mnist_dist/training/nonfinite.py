@@ -23,7 +23,7 @@ MAX_ROLLBACKS = 5  # the next one ends the run instead
 
 @dataclass(frozen=True)
 class NonfiniteSteps:
-    """Updates that were skipped since the last call of `NonfiniteGuard.take`."""
+    """Updates that were skipped since the last call of `NonfiniteGuard.pop_skipped`."""
 
     count: int
     first: int
@@ -82,7 +82,7 @@ class NonfiniteGuard:
         self.steps.append(step)
         self.nonfinite.append(nonfinite)
 
-    def take(self) -> NonfiniteSteps:
+    def pop_skipped(self) -> NonfiniteSteps:
         """The updates skipped since the last call. Waits for the device."""
         nonfinite = torch.stack(self.nonfinite).tolist() if self.nonfinite else []
         skipped = [step for step, is_skipped in zip(self.steps, nonfinite, strict=True) if is_skipped]
@@ -115,7 +115,7 @@ def apply_policy(guard: NonfiniteGuard, state: TrainingState, warn: Callable[[st
         TrainingError: train.nonfinite=raise, or too many updates were skipped in a row, or too many rollbacks.
     """
     progress, config = state.progress, state.config
-    policy, found = config.train.nonfinite, guard.take()
+    policy, found = config.train.nonfinite, guard.pop_skipped()
     images = state.reduce_counts(state.window).nonfinite
     # In fp16 only the losses count: overflowing gradients are normal there, and the scaler skips them.
     if not found.count and not (images and (policy == "raise" or not guard.active)):

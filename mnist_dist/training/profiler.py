@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from mnist_dist.distributed.mixed_precision import AUTOCAST_DTYPES
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.distributed.thread_pool import ThreadPool
 from mnist_dist.training.metric_logger import MetricLogger
@@ -20,7 +21,6 @@ WARM_UP_STEPS = 10  # steps before the trace, in which kernels are chosen and me
 TABLE_ROWS = 40  # operators in operators.txt
 
 PEAK_SECONDS = 0.3  # how long products are measured. The fastest counts, since other processes may run meanwhile
-PEAK_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # else float32
 PEAK_SIZES = {"cuda": 8192, "cpu": 512}  # rows of the square matrices: large enough to keep a GPU, or one core, busy
 
 
@@ -149,7 +149,7 @@ def ends_as_json(path: Path) -> bool:
 def measure_peak_flops(runtime: Runtime) -> float:
     """Peak FLOP/s of all ranks together, in matrix products of the run's precision. Every rank must call it."""
     runtime.all_gather_object(None)  # a barrier: ranks of one machine compete for it, as in training
-    dtype = PEAK_DTYPES.get(runtime.precision, torch.float32)
+    dtype = AUTOCAST_DTYPES.get(runtime.precision, torch.float32)
     return sum(runtime.all_gather_object(measure_peak(runtime.device, dtype, runtime.threads)))
 
 

@@ -26,7 +26,7 @@ def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dic
     """
     state, progress, runtime = trainer.state, trainer.progress, trainer.runtime
     images_per_second = progress.images / max(progress.seconds, 1e-9)
-    held_out = trainer.held_out_metrics if trainer.held_out == "val" else None
+    held_out = trainer.held_out_metrics if trainer.held_out_split == "val" else None
     return (
         test.row("test")
         | (held_out.row("val") if held_out else {})

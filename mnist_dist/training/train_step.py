@@ -20,9 +20,9 @@ class TrainStep:
     def __init__(self, state: TrainingState) -> None:
         self.state, self.strategy = state, state.strategy
         self.strategy.wrap_model()
-        self.precision = state.runtime.mixed_precision
-        self.optimizer = self.precision.prepare_optimizer(state.optimizer)
-        self.guard = NonfiniteGuard(state.local_model, state.optimizer, active=self.precision.name != "fp16")
+        self.mixed_precision = state.runtime.mixed_precision
+        self.optimizer = self.mixed_precision.prepare_optimizer(state.optimizer)
+        self.guard = NonfiniteGuard(state.local_model, state.optimizer, active=self.mixed_precision.name != "fp16")
         self.lr = 0.0  # of the last update
         self.restore_lr()
 
@@ -50,7 +50,7 @@ class TrainStep:
         if max_norm:
             norm = self.strategy.clip_grad_norm_(max_norm)
         else:
-            norm = self.precision.unscale(self.strategy.grad_norm())
+            norm = self.mixed_precision.unscale(self.strategy.grad_norm())
         state.norms.add(norm)
         self.guard.before_update(progress.step, norm)
         self.optimizer.step()

@@ -59,7 +59,7 @@ class Trainer:
         self.held_out_metrics: Metrics | None = None  # of the last evaluation on the held-out set
 
     @property
-    def held_out(self) -> str:
+    def held_out_split(self) -> str:
         """Name of the set that is evaluated during training: `val`, or `test` if there are no validation images."""
         return self.data.held_out[0]
 
@@ -94,7 +94,7 @@ class Trainer:
         if progress.evaluated != progress.step:
             self.evaluate_held_out(self.visualizer)
         if self.held_out_metrics is None:  # resumed after the last evaluation; its rows are logged already
-            self.held_out_metrics = self.evaluate(self.held_out)
+            self.held_out_metrics = self.evaluate(self.held_out_split)
         if self.saved_step != progress.step:
             self.save()
         self.runtime.run_on_main(self.writer.finish)
@@ -108,22 +108,22 @@ class Trainer:
         self.timer.start()
         for batch in batches:
             self.profiler.before_step(batch.size)
-            stop = self.train_step.step(batch)
+            stop_requested = self.train_step.step(batch)
             progress.finish_step()
             self.metric_logger.add_images(batch.size)
             self.console.progress(progress.step, progress.epoch)
-            logs = progress.step % self.config.tracking.log_steps == 0 or self.is_epoch_done() or self.is_done()
-            saves = self.is_checkpoint_due()
-            stops = self.runtime.should_stop(stop)
-            if (logs or saves or stops or self.is_evaluation_due()) and self.roll_back():
+            should_log = progress.step % self.config.tracking.log_steps == 0 or self.is_epoch_done() or self.is_done()
+            should_save = self.is_checkpoint_due()
+            should_stop = self.runtime.should_stop(stop_requested)
+            if (should_log or should_save or should_stop or self.is_evaluation_due()) and self.roll_back():
                 break  # the progress is that of the last checkpoint, perhaps in an earlier epoch
-            if logs:
+            if should_log:
                 self.metric_logger.log_window(self.train_step.lr)
             if self.is_evaluation_due():
                 self.evaluate_within_epoch()
-            if saves:
+            if should_save:
                 self.save()
-            if stops:
+            if should_stop:
                 self.stop()
             if self.is_done():
                 break
@@ -161,7 +161,7 @@ class Trainer:
         progress = self.progress
         has_media = self.config.tracking.has_media(progress.epoch + 1, self.config.train.epochs) or self.is_done()
         held_out = self.evaluate_held_out(self.visualizer if has_media else None)
-        self.metric_logger.log_epoch(self.train_step.lr, self.held_out, held_out)
+        self.metric_logger.log_epoch(self.train_step.lr, self.held_out_split, held_out)
         progress.finish_epoch()
         if len(self.data.val):
             progress.note_best(held_out.accuracy, held_out.loss)
@@ -192,15 +192,15 @@ class Trainer:
 
     def evaluate_within_epoch(self) -> None:
         """Evaluate on the held-out set within an epoch, and show the metrics on the console."""
-        self.console.evaluation(self.held_out, self.evaluate_held_out().row(self.held_out))
+        self.console.evaluation(self.held_out_split, self.evaluate_held_out().row(self.held_out_split))
 
     def evaluate_held_out(self, visualizer: Visualizer | None = None) -> Metrics:
         """Evaluate on the held-out set, log the metrics and, with a visualizer, the media."""
         self.profiler.finish()
         collector = visualizer.collector() if visualizer else None
-        metrics = self.held_out_metrics = self.evaluate(self.held_out, collector)
+        metrics = self.held_out_metrics = self.evaluate(self.held_out_split, collector)
         self.progress.evaluated = self.progress.step
-        self.metric_logger.write(metrics.row(self.held_out) | metrics.details(self.held_out))
+        self.metric_logger.write(metrics.row(self.held_out_split) | metrics.details(self.held_out_split))
         if visualizer and collector:
             with self.timer.paused():
                 visualizer.show(collector)

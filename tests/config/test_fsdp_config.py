@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from mnist_dist.config.fsdp import UNSUPPORTED_ENGINES, FSDPConfig, read_fsdp
+from mnist_dist.config.fsdp import UNSUPPORTED_ENGINES, USE_FSDP, FSDPConfig, read_fsdp
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.utils.errors import UserError

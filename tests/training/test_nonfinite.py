@@ -194,14 +194,14 @@ def test_raise_ends_the_run_before_the_step_is_logged_or_saved(tmp_path: Path, o
 def test_the_guard_is_read_at_rows_and_epoch_ends_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each read waits for the device. Rows come every 3 steps; epochs of 4 steps end with an evaluation and a save."""
     steps: list[int] = []
-    take = NonfiniteGuard.take
+    pop_skipped = NonfiniteGuard.pop_skipped
 
     def record_step(guard: NonfiniteGuard) -> Any:
         steps.append(trainers[0].progress.step)
-        return take(guard)
+        return pop_skipped(guard)
 
     trainers: list[Trainer] = []
-    monkeypatch.setattr(NonfiniteGuard, "take", record_step)
+    monkeypatch.setattr(NonfiniteGuard, "pop_skipped", record_step)
     train((), tmp_path, None, after_step=lambda trainer, step: trainers.append(trainer))
     assert steps == [3, 4, 6, 8]
 
