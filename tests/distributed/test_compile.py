@@ -1,4 +1,4 @@
-"""train.compile: whole batches of training are compiled, all else is as without; where it fails, all go on alike."""
+"""train.compile: only full training batches run compiled; if compilation fails on one rank, all ranks run eagerly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier
 
 BATCH = 12
-SIZES = (BATCH * 3 + 1, 20)  # the last batch of an epoch has one image: all but one of several processes have none
+SIZES = (BATCH * 3 + 1, 20)  # the last batch of an epoch has one image, which only one rank gets
 RECIPE = (
     *("--run.device=cpu", "--run.threads=1", "--train.shards=0", "--tracking.log_steps=1", "--train.epochs=2"),
     *(f"--train.batch_size={BATCH}", "--optim.name=sgd", "--optim.lr=0.01", "--optim.warmup=0"),
@@ -37,62 +37,69 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-class Telltale(ImageClassifier):
-    """Gives zeros unless it is compiled, so that losses tell which steps were: they are log(10) where not."""
+class ZeroIfEager(ImageClassifier):
+    """Returns zeros unless it is compiled: the loss of an eager forward pass is log(10)."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images) * (1.0 if torch.compiler.is_compiling() else 0.0)
 
 
-def telltale() -> nn.Module:
-    """One linear layer that tells."""
-    return Telltale(nn.Sequential(nn.Flatten()), nn.Linear(784, 10))
+def zero_if_eager() -> nn.Module:
+    """One linear layer."""
+    return ZeroIfEager(nn.Sequential(nn.Flatten()), nn.Linear(784, 10))
 
 
-def normed() -> nn.Module:
-    """A batch norm, whose statistics the trial run must leave alone, and a linear layer."""
+def batch_norm() -> nn.Module:
+    """A batch norm, whose statistics must not change during compilation, and a linear layer."""
     return ImageClassifier(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()), nn.Linear(784, 10))
 
 
-NETWORKS = {"telltale": telltale, "normed": normed}
+MODELS = {"zero if eager": zero_if_eager, "batch norm": batch_norm}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a rank brings home."""
+    """Result of a run on one rank."""
 
     sha256: str
     names: list[str]
+    """Keys of the model's state dict."""
     rows: list[dict[str, Any]]
-    said: list[str]
+    lines: list[str]
+    """Lines printed to the console."""
     warnings: list[str]
 
     def losses(self, key: str = "train.loss") -> list[float]:
         return [row[key] for row in self.rows if key in row]
 
 
-def train(network: str, arguments: tuple[str, ...], folder: Path, cache: Path, broken: int = -1) -> Run:
-    """Train, on ranks of which one may have a C++ compiler that does not work."""
+def train(model: str, arguments: tuple[str, ...], folder: Path, cache: Path, broken_rank: int = -1) -> Run:
+    """Train one of MODELS.
+
+    Args:
+        cache: folder of compiled kernels.
+        broken_rank: the rank whose C++ compiler fails.
+    """
     topology = read_topology()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
-    if topology.rank == broken:
+    if topology.rank == broken_rank:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
         torch._inductor.config.cpp.cxx = ("/bin/false",)
     config = load(arguments, topology.world_size).config
-    said, warnings, rows = list[str](), list[str](), list[dict[str, Any]]()
+    lines, warnings, rows = list[str](), list[str](), list[dict[str, Any]]()
     with start_runtime(config, topology) as runtime:
         checkpoints = folder / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
-        trainer = open_trainer(runtime, config, checkpoints, SIZES, network=NETWORKS[network], rows=rows)
-        trainer.console.print, trainer.console.warn = said.append, warnings.append  # type: ignore[method-assign]
+        trainer = open_trainer(runtime, config, checkpoints, SIZES, build_model=MODELS[model], rows=rows)
+        trainer.console.print, trainer.console.warn = lines.append, warnings.append  # type: ignore[method-assign]
         trainer.train()
         rows.append(trainer.evaluate("test").row("end"))
-        return Run(weights_sha256(trainer.state.model), list(trainer.state.model.state_dict()), rows, said, warnings)
+        return Run(weights_sha256(trainer.state.model), list(trainer.state.model.state_dict()), rows, lines, warnings)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the compiler has compiled once it need not compile again."""
+    """Folder of compiled kernels, shared by the tests of this file."""
     return tmp_path_factory.mktemp("inductor")
 
 
@@ -101,14 +108,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("world_size", "options"),
     [(1, ("--train.precision=bf16", "--data.shift=2", "--train.accumulate=2")), (3, ())],
 )
-def test_whole_batches_of_training_are_compiled_and_nothing_else_is(
+def test_only_full_training_batches_are_compiled(
     world_size: int, options: tuple[str, ...], tmp_path: Path, cache: Path
 ) -> None:
-    runs = run_ranks(world_size, train, "telltale", (*COMPILED, *options), tmp_path, cache)
+    runs = run_ranks(world_size, train, "zero if eager", (*COMPILED, *options), tmp_path, cache)
     for run in runs:
         assert run.warnings == []
-        assert run.said[0] == "compiling the model (train.compile=default)"
-        assert len(run.said) == 2
+        assert run.lines[0] == "compiling the model (train.compile=default)"
+        assert len(run.lines) == 2
         assert run.names == ["head.weight", "head.bias"]
         assert run.sha256 == runs[0].sha256
     eager = [loss == pytest.approx(math.log(10), abs=1e-6) for loss in runs[0].losses()]
@@ -117,28 +124,33 @@ def test_whole_batches_of_training_are_compiled_and_nothing_else_is(
 
 
 @needs_compiler
-def test_a_compiled_run_computes_the_same_and_goes_on_as_if_undisturbed(tmp_path: Path, cache: Path) -> None:
-    plain, whole = (
-        run_ranks(1, train, "normed", arguments, tmp_path / name, cache)[0]
-        for name, arguments in (("plain", RECIPE), ("whole", COMPILED))
+def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path: Path, cache: Path) -> None:
+    eager, compiled = (
+        run_ranks(1, train, "batch norm", arguments, tmp_path / name, cache)[0]
+        for name, arguments in (("eager", RECIPE), ("compiled", COMPILED))
     )
-    assert whole.losses() == pytest.approx(plain.losses(), rel=1e-4)
-    assert whole.losses("test.loss") == pytest.approx(plain.losses("test.loss"), rel=1e-4)
-    first, rest = (
-        run_ranks(1, train, "normed", (*COMPILED, f"--train.max_steps={steps}"), tmp_path / "parts", cache)[0]
-        for steps in (3, 8)  # in front of the last batch, which alone would decide what is compiled
-    )
-    assert first.losses() + rest.losses() == whole.losses()
-    assert rest.sha256 == whole.sha256
+    assert compiled.losses() == pytest.approx(eager.losses(), rel=1e-4)
+    assert compiled.losses("test.loss") == pytest.approx(eager.losses("test.loss"), rel=1e-4)
 
 
-@pytest.mark.parametrize("broken", [0, 1])
-def test_where_one_process_cannot_compile_all_go_on_without(broken: int, tmp_path: Path, cache: Path) -> None:
-    runs = run_ranks(2, train, "normed", COMPILED, tmp_path / "broken", cache, broken)
-    plain = run_ranks(2, train, "normed", RECIPE, tmp_path / "plain", cache)
-    for run, other in zip(runs, plain, strict=True):
+@needs_compiler
+def test_a_compiled_run_resumes_bit_for_bit(tmp_path: Path, cache: Path) -> None:
+    uninterrupted = run_ranks(1, train, "batch norm", COMPILED, tmp_path / "uninterrupted", cache)[0]
+    first, resumed = (
+        run_ranks(1, train, "batch norm", (*COMPILED, f"--train.max_steps={steps}"), tmp_path / "resumed", cache)[0]
+        for steps in (3, 8)  # the resumed run starts with the smaller last batch
+    )
+    assert first.losses() + resumed.losses() == uninterrupted.losses()
+    assert resumed.sha256 == uninterrupted.sha256
+
+
+@pytest.mark.parametrize("broken_rank", [0, 1])
+def test_if_one_rank_cannot_compile_all_train_eagerly(broken_rank: int, tmp_path: Path, cache: Path) -> None:
+    runs = run_ranks(2, train, "batch norm", COMPILED, tmp_path / "broken", cache, broken_rank)
+    eager = run_ranks(2, train, "batch norm", RECIPE, tmp_path / "eager", cache)
+    for run, other in zip(runs, eager, strict=True):
         (warning,) = run.warnings
-        assert warning.startswith(f"train.compile=default: failed on rank {broken} (")
+        assert warning.startswith(f"train.compile=default: failed on rank {broken_rank} (")
         assert "compiler" in warning
         assert warning.endswith("); training goes on without it")
         assert "\n" not in warning
@@ -147,8 +159,8 @@ def test_where_one_process_cannot_compile_all_go_on_without(broken: int, tmp_pat
         )  # fmt: skip
 
 
-def test_a_run_that_is_not_compiled_does_not_load_the_compiler(tmp_path: Path) -> None:
-    """It takes a second. (torch itself loads it for run.deterministic.)"""
+def test_a_run_that_is_not_compiled_does_not_import_dynamo(tmp_path: Path) -> None:
+    """The import takes a second. (torch itself imports it for run.deterministic.)"""
     write_digits(tmp_path, train=600, test=20)
     options = ["--config=debug", "--run.deterministic=false", "--data.source=local", f"--data.root={tmp_path}"]
     script = (

@@ -1,4 +1,4 @@
-"""Gradients sent in half precision: a little rounding more, the same on every process, and resumable bit by bit."""
+"""train.compress: gradients sent in half precision are the same on every rank, and runs resume bit for bit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mnist_dist.distributed.topology import read_topology
 
 SIZES = (24 * 5 + 17, 30)
 ARGUMENTS = ["--optim.name=sgd", "--optim.lr=0.05", "--train.epochs=4", "--train.batch_size=24", "--train.accumulate=2"]
-TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @cache
 def trained(world_size: int, compress: str) -> list[TrainResult]:
-    """Every rank's view of 24 steps."""
+    """The result of 24 steps on each rank."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*ARGUMENTS, "--train.shards=0", f"--train.compress={compress}"]
         return run_ranks(world_size, train, arguments, Path(folder), SIZES)
@@ -35,22 +35,22 @@ def losses(run: TrainResult) -> list[float]:
     return [row["train.loss"] for row in run.rows if "train.loss" in row]
 
 
-@pytest.mark.parametrize("compress", TYPES)
-def test_two_processes_learn_the_same_and_nearly_what_they_learn_uncompressed(compress: str) -> None:
+@pytest.mark.parametrize("compress", DTYPES)
+def test_ranks_have_equal_weights_and_losses_close_to_those_without_compression(compress: str) -> None:
     first, second = trained(2, compress)
-    exact = trained(2, "no")[0]
-    assert first.sha256 == second.sha256 != exact.sha256
+    uncompressed = trained(2, "no")[0]
+    assert first.sha256 == second.sha256 != uncompressed.sha256
     assert len(losses(first)) == 24
     assert losses(first)[-1] < losses(first)[0] * 0.8
-    assert losses(first) == pytest.approx(losses(exact), rel=0.02)
+    assert losses(first) == pytest.approx(losses(uncompressed), rel=0.02)
 
 
-def test_one_process_sends_nothing_and_rounds_nothing() -> None:
+def test_on_one_process_compression_changes_nothing() -> None:
     assert trained(1, "bf16")[0].sha256 == trained(1, "no")[0].sha256
 
 
-@pytest.mark.parametrize("compress", TYPES)
-def test_a_run_goes_on_as_if_it_had_not_stopped(compress: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compress", DTYPES)
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(compress: str, tmp_path: Path) -> None:
     for last_step in (9, 0):
         arguments = [*ARGUMENTS, f"--train.compress={compress}", f"--train.max_steps={last_step}"]
         runs = run_ranks(2, train, arguments, tmp_path, SIZES)
@@ -58,28 +58,28 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(compress: str, tmp_path: Path) -
     assert len(losses(runs[0])) == 15
 
 
-def sent(compress: str) -> list[tuple[torch.dtype, int]]:
-    """What a backward pass sends: the type and the number of values of each all-reduce."""
+def all_reduces(compress: str) -> list[tuple[torch.dtype, int]]:
+    """The dtype and the number of values of each all-reduce of a backward pass."""
     config = Config(train=TrainConfig(compress=compress, shards=0))  # type: ignore[arg-type]
     with start_runtime(config, read_topology()) as runtime:
         strategy = DDPStrategy(torch.nn.Linear(28, 10), config, runtime)
         strategy.wrap_model()
         found, original = [], dist.all_reduce
 
-        def noting(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        def recording(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
             found.append((tensor.dtype, tensor.numel()))
             return original(tensor, *arguments, **options)
 
-        dist.all_reduce = noting
+        dist.all_reduce = recording
         strategy.wrapped_model(torch.ones(1, 1, 28, 28)).sum().backward()
         return found
 
 
-@pytest.mark.parametrize("compress", TYPES)
+@pytest.mark.parametrize("compress", DTYPES)
 def test_each_gradient_is_sent_once_in_half_precision(compress: str) -> None:
-    for found in run_ranks(2, sent, compress):
-        assert {dtype for dtype, _ in found} == {TYPES[compress]}
-        assert sum(numbers for _, numbers in found) == 28 * 10 + 10
+    for found in run_ranks(2, all_reduces, compress):
+        assert {dtype for dtype, _ in found} == {DTYPES[compress]}
+        assert sum(count for _, count in found) == 28 * 10 + 10
 
 
 def describe(compress: str) -> str:
@@ -88,7 +88,7 @@ def describe(compress: str) -> str:
         return DDPStrategy(torch.nn.Linear(28, 10), config, runtime).describe()
 
 
-def test_it_says_what_is_sent() -> None:
+def test_the_compression_is_described() -> None:
     assert run_ranks(2, describe, "fp16")[0] == "averaged over 2 processes by DistributedDataParallel, sent in fp16"
     assert run_ranks(2, describe, "no")[0] == "averaged over 2 processes by DistributedDataParallel"
     assert run_ranks(1, describe, "fp16")[0] == "whole batch"
