@@ -1,4 +1,4 @@
-"""Which precision a run computes in: what was asked for, else the launcher's, else what the device does natively."""
+"""The precision of a run: train.precision, else the launcher's, else the one that the device computes natively."""
 
 from __future__ import annotations
 
@@ -21,35 +21,33 @@ from mnist_dist.train import start
 from mnist_dist.utils.errors import UserError
 
 
-def resolve(asked: str, launcher: str | None, native: str) -> tuple[str, torch.dtype]:
-    """The precision of a run, and the type of what a layer gives in it."""
+def resolve(setting: str, launcher: str | None, native: str) -> tuple[str, torch.dtype]:
+    """The precision of a run, and the dtype of the output of a layer under autocast."""
     if launcher is not None:
         os.environ["ACCELERATE_MIXED_PRECISION"] = launcher
     mnist_dist.distributed.rendezvous.native_precision = lambda cpu: native  # type: ignore[assignment]
-    config = load(["--run.device=cpu", f"--train.precision={asked}"]).config
+    config = load(["--run.device=cpu", f"--train.precision={setting}"]).config
     with start_runtime(config, read_topology()) as runtime, runtime.mixed_precision.autocast():
         return runtime.precision, nn.Linear(2, 2)(torch.ones(1, 2)).dtype
 
 
 @pytest.mark.parametrize(
-    ("asked", "launcher", "native", "expected"),
+    ("setting", "launcher", "native", "expected"),
     [
         ("auto", None, "bf16", "bf16"),
         ("auto", None, "no", "fp32"),
-        ("auto", "no", "bf16", "bf16"),  # `accelerate launch` says no where nothing is said
+        ("auto", "no", "bf16", "bf16"),  # `accelerate launch` passes `no` by default
         ("auto", "bf16", "no", "bf16"),
         ("no", "bf16", "bf16", "fp32"),
         ("bf16", "no", "no", "bf16"),
     ],
 )
-def test_the_precision_that_was_asked_for_or_is_native(
-    asked: str, launcher: str | None, native: str, expected: str
-) -> None:
+def test_the_precision_is_resolved(setting: str, launcher: str | None, native: str, expected: str) -> None:
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[expected]
-    assert run_ranks(1, resolve, asked, launcher, native) == [(expected, dtype)]
+    assert run_ranks(1, resolve, setting, launcher, native) == [(expected, dtype)]
 
 
-def test_fp16_of_the_launcher_is_refused_on_the_cpu() -> None:
+def test_fp16_from_the_launcher_is_refused_on_a_cpu() -> None:
     (outcome,) = try_ranks(1, resolve, "auto", "fp16", "no")
     assert isinstance(outcome.error, UserError)
     assert "fp16 (what the launcher says) needs a GPU" in str(outcome.error)
@@ -58,7 +56,7 @@ def test_fp16_of_the_launcher_is_refused_on_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("bf16", "amx", "expected"), [(True, False, "bf16"), (False, True, "bf16"), (False, False, "no")]
 )
-def test_a_cpu_has_bf16_if_it_has_instructions_for_it(
+def test_bf16_is_native_on_a_cpu_with_instructions_for_it(
     bf16: bool, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
@@ -66,7 +64,7 @@ def test_a_cpu_has_bf16_if_it_has_instructions_for_it(
     assert native_precision(cpu=True) == expected
 
 
-def test_a_gpu_has_bf16_if_it_does_not_emulate_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_native_on_a_gpu_that_does_not_emulate_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def supported(including_emulation: bool) -> bool:
         return including_emulation
 
@@ -77,7 +75,8 @@ def test_a_gpu_has_bf16_if_it_does_not_emulate_it(monkeypatch: pytest.MonkeyPatc
     assert native_precision(cpu=False) == "bf16"
 
 
-def train_on_unlike_machines(work: Path, *options: str) -> Any:
+def train_on_different_machines(work: Path, *options: str) -> Any:
+    """Train; bf16 is native on rank 0 only."""
     native = "no" if read_topology().rank else "bf16"
     mnist_dist.distributed.rendezvous.native_precision = lambda cpu: native  # type: ignore[assignment]
     arguments = [
@@ -91,10 +90,10 @@ def train_on_unlike_machines(work: Path, *options: str) -> Any:
 
 
 @pytest.mark.parametrize("shards", [0, 2])
-def test_processes_that_would_compute_in_different_precisions_are_refused(shards: int, tmp_path: Path) -> None:
+def test_ranks_with_different_native_precisions_are_refused(shards: int, tmp_path: Path) -> None:
     write_digits(tmp_path, train=40, test=10)
     settings = (f"--train.shards={shards}", "--train.batch_size=20", "--tracking.mode=disabled")
-    for outcome in try_ranks(2, train_on_unlike_machines, tmp_path, *settings):
+    for outcome in try_ranks(2, train_on_different_machines, tmp_path, *settings):
         assert isinstance(outcome.error, UserError)
         assert "precision=fp32 against 'bf16'" in str(outcome.error).replace("'fp32'", "fp32")
-    assert run_ranks(2, train_on_unlike_machines, tmp_path, *settings, "--train.precision=no") == [0, 0]
+    assert run_ranks(2, train_on_different_machines, tmp_path, *settings, "--train.precision=no") == [0, 0]
