@@ -1,6 +1,6 @@
-"""A stop that one process is asked for: all stop at the same step, with one whole checkpoint, and can go on.
+"""A signal to one rank stops all ranks at the same step, with a checkpoint that they can resume from.
 
-The asked one gets a real signal, in training or in an evaluation.
+The rank gets a real signal, in training or in an evaluation.
 """
 
 from __future__ import annotations
@@ -27,18 +27,24 @@ from mnist_dist.utils.errors import Stopped
 
 SIZES = (24 * 5 + 1, 240)
 SETTINGS = ["--train.batch_size=24", "--train.epochs=2", "--train.eval_batch_size=10", "--optim.ema=0.9"]
-LAST = 12
+LAST_STEP = 12
 
 
 @cache
-def undisturbed() -> TrainResult:
-    """What one process trains when nothing stops it."""
+def uninterrupted() -> TrainResult:
+    """The result of a run on one rank that is not stopped."""
     with tempfile.TemporaryDirectory() as folder:
         return run_ranks(1, train, SETTINGS, Path(folder), SIZES)[0]
 
 
-def signalled(folder: Path, rank: int, number: int, moment: str) -> tuple[int, str]:
-    """Train; at a moment, one rank gets a signal. Gives the step at which this rank stopped, and what it said."""
+def train_with_signal(folder: Path, rank: int, number: int, moment: str) -> tuple[int, str]:
+    """Train; a rank gets a signal at a moment. Returns the step at which this rank stopped, and the message.
+
+    Args:
+        rank: the rank that gets the signal.
+        number: the signal.
+        moment: `step N`, or `evaluation`: the first one.
+    """
     topology = read_topology()
     config = load([*BASICS, *SETTINGS], topology.world_size).config
     rows: list[dict[str, Any]] = []
@@ -72,28 +78,27 @@ def signalled(folder: Path, rank: int, number: int, moment: str) -> tuple[int, s
         (3, 1, signal.SIGTERM, "evaluation"),
     ],
 )
-def test_all_stop_at_one_step_with_a_checkpoint_and_go_on(
+def test_all_ranks_stop_at_the_same_step_and_resume(
     world_size: int, rank: int, number: int, moment: str, tmp_path: Path
 ) -> None:
-    answers = run_ranks(world_size, signalled, tmp_path, rank, number, moment)
-    assert len(set(answers)) == 1
-    step, said = answers[0]
-    asked = 6 if moment == "evaluation" else int(moment.removeprefix("step "))
-    assert asked <= step <= asked + 1
-    assert said == f"at step {step}, with a checkpoint"
+    results = run_ranks(world_size, train_with_signal, tmp_path, rank, number, moment)
+    assert len(set(results)) == 1
+    step, message = results[0]
+    signalled_at = 6 if moment == "evaluation" else int(moment.removeprefix("step "))
+    assert signalled_at <= step <= signalled_at + 1
+    assert message == f"at step {step}, with a checkpoint"
     newest = list_checkpoints(tmp_path)[-1]
     assert newest.name == f"step-{step:08d}"
     assert corruption(newest) is None
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
-    rest = run_ranks(world_size, train, SETTINGS, tmp_path, SIZES)[0]
-    assert max(row["step"] for row in rest.rows) == LAST
-    single = undisturbed()
-    for name, tensor in single.eval_weights.items():
-        assert float((rest.eval_weights[name] - tensor).abs().max()) < 1e-12, name
+    resumed = run_ranks(world_size, train, SETTINGS, tmp_path, SIZES)[0]
+    assert max(row["step"] for row in resumed.rows) == LAST_STEP
+    for name, tensor in uninterrupted().eval_weights.items():
+        assert float((resumed.eval_weights[name] - tensor).abs().max()) < 1e-12, name
 
 
-def interrupted_twice() -> str:
+def interrupt_twice() -> str:
     config = load(BASICS).config
     with start_runtime(config, read_topology()) as runtime:
         os.kill(os.getpid(), signal.SIGINT)
@@ -101,32 +106,32 @@ def interrupted_twice() -> str:
         try:
             os.kill(os.getpid(), signal.SIGINT)
         except KeyboardInterrupt:
-            return "ended at once"
-    return "went on"
+            return "interrupted"
+    return "not interrupted"
 
 
-def test_a_second_ctrl_c_ends_at_once() -> None:
-    assert run_ranks(1, interrupted_twice) == ["ended at once"]
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    assert run_ranks(1, interrupt_twice) == ["interrupted"]
 
 
-def handlers() -> bool:
+def restores_handlers() -> bool:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     with start_runtime(load(BASICS).config, read_topology()):
         pass
     return before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
 
 
-def test_signals_mean_what_they_meant_before_afterwards() -> None:
-    assert run_ranks(1, handlers) == [True]
+def test_signal_handlers_are_restored() -> None:
+    assert run_ranks(1, restores_handlers) == [True]
 
 
-def steps_without_launcher() -> int:
-    """Calls of should_stop until it is true on this rank; rank 1's launcher is gone."""
+def calls_until_stop() -> int:
+    """The number of calls of should_stop before it returns True. The launcher of rank 1 does not exist any more."""
     topology = read_topology()
     launcher_pid = os.getppid() if topology.rank == 0 else os.getpid()  # no process is its own parent
     with start_runtime(load(BASICS).config, dataclasses.replace(topology, launcher_pid=launcher_pid)) as runtime:
         return next((call for call in range(10) if runtime.should_stop()), -1)
 
 
-def test_a_rank_whose_launcher_is_gone_stops_all() -> None:
-    assert run_ranks(2, steps_without_launcher) == [1, 1]
+def test_a_rank_whose_launcher_has_ended_stops_all_ranks() -> None:
+    assert run_ranks(2, calls_until_stop) == [1, 1]

@@ -1,4 +1,4 @@
-"""The number of processes is not a hyperparameter: 1, 2 and 3 train the same network on the same batches."""
+"""The number of ranks is not a hyperparameter: 1, 2 and 3 ranks train on the same batches to the same weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from torch import Tensor
 from mnist_dist.data.sampler import GlobalBatchSampler
 
 BATCH = 24
-SIZES = {"whole": (BATCH * 6, 30), "tail of 17": (BATCH * 5 + 17, 31), "tail of 1": (BATCH * 5 + 1, 32)}
+SIZES = {"full": (BATCH * 6, 30), "last of 17": (BATCH * 5 + 17, 31), "last of 1": (BATCH * 5 + 1, 32)}
+"""Number of training images and of test images, by the size of the last batch of an epoch."""
 SETTINGS = {
     "plain": [],
     "accumulated": ["--train.accumulate=2"],
     "augmented": ["--data.shift=2", "--data.rotate=10", "--data.scale=0.1", "--data.shear=5"],
-    "averaged": ["--optim.ema=0.9", "--optim.clip=0.5", "--optim.label_smoothing=0.1"],
+    "ema": ["--optim.ema=0.9", "--optim.clip=0.5", "--optim.label_smoothing=0.1"],
     "adamw": ["--optim.name=adamw", "--optim.lr=0.002"],
-    "everything": ["--train.accumulate=2", "--data.shift=2", "--optim.ema=0.9", "--optim.clip=1"],
+    "combined": ["--train.accumulate=2", "--data.shift=2", "--optim.ema=0.9", "--optim.clip=1"],
 }
 SGD = ["--optim.name=sgd", "--optim.lr=0.05", "--optim.schedule=linear"]
 STEPS = ["--train.epochs=4", f"--train.batch_size={BATCH}", "--train.shards=0"]
@@ -30,7 +31,7 @@ STEPS = ["--train.epochs=4", f"--train.batch_size={BATCH}", "--train.shards=0"]
 
 @cache
 def trained(world_size: int, settings: tuple[str, ...], sizes: tuple[int, int]) -> list[TrainResult]:
-    """Every rank's view of 24 steps."""
+    """The result of 24 steps on each rank."""
     with tempfile.TemporaryDirectory() as folder:
         return run_ranks(world_size, train, [*SGD, *STEPS, *settings], Path(folder), sizes)
 
@@ -42,12 +43,12 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 
 
 def values(rows: list[dict[str, float]], key: str) -> list[float]:
-    """What the rows that have this key say of it."""
+    """The values of a key in the rows that have it."""
     return [row[key] for row in rows if key in row]
 
 
 def assert_same(run: TrainResult, single: TrainResult) -> None:
-    """The same losses and weights, but for the order in which double precision added them up."""
+    """Assert equal losses and weights in float64, up to the order of sums."""
     for key in ("train.loss", "epoch.train.loss"):
         assert values(run.rows, key) == pytest.approx(values(single.rows, key), rel=1e-7), key
     for key in ("lr", "train.accuracy", "epoch.train.correct", "epoch.train.count"):
@@ -57,12 +58,12 @@ def assert_same(run: TrainResult, single: TrainResult) -> None:
     assert distance(run.eval_weights, single.eval_weights) < 1e-12
 
 
-CASES = [(setting, "tail of 1") for setting in SETTINGS] + [("plain", "whole"), ("everything", "tail of 17")]
+CASES = [(setting, "last of 1") for setting in SETTINGS] + [("plain", "full"), ("combined", "last of 17")]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize(("setting", "size"), CASES)
-def test_any_number_of_processes_trains_the_same(world_size: int, setting: str, size: str) -> None:
+def test_any_number_of_ranks_trains_the_same(world_size: int, setting: str, size: str) -> None:
     arguments, sizes = tuple(SETTINGS[setting]), SIZES[size]
     single, several = trained(1, arguments, sizes)[0], trained(world_size, arguments, sizes)
     assert len({run.sha256 for run in several}) == 1, "ranks hold different weights"
@@ -72,41 +73,41 @@ def test_any_number_of_processes_trains_the_same(world_size: int, setting: str, 
 
 
 @pytest.mark.parametrize("model", ["unshuffle", "cnn", "convnet", "deep_head", "deep_head_fixed"])
-def test_every_model_takes_a_tail_smaller_than_the_number_of_processes(model: str) -> None:
-    arguments, sizes = (f"--model.name={model}", "--optim.lr=0.01"), SIZES["tail of 1"]
+def test_every_model_trains_on_a_last_batch_with_fewer_images_than_ranks(model: str) -> None:
+    arguments, sizes = (f"--model.name={model}", "--optim.lr=0.01"), SIZES["last of 1"]
     assert_same(trained(3, arguments, sizes)[0], trained(1, arguments, sizes)[0])
 
 
-def test_two_processes_are_bit_for_bit_one_that_adds_up_two_parts() -> None:
-    halves = ("--optim.name=adamw", "--optim.lr=0.002", "--optim.ema=0.9")
-    single = trained(1, (*halves, "--train.accumulate=2"), SIZES["tail of 1"])[0]
-    assert trained(2, halves, SIZES["tail of 1"])[1].sha256 == single.sha256
+def test_two_ranks_have_the_bits_of_one_rank_with_two_microbatches() -> None:
+    arguments = ("--optim.name=adamw", "--optim.lr=0.002", "--optim.ema=0.9")
+    single = trained(1, (*arguments, "--train.accumulate=2"), SIZES["last of 1"])[0]
+    assert trained(2, arguments, SIZES["last of 1"])[1].sha256 == single.sha256
 
 
-def test_muon_trains_the_same_within_its_own_rounding() -> None:
-    arguments, sizes = ("--optim.name=muon", "--optim.lr=0.002"), SIZES["tail of 1"]
+def test_muon_trains_the_same_up_to_its_rounding() -> None:
+    arguments, sizes = ("--optim.name=muon", "--optim.lr=0.002"), SIZES["last of 1"]
     several, single = trained(2, arguments, sizes)[0], trained(1, arguments, sizes)[0]
-    # torch's Muon orthogonalises in bfloat16, which makes a last bit of the gradient a thousandth of the update.
+    # torch's Muon orthogonalises in bfloat16: a difference in the last bit of a gradient becomes 1e-3 of the update.
     assert values(several.rows, "train.loss") == pytest.approx(values(single.rows, "train.loss"), rel=2e-3)
     assert distance(several.weights, single.weights) < 1e-2
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_the_images_of_every_step_are_those_of_the_order(world_size: int, accumulate: int) -> None:
-    sizes = SIZES["tail of 1"]
+def test_the_images_of_every_step_are_those_of_the_permutation(world_size: int, accumulate: int) -> None:
+    sizes = SIZES["last of 1"]
     runs = trained(world_size, (f"--train.accumulate={accumulate}",), sizes)
     assert global_batches(runs) == expected_batches(sizes[0])
 
 
 @pytest.mark.parametrize("stages", [(1, 2, 3), (3, 2, 1)])
-def test_a_run_goes_on_with_other_numbers_of_processes_as_if_nothing_had_happened(
+def test_a_run_resumed_on_other_numbers_of_ranks_equals_an_uninterrupted_one(
     stages: tuple[int, ...], tmp_path: Path
 ) -> None:
-    sizes = SIZES["tail of 17"]
+    sizes = SIZES["last of 17"]
     settings = ("--optim.ema=0.9", "--train.accumulate=2")
     batches, rows = [], []
-    for world_size, last_step in zip(stages, (7, 15, 24), strict=True):  # in the middle of an epoch, both times
+    for world_size, last_step in zip(stages, (7, 15, 24), strict=True):  # stops within an epoch
         arguments = [*SGD, *STEPS, *settings, f"--train.max_steps={last_step}"]
         runs = run_ranks(world_size, train, arguments, tmp_path, sizes)
         batches += global_batches(runs)
@@ -114,24 +115,25 @@ def test_a_run_goes_on_with_other_numbers_of_processes_as_if_nothing_had_happene
         assert len(batches) == last_step
     assert batches == expected_batches(sizes[0])
     assert values(rows, "epoch.train.count") == [sizes[0]] * 4
-    whole = TrainResult(rows, batches, runs[0].weights, runs[0].eval_weights, runs[0].sha256)
-    assert_same(whole, trained(1, settings, sizes)[0])
+    resumed = TrainResult(rows, batches, runs[0].weights, runs[0].eval_weights, runs[0].sha256)
+    assert_same(resumed, trained(1, settings, sizes)[0])
 
 
 def global_batches(runs: list[TrainResult]) -> list[list[int]]:
-    """The image indices of each step, over all ranks in order."""
+    """The image indices of each step, over all ranks in rank order."""
     return [
-        [index for share in shares for index in share] for shares in zip(*(run.batches for run in runs), strict=True)
+        [index for rank_slice in slices for index in rank_slice]
+        for slices in zip(*(run.batches for run in runs), strict=True)
     ]
 
 
 def expected_batches(images: int) -> list[list[int]]:
-    """Four epochs of the order, cut into batches."""
+    """The batches of four epochs, from the permutations."""
     sampler = GlobalBatchSampler(images, BATCH)
     batches: list[list[int]] = []
     for epoch in range(4):
         sampler.set_epoch(epoch)
-        order: Tensor = sampler.permutation()
-        assert not torch.equal(order, torch.arange(images))
-        batches += [part.tolist() for part in order.split(BATCH)]
+        permutation: Tensor = sampler.permutation()
+        assert not torch.equal(permutation, torch.arange(images))
+        batches += [batch.tolist() for batch in permutation.split(BATCH)]
     return batches
