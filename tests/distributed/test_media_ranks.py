@@ -128,7 +128,7 @@ def run_program(mode: str, arguments: list[str]) -> tuple[int, list[tuple[int, i
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
 def test_rank_0_decides_for_all_ranks_whether_media_are_logged(mode: str, tmp_path: Path) -> None:
-    """The environment of the other ranks does not matter. Otherwise, some would not call the collectives."""
+    """The environment of the other ranks is ignored: a rank that logged no media would not call the collectives."""
     (tmp_path / "data").mkdir()
     write_digits(tmp_path / "data", train=48, test=20)
     options = [f"--data.root={tmp_path}/data", "--data.source=local", "--data.val_size=0", f"--run.dir={tmp_path}/run"]

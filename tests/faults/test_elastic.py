@@ -1,4 +1,4 @@
-"""A launcher that starts its processes again: they find their own run, go on, and end as if nothing had happened."""
+"""torchrun restarts the workers after one was killed: they resume their run and end like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.launcher
 
 STEPS = 40
 RECIPE = ["--config=debug", "--train.detect_anomaly=false", "--tracking.log_steps=1"]
-"""The size of the debug recipe, but a row for each step."""
-SAVING = ["--train.checkpoint_steps=5", "--run.resume=never"]  # that is for the first start only
+"""The debug recipe, with a row for each step."""
+SAVING = ["--train.checkpoint_steps=5", "--run.resume=never"]  # a restart resumes nevertheless
 
 
 def command(data: Path) -> list[str]:
@@ -42,7 +42,7 @@ def environment(process: psutil.Process) -> dict[str, str]:
 
 
 def outcome(work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary of the one run in `runs/`, and the rows of its metrics without what clocks said."""
+    """The summary of the one run in `runs/`, and its rows of metrics without measured values."""
     (folder,) = (work / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
     rows = [{key: value for key, value in row.items() if key not in MEASURED_ROW_KEYS} for row in read_rows(folder)]
@@ -57,8 +57,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    work = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    work = tmp_path_factory.mktemp("uninterrupted")
     with started(command(data), work=work) as (program,):
         ended = program.end()
         assert ended.code == EXIT_DONE, ended.err
@@ -66,8 +66,8 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[d
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_worker_is_started_again_and_its_run_ends_as_if_undisturbed(
-    rank: int, data: Path, undisturbed: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path
+def test_a_run_with_a_killed_worker_equals_an_uninterrupted_one(
+    rank: int, data: Path, uninterrupted: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     with started(command(data), work=tmp_path) as (program,):
         program.wait_for_line(f"step 12/{STEPS} ")
@@ -76,9 +76,9 @@ def test_a_killed_worker_is_started_again_and_its_run_ends_as_if_undisturbed(
         assert ended.code == EXIT_DONE, ended.err
         assert program.family() == []
     summary, rows = outcome(tmp_path)
-    expected_summary, expected_rows = undisturbed
+    expected_summary, expected_rows = uninterrupted
     step = int(summary["resumed_from"][-8:])
-    assert 10 <= step < STEPS  # it went on from a checkpoint of its own
+    assert 10 <= step < STEPS  # resumed from a checkpoint of this run
     assert rows == expected_rows
     same = [key for key in expected_summary if not key.startswith("train.") or key == "train.steps"]
     for key in set(same) - {"resumed_from", "run_id", "memory.peak_bytes"}:

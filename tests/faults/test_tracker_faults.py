@@ -1,4 +1,4 @@
-"""A tracker that fails in whatever way: the same weights, the same rows, the same exit code."""
+"""wandb fails in many ways: weights, rows of metrics and exit code are those of a run without a tracker."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ RECIPE = (
     *("-m", "mnist_dist.train", "--run.device=cpu", "--run.threads=1", "--run.dir=run", "--data.source=local"),
     *("--data.val_size=30", "--model.name=basic", "--train.epochs=2", "--train.batch_size=24", "--tracking.timeout=1"),
 )
-RUN = textwrap.dedent(FAKE_SETTINGS + FAKE_RUN)
+FAKE = textwrap.dedent(FAKE_SETTINGS + FAKE_RUN)
 HANG = "import threading\nthreading.Event().wait()\n"
-FAKES = {
+FAULTS = {
     "no wandb": "raise ModuleNotFoundError('no')",
     "an exception at import": "raise RuntimeError('no')",
     "a hang at import": HANG,
     "an exit at import": "import os; raise SystemExit(7)",
-    "an exception in init": RUN + "def init(**kwargs): raise OSError('no')",
-    "a hang in init": RUN + "import threading\ndef init(**kwargs): threading.Event().wait()",
-    "an exception in log": RUN + "def fail(self, row): raise KeyError('no')\nRun.log = fail",
-    "a hang in log": RUN + "import threading\ndef hang(self, row): threading.Event().wait()\nRun.log = hang",
-    "a hang in finish": RUN
+    "an exception in init": FAKE + "def init(**kwargs): raise OSError('no')",
+    "a hang in init": FAKE + "import threading\ndef init(**kwargs): threading.Event().wait()",
+    "an exception in log": FAKE + "def fail(self, row): raise KeyError('no')\nRun.log = fail",
+    "a hang in log": FAKE + "import threading\ndef hang(self, row): threading.Event().wait()\nRun.log = hang",
+    "a hang in finish": FAKE
     + "import threading\ndef hang(self, exit_code): threading.Event().wait()\nRun.finish = hang",
-    "a full disk": RUN + "def init(**kwargs): raise OSError(28, 'No space left on device')",
+    "a full disk": FAKE + "def init(**kwargs): raise OSError(28, 'No space left on device')",
 }
 
 
 def run(work: Path, data: Path, *arguments: str, fake: str = "") -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary and the rows of a whole run in a process of its own, beside a fake wandb if one is given."""
+    """The summary and the rows of a run in its own process.
+
+    Args:
+        fake: source of the module `wandb` that the process imports; by default the installed one.
+    """
     work.mkdir()
     if fake:
         (work / "wandb.py").write_text(fake)
@@ -68,28 +72,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def without(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run without a tracker."""
-    return run(tmp_path_factory.mktemp("without") / "work", data, "--tracking.mode=disabled")
+def untracked(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the rows of a run without a tracker."""
+    return run(tmp_path_factory.mktemp("untracked") / "work", data, "--tracking.mode=disabled")
 
 
 @pytest.mark.parametrize("fault", ["an exception at import", "a hang in log", "a full disk"])
 def test_a_tracker_that_fails_changes_nothing(
-    fault: str, data: Path, without: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path
+    fault: str, data: Path, untracked: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    assert_same(fault, data, without, tmp_path)
+    assert_same(fault, data, untracked, tmp_path)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("fault", FAKES)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_tracker_that_fails_in_any_way_changes_nothing(
-    fault: str, data: Path, without: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path
+    fault: str, data: Path, untracked: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    assert_same(fault, data, without, tmp_path)
+    assert_same(fault, data, untracked, tmp_path)
 
 
-def assert_same(fault: str, data: Path, without: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path) -> None:
-    summary, rows = run(tmp_path / "work", data, "--tracking.mode=offline", fake=FAKES[fault])
-    assert summary["weights_sha256"] == without[0]["weights_sha256"]
-    assert summary["test.loss"] == without[0]["test.loss"]
-    assert rows == without[1]
+def assert_same(fault: str, data: Path, untracked: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path) -> None:
+    summary, rows = run(tmp_path / "work", data, "--tracking.mode=offline", fake=FAULTS[fault])
+    assert summary["weights_sha256"] == untracked[0]["weights_sha256"]
+    assert summary["test.loss"] == untracked[0]["test.loss"]
+    assert rows == untracked[1]
