@@ -151,8 +151,8 @@ class Trainer:
         self.train_step.restore_lr()
         self.metric_logger.rewind(progress.step)
         self.console.warn(
-            f"{rollback.reason}; went back to step {progress.step}, to go on at half the rate, "
-            "without the first such batch"
+            f"{rollback.reason}; rolled back to step {progress.step}, to continue at half the learning rate without "
+            "the first of these batches"
         )
         return True
 

@@ -240,8 +240,8 @@ def test_a_rollback_restores_the_last_checkpoint_halves_the_rate_and_skips_the_b
     progress = run.trainer.progress
     assert (progress.rollbacks, progress.skip_batches, progress.nonfinite_skips) == (2, [1, SECOND_NAN_BATCH], 0)
     assert [text.split("; ")[1] for text in run.warnings] == [
-        "went back to step 0, to go on at half the rate, without the first such batch",
-        "went back to step 4, to go on at half the rate, without the first such batch",
+        "rolled back to step 0, to continue at half the learning rate without the first of these batches",
+        "rolled back to step 4, to continue at half the learning rate without the first of these batches",
     ]
     # One row per step: rows of steps that were rolled back are removed.
     assert [row["step"] for row in run.rows if "train.loss" in row] == list(range(1, 2 * STEPS + 1))
