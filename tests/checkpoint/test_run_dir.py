@@ -186,7 +186,7 @@ def test_restarted_processes_resume_their_own_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = config(dir="mine" if named else "", resume=resume)
-    open_and_start(config(), ["other"], launcher=1)  # another run, under another launcher
+    open_and_start(config(), ["other"], launcher=os.getpid())  # another run, under another launcher
     first = open_and_start(settings, launcher=os.getppid())
     assert open_and_start(settings, launcher=os.getppid()) == RunDir(first.folder, None, same_run=False)
     path = add_checkpoint(first.folder, 3)
@@ -197,7 +197,7 @@ def test_restarted_processes_resume_their_own_run(
     assert (first.folder / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("launcher", [0, 1])
+@pytest.mark.parametrize("launcher", [0, os.getpid()], ids=["none", "another"])
 def test_resume_never_applies_to_every_first_start(launcher: int, tmp_path: Path) -> None:
     """Of an earlier run without a launcher, or under another one, nothing is resumed."""
     open_and_start(config(dir=str(tmp_path)), launcher=os.getppid())
