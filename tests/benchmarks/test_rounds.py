@@ -99,7 +99,7 @@ def test_a_failure_keeps_what_was_measured() -> None:
 
 INTERRUPTED = """\
 import signal, sys
-from common import comparison
+from common import comparison, processes
 from common.cli import run_script
 from common.comparison import Case, comparison_parser, run_comparison
 from common.processes import run_python
@@ -120,6 +120,7 @@ def rate_of(case, steps):
     return rates.pop(0)
 
 comparison.rate_of = rate_of
+processes.GRACE = 1.0
 cases = [Case("slow"), Case("fast", baseline="slow")]
 parser = comparison_parser("speed.py", "What is fast?")
 run_script(lambda arguments: run_comparison(parser, cases, ["--rounds", "4", "--json", arguments[1]]))
