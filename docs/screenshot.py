@@ -45,7 +45,7 @@ def draw() -> None:
         os.chdir("/")
     if code:
         raise SystemExit(code)
-    svg = terminal.export_svg(title="accelerate launch -m mnist_dist.train")
+    svg = terminal.export_svg(title="python -m mnist_dist.train")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # no fonts from the network
     SVG.write_text(re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE), encoding="utf-8")
 
