@@ -25,19 +25,20 @@ MAX_NAMES = 2000
 
 
 def describe_contents(root: Path) -> str:
-    """What is in a folder, as a clause: the first other data set or format, otherwise some names."""
+    """What is in a folder without any known data set, as a clause."""
     if not root.exists():
         return "there is no such folder"
     if not root.is_dir():
         return "that is a file"
     files = list(iter_files(root))
-    for path in files:
-        if known := recognise(path):
-            return f"it holds {known} ({path})"
     if not files:
         return "it is empty"
-    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    return f"it holds {files[0]}{more}"
+    return f"it holds {files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+
+def find_other_data(root: Path) -> tuple[PurePath, str] | None:
+    """The first file in or below a folder that `recognise` knows, relative to it, and what it belongs to."""
+    return next(((path, known) for path in iter_files(root) if (known := recognise(path))), None)
 
 
 def recognise(path: PurePath) -> str | None:

