@@ -66,7 +66,7 @@ def build_parser() -> Parser:
         examples=[
             "mnist-dist evaluate runs/digits",
             "mnist-dist evaluate last --split val --checkpoint best",
-            "mnist-dist evaluate runs/digits/checkpoints/step-00000430 --data.root=data",
+            "mnist-dist evaluate runs/digits --data.root=data",
             "mnist-dist evaluate runs/digits --precision no --json",
             "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist evaluate runs/digits",
         ],
