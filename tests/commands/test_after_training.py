@@ -117,7 +117,9 @@ def test_evaluate_gives_the_summary_again(home: Path) -> None:
         assert result[key] == summary[key]
     assert sum(map(sum, result["test.confusion"])) == TEST
     shown = command("mnist_dist", "evaluate", "run", "--split=val", cwd=home)
+    assert f"val accuracy: {summary['val.accuracy']:.2%}".replace("%", " %") in shown.stdout
     assert f"{summary['val.correct']} of 100" in shown.stdout
+    assert "test" not in shown.stdout
 
 
 def test_loaded_weights_are_the_evaluated_ones(run: str) -> None:
@@ -129,14 +131,33 @@ def test_loaded_weights_are_the_evaluated_ones(run: str) -> None:
 
 
 def test_each_way_to_name_a_checkpoint(run: str) -> None:
-    assert load_model(run, "10").step == 10
-    assert load_model(run, "run/checkpoints/step-00000010").step == 10
+    for name in ("10", "step-00000010", "step-10", "run/checkpoints/step-00000010"):
+        assert load_model(run, name).step == 10
+    assert load_model("run/checkpoints/step-00000010").step == 10
+    for name in ("last", "latest", "20"):
+        assert load_model(run, name).step == load_model("run/checkpoints", name).step == 20
     assert load_model(run, "best").step in (10, 20)
+
+
+def test_the_last_run_is_the_newest_in_runs(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(run, tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert load_model("last").step == 20
+    assert load_model("last", "10").step == 10
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("nowhere",), "no such folder"), (("data",), "no complete checkpoint"), (("run", "7"), "step-00000007")],
+    [
+        (("nowhere",), "no such folder"),
+        (("run/config.yaml",), "is a file"),
+        (("data",), "no complete checkpoint"),
+        (("last",), "last: no run in .*/runs; give the folder of a run"),
+        (("run", "7"), "has no checkpoint step-00000007; it has step-00000010, step-00000020"),
+        (("run", "newest"), "no such checkpoint; give last, best, .*: it has step-00000010, step-00000020"),
+        (("run/checkpoints/step-00000010", "best"), "names a checkpoint, and --checkpoint best another one"),
+        (("run/checkpoints/step-00000011",), "no such folder"),
+    ],
 )
 def test_what_cannot_be_loaded_is_one_line(run: str, arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError, match=said) as error:

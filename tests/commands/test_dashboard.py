@@ -34,6 +34,7 @@ RUN = [
 ]
 FACTS = (
     *("device", "threads", "shards", "precision", "run_id", "resumed_from", "weights_sha256"),
+    *("data/train_sha256", "data/test_sha256"),
     *("model/name", "model/parameters"),
 )
 """What a summary says once of a run, which needs no panel; versions beside it."""

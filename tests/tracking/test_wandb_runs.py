@@ -131,6 +131,7 @@ def test_wandb_has_every_row_and_the_summary(whole: Whole) -> None:
 def test_facts_are_there_from_the_start(whole: Whole) -> None:
     facts = whole.recorded.config["facts"]
     names = ("world_size", "machines", "device", "precision", "shards", "model.parameters", "versions.torch")
+    names += ("data.train_sha256", "data.test_sha256")
     assert {name: facts[name.replace(".", "/")] for name in names} == {name: whole.summary[name] for name in names}
 
 
