@@ -155,7 +155,7 @@ def open_shared_memory(
 def create_segment(size: int) -> str | None:
     """Path of a new file of `size` zeros in /dev/shm, for this user only; None if there is no room."""
     try:
-        descriptor, path = tempfile.mkstemp(prefix="mnist_dist-", dir="/dev/shm")
+        descriptor, path = tempfile.mkstemp(prefix=f"mnist_dist-{os.getpid()}-", dir="/dev/shm")
     except OSError:
         return None
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from harness import run_ranks, try_ranks
@@ -41,8 +42,9 @@ def open_gather(runtime: Runtime, capacity: int = 800, timeout: float = 30) -> S
 
 
 def remaining_files() -> list[Path]:
-    """This package's files in /dev/shm."""
-    return list(Path("/dev/shm").glob("mnist_dist-*"))
+    """This package's files in /dev/shm whose process has ended. (Those of other runs on this machine are in use.)"""
+    files = Path("/dev/shm").glob("mnist_dist-*")
+    return [file for file in files if not psutil.pid_exists(int(file.name.split("-")[1]))]
 
 
 def gather_many() -> tuple[bool, list[bool], list[bool]]:
