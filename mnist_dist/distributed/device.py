@@ -110,8 +110,10 @@ def peak_memory(device: torch.device) -> int:
     """Peak memory of this process in bytes: allocated on a CUDA device, else resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if PROC_STATUS.exists():  # on Linux, getrusage would include the process that this one was forked from
-        lines = PROC_STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    # On Linux getrusage would include the process that this one was forked from. gVisor's status lacks the line.
+    lines = PROC_STATUS.read_text().splitlines() if PROC_STATUS.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
