@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -73,6 +74,24 @@ def configure_torch(config: Config, topology: Topology, shards: int) -> int:
         else:
             torch.use_deterministic_algorithms(True)
     return threads
+
+
+@contextlib.contextmanager
+def restored_torch_state() -> Iterator[None]:
+    """Restore at the end what a run sets in all of torch: threads, deterministic kernels, anomaly detection, seeds."""
+    threads, debug_mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    anomalies = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            if "torch._inductor.config" in sys.modules:  # sets the compiler's own flag too
+                torch.use_deterministic_algorithms(debug_mode > 0, warn_only=debug_mode == 1)
+            else:
+                torch.set_deterministic_debug_mode(debug_mode)
+            torch.autograd.set_detect_anomaly(*anomalies)
 
 
 def configure_malloc() -> None:

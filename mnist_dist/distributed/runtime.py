@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.comm_timer import CommTimer
-from mnist_dist.distributed.device import configure_torch, fingerprint, should_use_cpu
+from mnist_dist.distributed.device import configure_torch, fingerprint, restored_torch_state, should_use_cpu
 from mnist_dist.distributed.mixed_precision import MixedPrecision
 from mnist_dist.distributed.network import set_gloo_interface
 from mnist_dist.distributed.rendezvous import create_accelerator, destroy_process_group, store_has_key
@@ -256,12 +256,20 @@ abandoned_groups: list[object] = []
 def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
     """Join the run's process group; destroy it at the end of the block, also after an error.
 
-    Within the block, the signals of `utils.signals` request a stop, and the peer monitor watches for lost ranks.
+    Within the block, the signals of `utils.signals` request a stop, and the peer monitor watches for lost ranks. At the
+    end, the settings that torch has for the whole process are as they were.
 
     Raises:
         UserError: this machine lacks the device or the precision, or accelerate sees another number of processes.
         TrainingError: another rank did not join in time, has exited, or does not answer.
     """
+    with restored_torch_state(), join_process_group(config, topology) as runtime:
+        yield runtime
+
+
+@contextlib.contextmanager
+def join_process_group(config: Config, topology: Topology) -> Iterator[Runtime]:
+    """As `start_runtime`, without restoring torch's settings."""
     cpu = should_use_cpu(config, topology)
     shards = 0 if topology.fsdp else config.shards(topology.world_size, cpu)
     threads = configure_torch(config, topology, shards)

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from mnist_dist.utils.environment import restored_environment
 from mnist_dist.utils.errors import (
     EXIT_FAILED,
     EXIT_STOPPED,
@@ -26,6 +27,7 @@ _skip_exit_hooks = threading.Event()
 
 
 @guarded_streams()
+@restored_environment()
 def run_to_exit_code(action: Callable[[], int]) -> int:
     """Run a program's main function and return its exit code; an exception gives the exit code of its kind.
 
