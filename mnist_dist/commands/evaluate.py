@@ -66,7 +66,7 @@ def build_parser() -> Parser:
             "mnist-dist evaluate runs/digits",
             "mnist-dist evaluate runs/digits --split val --checkpoint best",
             "mnist-dist evaluate runs/digits --precision no --json",
-            "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist evaluate runs/digits",
+            "torchrun --nproc-per-node 2 -m mnist_dist evaluate runs/digits",
         ],
     )
     add_run_arguments(parser)

@@ -173,7 +173,7 @@ def show(sweep: Sweep, runs: list[Run]) -> None:
     table = Table(title=title, title_justify="left")
     extreme = "highest" if sweep.goal == "maximize" else "lowest"
     for heading in ("run", *sweep.varied, f"{extreme} {sweep.metric}", "seconds", "state"):
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
     order = rank(sweep, runs)
     for run in [*order, *(run for run in runs if run not in order)]:
         value = best_value(run, sweep.goal)
