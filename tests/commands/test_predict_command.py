@@ -78,7 +78,7 @@ def test_indices_are_drawn_beside_their_probabilities(
     assert lines[0] == f"test image 3: 3 ({SURE}), right"
     assert lines[15] == f"test image 6: 6 ({SURE}), wrong: 7"
     assert lines[1 + 5].startswith("=" * 28)  # rows 10 and 11 of the image, one of them white
-    assert lines[1 + 2 + 3].split() == ["=" * 28, ">", "3", "#" * 17 + "...", SURE, "true"]
+    assert lines[1 + 2 + 3].split() == ["=" * 28, ">", "3", "#" * 17 + "...", *SURE.split(), "true"]
     assert lines[16 + 2 + 7].split()[-3:] == ["1.57", "%", "true"]
 
 
