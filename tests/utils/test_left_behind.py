@@ -26,7 +26,6 @@ SETTINGS = [
 def process_state() -> dict[str, Any]:
     """What a caller may notice."""
     return {
-        "environment": dict(os.environ),
         "handlers": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
         "threads": sorted(thread.name for thread in threading.enumerate()),
         "streams": (id(sys.stdout), id(sys.stderr)),
@@ -42,9 +41,18 @@ def process_state() -> dict[str, Any]:
 def train_and_compare(folder: Path) -> list[tuple[int, list[str]]]:
     """Train to the end, and fail in the middle; for each the exit code, and what differs after it."""
     os.chdir(folder)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "OMP_NUM_THREADS",
+    ):
         del os.environ[name]
     found = []
+    environment = dict(os.environ)
     main([*SETTINGS, "--run.dir=first"])  # what libraries open once
     for more in ([], ["--data.drop_last=true", "--train.batch_size=500", "--run.dir=other"]):
         torch.manual_seed(7)
@@ -52,6 +60,7 @@ def train_and_compare(folder: Path) -> list[tuple[int, list[str]]]:
         code = main([*SETTINGS, *more])
         after = process_state()
         found.append((code, [name for name in before if before[name] != after[name]]))
+    assert dict(os.environ) == environment
     return found
 
 
