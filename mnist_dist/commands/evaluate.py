@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 from mnist_dist.commands.arguments import Parser, add_run_arguments
 from mnist_dist.distributed.topology import resolve_topology, set_omp_wait_policy
 from mnist_dist.utils.errors import EXIT_DONE, UserError
+
+if TYPE_CHECKING:
+    from mnist_dist.distributed.runtime import Runtime
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +49,9 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"--split {options.split}: this run has none (data.val_size=0); use test or train")
         model = runtime.to_device(loaded.model)
         size = config.train.eval_batch_size
-        metrics = evaluate(model, data.to(runtime.device), config.data, runtime, size)
+        metrics = evaluate(
+            model, data.to(runtime.device), config.data, runtime, size, partial(interrupt_if_asked, runtime)
+        )
         result = metrics.row(options.split) | {"step": loaded.step, "world_size": runtime.world_size}
         if topology.is_main and options.json:
             print(dump_strict(result | metrics.details(options.split)))
@@ -57,6 +65,12 @@ def main(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
+def interrupt_if_asked(runtime: Runtime) -> None:
+    """Raise KeyboardInterrupt if any rank was asked to stop: there is nothing to save. Every rank must call it."""
+    if runtime.should_stop():
+        raise KeyboardInterrupt
+
+
 def build_parser() -> Parser:
     """The parser of this command."""
     parser = Parser(
@@ -66,7 +80,7 @@ def build_parser() -> Parser:
             "mnist-dist evaluate runs/digits",
             "mnist-dist evaluate runs/digits --split val --checkpoint best",
             "mnist-dist evaluate runs/digits --precision no --json",
-            "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist evaluate runs/digits",
+            "torchrun --nproc-per-node 2 -m mnist_dist evaluate runs/digits",
         ],
     )
     add_run_arguments(parser)
