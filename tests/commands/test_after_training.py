@@ -179,7 +179,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
         ("optim", "lr", "fast", "optim.lr must be a number, as in "),
         ("run", "seed", 1.0, "run.seed must be a whole number"),
         ("run", "seed", "1", "run.seed must be a whole number"),
-        ("optim", "ema", None, "optim.ema is missing"),
     ],
 )
 def test_a_forged_configuration_is_one_line(
@@ -189,8 +188,6 @@ def test_a_forged_configuration_is_one_line(
     folder = tmp_path / "run/checkpoints/step-00000020"
     state = json.loads((folder / "state.json").read_text())
     state["config"][section][key] = value
-    if value is None:
-        del state["config"][section][key]
     replace_file(folder, "state.json", json.dumps(state).encode())
     with pytest.raises(UserError, match=rf"was written by another version of mnist_dist \(.*{said}") as error:
         load_model(str(tmp_path / "run"))

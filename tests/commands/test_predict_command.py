@@ -58,9 +58,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, data: DataConfig) -> list[tuple[st
     """Make `load_model` give RowReader with this configuration; records what it is asked for."""
     asked: list[tuple[str, str]] = []
 
-    def load_model(run: str, checkpoint: str = "latest") -> types.SimpleNamespace:
+    def load_model(run: str, checkpoint: str = "last") -> types.SimpleNamespace:
         asked.append((run, checkpoint))
-        return types.SimpleNamespace(config=Config(data=data), model=RowReader().eval(), step=1, folder=Path(run))
+        return types.SimpleNamespace(config=Config(data=data), model=RowReader().eval(), step=1, digests={})
 
     module = types.ModuleType("mnist_dist.commands.load_model")
     module.load_model = load_model  # type: ignore[attr-defined]
