@@ -142,9 +142,9 @@ def files_table(files: dict[str, Path], digests: dict[str, str]) -> Table:
     from mnist_dist.data.prepare import FILES
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("file", overflow="fold")
+    table.add_column("file", no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)
-    table.add_column("MD5 of the content", no_wrap=True)
+    table.add_column("MD5 of the content", overflow="fold")
     table.add_column("original", no_wrap=True)
     for name, path in files.items():
         original = "yes" if digests[name] == FILES[name] else "no"

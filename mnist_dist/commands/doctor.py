@@ -87,14 +87,14 @@ def build_parser() -> Parser:
     """The parser of this command. The arguments that it does not know are those of training."""
     parser = Parser(
         prog="mnist-dist doctor",
-        usage="%(prog)s [--json] [--config NAME|PATH]... [--section.key=VALUE]...",
+        usage="%(prog)s [--json]\n       [--config NAME|PATH]... [--section.key=VALUE]...",
         description="Check what a run needs before it is started, and say what to do. Start it like the run, with the "
         "same launcher and settings: it checks all processes, and rank 0 shows one table. Exit code 0: the run would "
         "work; 1: it would fail.",
         examples=[
             "mnist-dist doctor",
             "mnist-dist doctor --config=debug --run.dir=runs/digits --tracking.mode=offline",
-            "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist doctor --run.dir=runs/two",
+            "torchrun --nproc-per-node 2 -m mnist_dist doctor --run.dir=runs/two",
             "torchrun --nproc_per_node 2 -m mnist_dist doctor --json --run.device=cpu",
         ],
     )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 from mnist_dist.commands.arguments import Parser, add_run_arguments
 from mnist_dist.distributed.topology import resolve_topology, set_omp_wait_policy
 from mnist_dist.utils.errors import EXIT_DONE, UserError
+
+if TYPE_CHECKING:
+    from mnist_dist.distributed.runtime import Runtime
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +54,9 @@ def main(arguments: list[str]) -> int:
         if not len(data):
             raise UserError(f"--split {split}: this run has none (data.val_size=0); use test or train")
         size = config.train.eval_batch_size
-        metrics = evaluate(model, data.to(runtime.device), config.data, runtime, size)
+        metrics = evaluate(
+            model, data.to(runtime.device), config.data, runtime, size, partial(interrupt_if_asked, runtime)
+        )
         result = metrics.row(split) | {"step": loaded.step, "world_size": runtime.world_size}
         if topology.is_main and options.json:
             print(dump_strict(result | metrics.details(split) | summary_keys(splits.digests)))
@@ -56,6 +64,12 @@ def main(arguments: list[str]) -> int:
         console.header(runtime.describe() | facts)
         console.summary(metrics.row(split), metrics.confusion, config.data.classes)
     return EXIT_DONE
+
+
+def interrupt_if_asked(runtime: Runtime) -> None:
+    """Raise KeyboardInterrupt if any rank was asked to stop: there is nothing to save. Every rank must call it."""
+    if runtime.should_stop():
+        raise KeyboardInterrupt
 
 
 def build_parser() -> Parser:
@@ -68,7 +82,7 @@ def build_parser() -> Parser:
             "mnist-dist evaluate last --split val --checkpoint best",
             "mnist-dist evaluate runs/digits --data.root=data",
             "mnist-dist evaluate runs/digits --precision no --json",
-            "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist evaluate runs/digits",
+            "torchrun --nproc-per-node 2 -m mnist_dist evaluate runs/digits",
         ],
     )
     add_run_arguments(parser)

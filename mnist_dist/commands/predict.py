@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mnist_dist.commands.arguments import Parser, add_run_arguments, check_indices
+from mnist_dist.console.formatting import format_percent
 from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 if TYPE_CHECKING:
@@ -159,8 +160,10 @@ def draw(
     plain = is_plain(console)
     likeliest = int(row.argmax())
     verdict = "" if truth is None else ", right" if likeliest == truth else f", wrong: {classes[truth]}"
-    console.print(f"{name}: {classes[likeliest]} ({row[likeliest]:.2%}){verdict}", markup=False, soft_wrap=True)
-    console.print(side_by_side(draw_digit(image, plain), draw_bars(row, classes, truth, plain)))
+    console.print(
+        f"{name}: {classes[likeliest]} ({format_percent(float(row[likeliest]))}){verdict}", markup=False, soft_wrap=True
+    )
+    console.print(side_by_side(draw_digit(image, plain), draw_bars(row, classes, truth, plain), console.width))
 
 
 def draw_maps(console: Console, loaded: LoadedModel, image: Tensor) -> None:
@@ -187,4 +190,6 @@ def print_rows(console: Console, predicted: list[int], truth: list[int], classes
     if any(name != str(label) for label, name in enumerate(classes)):
         console.print(", ".join(f"{label} {name}" for label, name in enumerate(classes)), markup=False, soft_wrap=True)
     right = len(predicted) - sum(mistakes)
-    console.print(f"{right} of {len(predicted)} right ({right / len(predicted):.2%}), mistakes: {sum(mistakes)}")
+    console.print(
+        f"{right} of {len(predicted)} right ({format_percent(right / len(predicted))}), mistakes: {sum(mistakes)}"
+    )

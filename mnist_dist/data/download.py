@@ -14,7 +14,6 @@ import gzip
 import hashlib
 import http.client
 import os
-import queue
 import re
 import shutil
 import signal
@@ -26,6 +25,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -107,23 +107,29 @@ def open_url(url: str) -> http.client.HTTPResponse:
 
     In a thread, because urlopen's timeout covers neither name resolution nor a host with several addresses.
     """
-    responses: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
     request = urllib.request.Request(url, headers={"User-Agent": "mnist_dist"})
+    answer: Future[http.client.HTTPResponse] = Future()
 
     def get() -> None:
         try:
-            responses.put(urllib.request.urlopen(request, timeout=READ_TIMEOUT))
+            answer.set_result(urllib.request.urlopen(request, timeout=READ_TIMEOUT))
         except Exception as error:
-            responses.put(error)
+            answer.set_exception(error)
 
     threading.Thread(target=get, daemon=True).start()
+    if not wait([answer], CONNECT_TIMEOUT).done:
+        answer.add_done_callback(close_response)
+        raise Unavailable(f"no answer within {CONNECT_TIMEOUT:g} s")
     try:
-        response = responses.get(timeout=CONNECT_TIMEOUT)
-    except queue.Empty:
-        raise Unavailable(f"no answer within {CONNECT_TIMEOUT:g} s") from None
-    if isinstance(response, Exception):
-        raise Unavailable(one_line(response))
-    return response
+        return answer.result()
+    except Exception as error:
+        raise Unavailable(one_line(error)) from None
+
+
+def close_response(answer: Future[http.client.HTTPResponse]) -> None:
+    """Close a response that came too late."""
+    if answer.exception() is None:
+        answer.result().close()
 
 
 def read_chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
