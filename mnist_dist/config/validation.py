@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from mnist_dist.config.fsdp import USE_FSDP
+from mnist_dist.config.hints import hint_for_option
 from mnist_dist.config.schema import FIELDS, SECTIONS, Config
 from mnist_dist.utils.errors import UserError
 
@@ -106,16 +106,8 @@ def check_key(key: str, origin: str) -> None:
     names = list(SECTIONS[section].model_fields) if section in SECTIONS else []
     if names and not dot:
         raise UserError(f"{key} ({origin}): is a section; give one of its settings, as in --{key}.{names[0]}=...")
-    hint = suggest(key, FIELDS) or (f"; settings of {section}: {', '.join(names)}" if names else "")
+    hint = hint_for_option(key) or (f"; settings of {section}: {', '.join(names)}" if names else "")
     raise UserError(f"{shown(key)} ({origin}): unknown setting{hint}")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known name that is most similar; empty if none is."""
-    known = list(known)
-    leaf_matches = [key for key in known if "." in key and key.split(".")[1] == name.split(".")[-1]]
-    matches = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.7) or leaf_matches[:1]
-    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def shown(value: str | list[str]) -> str:
