@@ -59,6 +59,32 @@ def check_together(config: Config, world_size: int, origins: Mapping[str, str]) 
         raise UserError(f"{named('data.classes')}: must be ten different names, one for each label")
 
 
+def describe_excess(config: Config, train: int, test: int, processes: int, cpus: int) -> list[str]:
+    """One line for each setting that asks for more than there is, and how much the run uses instead.
+
+    Args:
+        train: number of training images, after data.val_size and the limits.
+        test: number of test images.
+        processes: number of processes on this machine.
+        cpus: number of logical CPUs of this machine.
+    """
+    data, batch_size, threads = config.data, config.train.batch_size, config.run.threads
+    lines = []
+    if batch_size > train:
+        lines.append(f"train.batch_size={batch_size}: there are {train} training images; each epoch is one step on all")
+    if config.train_limit > train:
+        key, value = (
+            ("data.limit", data.limit) if data.limit else ("train.overfit_batches", config.train.overfit_batches)
+        )
+        lines.append(f"{key}={value}: there are {train} training images; all are used")
+    if data.test_limit > test:
+        lines.append(f"data.test_limit={data.test_limit}: there are {test} test images; all are used")
+    if threads * processes > cpus:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        lines.append(f"run.threads={threads}{each}: this machine has {cpus} CPUs; threads that share one slow training")
+    return lines
+
+
 def describe_setting(config: Config, key: str, origins: Mapping[str, str]) -> str:
     """A setting as errors name it, as in `train.shards=4 (command line)`."""
     section, _, name = key.partition(".")

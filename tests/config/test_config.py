@@ -23,6 +23,7 @@ from mnist_dist.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
+from mnist_dist.config.validation import describe_excess
 from mnist_dist.config.values import describe_range, field_schema, item_schema
 from mnist_dist.config.yaml_files import MAX_YAML_BYTES, list_recipes, read_yaml, recipes_folder
 from mnist_dist.utils.errors import UserError
@@ -450,6 +451,41 @@ def test_two_ways_to_choose_training_images_are_refused() -> None:
 @pytest.mark.parametrize("names", ["a,b", "0,1,2,3,4,5,6,7,8,8"])
 def test_class_names_must_be_ten_different_ones(names: str) -> None:
     assert error_of(f"--data.classes={names}").endswith("must be ten different names, one for each label")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "processes", "lines"),
+    [
+        (["--train.batch_size=55000", "--data.test_limit=10000", "--run.threads=4"], 2, []),
+        (
+            ["--train.batch_size=100000"],
+            1,
+            ["train.batch_size=100000: there are 55000 training images; each epoch is one step on all"],
+        ),
+        (["--data.limit=70000"], 1, ["data.limit=70000: there are 55000 training images; all are used"]),
+        (
+            ["--train.overfit_batches=500"],
+            1,
+            ["train.overfit_batches=500: there are 55000 training images; all are used"],
+        ),
+        (["--data.test_limit=70000"], 1, ["data.test_limit=70000: there are 10000 test images; all are used"]),
+        (
+            ["--run.threads=100"],
+            1,
+            ["run.threads=100: this machine has 8 CPUs; threads that share one slow training"],
+        ),
+        (
+            ["--run.threads=5"],
+            2,
+            ["run.threads=5 in each of 2 processes: this machine has 8 CPUs; threads that share one slow training"],
+        ),
+    ],
+)
+def test_settings_that_ask_for_more_than_there_is_cost_a_line(
+    arguments: list[str], processes: int, lines: list[str]
+) -> None:
+    config = load(arguments).config
+    assert describe_excess(config, train=55_000, test=10_000, processes=processes, cpus=8) == lines
 
 
 # Printing
