@@ -36,7 +36,7 @@ SPECK = 0.001
 GAP = 0.02
 """Rows or columns with less ink than this fraction of the average one separate two pieces of ink."""
 PIECE = 0.15
-"""Smallest fraction of all ink that counts as a digit of its own. 18 of the 10,000 test images of MNIST have two such."""
+"""Smallest fraction of all ink that counts as a digit. 18 of MNIST's 10,000 test images have two such pieces."""
 MAX_MEAN = 0.36
 """Largest mean grey level, 0 to 1, of an image that may be a digit; those of MNIST reach 0.33."""
 
