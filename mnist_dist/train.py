@@ -215,7 +215,7 @@ def train_and_test(
     for line in describe_excess(config, len(data.train), len(data.test), processes, os.cpu_count() or 1):
         console.warn(line)
     if resumed_from:
-        console.print(f"going on from {resumed_from}")
+        console.print(f"resuming from {resumed_from}")
 
     metrics_file: MetricsFile | None = None
     if runtime.is_main:
