@@ -22,6 +22,7 @@ OPTIONS = {
     "bf16 amp mixed_precision use_amp": "--train.precision=bf16",
     "fp32 no_amp": "--train.precision=no",
     "limit_train_batches overfit": "--train.overfit_batches=N",
+    "patience early_stopping": "--train.epochs=N (nothing stops early, and the best checkpoint is kept)",
     "save_steps save_interval checkpoint_interval": "--train.checkpoint_steps=N",
     "eval_interval val_check_interval": "--train.eval_steps=N",
     "save_total_limit save_top_k": "--train.keep=N",
@@ -31,11 +32,13 @@ OPTIONS = {
     "sched scheduler lr_scheduler lr_scheduler_type": "--optim.schedule=NAME",
     "warmup_ratio warmup_steps warmup_epochs": "--optim.warmup=FRACTION",
     "wd": "--optim.weight_decay=X",
+    "beta1 beta2 adam_beta1 adam_beta2": "--optim.betas=0.9,0.999",
     "smoothing": "--optim.label_smoothing=X",
     "clip_grad gradient_clip_val max_grad_norm": "--optim.clip=NORM",
     "model_ema model_ema_decay ema_decay": "--optim.ema=DECAY",
     "a arch net network": "--model.name=NAME",
     "data_dir data_path dataset": "--data.root=FOLDER",
+    "aug augment aa auto_augment": "--data.shift, --data.rotate, --data.scale and --data.shear",
     "max_train_samples": "--data.limit=N",
     "o out output output_dir save_dir log_dir logdir default_root_dir run_name": "--run.dir=FOLDER",
     "overwrite overwrite_output_dir no_resume": "--run.resume=never",
@@ -44,6 +47,9 @@ OPTIONS = {
     "cuda gpu": "--run.device=auto, which takes a GPU if there is one",
     "gpus ngpus devices num_gpus num_processes num_nodes nproc_per_node nnodes world_size": (
         "accelerate launch --num_processes N -m mnist_dist.train"
+    ),
+    "rank local_rank node_rank master_addr master_port dist_url dist_backend backend": (
+        "a launcher, such as accelerate launch or torchrun; it tells each process its rank"
     ),
     "j workers num_workers dataloader_num_workers": "--run.threads=N (the images are in memory: no workers load them)",
     "wandb use_wandb report_to": "--tracking.mode=online",
@@ -86,9 +92,8 @@ def hint_for_option(name: str) -> str:
         name: with or without its dashes, such as `batch-size` and `-c`.
     """
     plain = name.lstrip("-").lower().replace("-", "_")
-    if plain in HINTS:
-        return f"; use {HINTS[plain]}"
-    return suggest(plain, FIELDS)
+    last_part = plain.rpartition(".")[2]  # of optim.learning_rate
+    return f"; use {HINTS[last_part]}" if last_part in HINTS else suggest(plain, FIELDS)
 
 
 def hint_for_argument(argument: str, recipes: Collection[str]) -> str:
@@ -118,6 +123,5 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for the known name that is most similar; empty if none is."""
     known = list(known)
     leaf_matches = [key for key in known if "." in key and key.split(".")[1] == name.split(".")[-1]]
-    similar = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.7)
-    matches = (leaf_matches[:1] or similar) if "." not in name else (similar or leaf_matches[:1])
+    matches = leaf_matches[:1] or difflib.get_close_matches(name[:80], known, n=1, cutoff=0.7)
     return f"; did you mean {matches[0]}?" if matches else ""

@@ -132,7 +132,9 @@ def check_key(key: str, origin: str) -> None:
     names = list(SECTIONS[section].model_fields) if section in SECTIONS else []
     if names and not dot:
         raise UserError(f"{key} ({origin}): is a section; give one of its settings, as in --{key}.{names[0]}=...")
-    hint = hint_for_option(key) or (f"; settings of {section}: {', '.join(names)}" if names else "")
+    hint = hint_for_option(key) or (
+        f"; settings of {section}: {', '.join(names)}" if names else "; --help lists all settings"
+    )
     raise UserError(f"{shown(key)} ({origin}): unknown setting{hint}")
 
 

@@ -36,7 +36,7 @@ X_AXES = ("_runtime", "_step", "_timestamp", "_wandb", "epoch", STEP)
 """Logged keys without a panel: times and counters, the x axes of the others."""
 FACTS = (
     *("device", "threads", "shards", "precision", "run_id", "resumed_from", "weights_sha256"),
-    *("model/name", "model/parameters"),
+    *("model/name", "model/parameters", "data/train_sha256", "data/test_sha256"),
 )
 """What a summary says once of a run, which needs no panel; versions beside it."""
 

@@ -58,7 +58,7 @@ def test_shipped_sweeps_are_no_recipes() -> None:
     assert not [name for name in list_recipes() if "learning_rate" in name or name.startswith("sweeps")]
     with pytest.raises(UserError, match="neither a recipe nor a file; recipes: "):
         load(["--config=sweeps/learning_rate"])
-    with pytest.raises(UserError, match="unknown section"):
+    with pytest.raises(UserError, match="is a sweep: give it to mnist-dist sweep "):
         load([f"--config={find_sweep('learning_rate')}"])
 
 

@@ -224,7 +224,7 @@ def test_every_number_that_python_prints_is_read_exactly(number: float) -> None:
         ("--lr=1", "lr (command line): unknown setting; did you mean optim.lr?"),
         ("--tracking=1", "tracking (command line): is a section; give one of its settings, as in --tracking.mode=..."),
         ("--model.depth=1", "model.depth (command line): unknown setting; settings of model: name"),
-        ("--nonsense=1", "nonsense (command line): unknown setting"),
+        ("--nonsense=1", "nonsense (command line): unknown setting; --help lists all settings"),
         ("--optim.lr", "--optim.lr (command line) needs a value: --optim.lr=VALUE"),
         ("--config", "--config (command line) needs a value: --config=VALUE"),
         ("--config=", "--config (command line) needs a value: --config=VALUE"),

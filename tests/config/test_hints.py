@@ -36,6 +36,9 @@ def error_of(*arguments: str) -> str:
         ("--train.batch-size=64", "did you mean train.batch_size?"),
         ("--weight-decay 0", "did you mean optim.weight_decay?"),
         ("--resume last.ckpt", "did you mean run.resume?"),
+        ("--train.lr=1", "did you mean optim.lr?"),
+        ("--optim.learning_rate=1", "use --optim.lr=RATE"),
+        ("--local-rank=0", "use a launcher, such as accelerate launch or torchrun; it tells each process its rank"),
         ("epochs=3", "did you mean train.epochs?"),
         ("--print-config", "use --print_config"),
         ("-c my.yaml", "use --config=NAME|PATH"),
@@ -75,7 +78,7 @@ def test_every_hint_is_valid() -> None:
     assert set(re.findall(r"mnist-dist (\w+)", options)) <= set(COMMANDS)
     own_names = {key.partition(".")[2] for key in FIELDS}
     assert not own_names.intersection(HINTS), "a setting's own name is suggested without an entry"
-    for option in re.findall(r"--\w+\.\w+=[\w-]+", options):
+    for option in re.findall(r"--\w+\.\w+=[\w,.-]*\w", options):
         key, _, value = option.partition("=")
         if value != "NAME":
             load([f"{key}={EXAMPLES.get(value, value)}"])
