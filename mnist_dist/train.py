@@ -6,12 +6,14 @@ errors of the configuration appear at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.config.loader import LoadedConfig, load, print_config
 from mnist_dist.config.schema import Config, flat
+from mnist_dist.config.validation import describe_excess
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking, describe_tracking
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
@@ -209,8 +211,11 @@ def train_and_test(
     tracking = describe_tracking(tracked) if runtime.is_main else ""  # only rank 0 is sure to have the wandb key
     facts = {"data": data.describe(), "tracking": tracking, "run": str(folder)}
     console.header(runtime.describe() | state.describe() | facts)
+    processes = runtime.topology.local_world_size
+    for line in describe_excess(config, len(data.train), len(data.test), processes, os.cpu_count() or 1):
+        console.warn(line)
     if resumed_from:
-        console.print(f"going on from {resumed_from}")
+        console.print(f"resuming from {resumed_from}")
 
     metrics_file: MetricsFile | None = None
     if runtime.is_main:

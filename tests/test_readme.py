@@ -19,6 +19,10 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line.partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
+[TRAINING_YAML] = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+EXTRAS = {"sweep": "sweeps", "dashboard": "dashboards"}
+"""Commands of mnist-dist that need an extra."""
+
 
 def test_the_first_two_blocks_are_the_two_commands() -> None:
     assert BLOCKS[0] == "pip install -e . && accelerate launch -m mnist_dist.train\n"
@@ -27,7 +31,7 @@ def test_the_first_two_blocks_are_the_two_commands() -> None:
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m mnist_dist.train")])
 def test_training_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my.yaml").write_text("optim: {lr: 0.1}\n")
+    (tmp_path / "my.yaml").write_text(TRAINING_YAML)
     monkeypatch.chdir(tmp_path)
     load(shlex.split(line)[3:])
 
@@ -39,6 +43,20 @@ def test_other_commands_parse(line: str) -> None:
     if command in ("evaluate", "predict"):
         parser = {"evaluate": evaluate_parser, "predict": predict_parser}[command]()
         parser.parse_intermixed_args(arguments)
+
+
+def test_commands_say_which_extra_they_need() -> None:
+    for command, extra in EXTRAS.items():
+        line = next(
+            line for block in BLOCKS for line in block.splitlines() if line.startswith(f"mnist-dist {command} ")
+        )
+        assert line.endswith(f"first: pip install -e '.[{extra}]'")
+
+
+def test_the_training_file_loads(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(TRAINING_YAML)
+    config = load([f"--config={tmp_path / 'my.yaml'}"]).config
+    assert (config.model.name, config.optim.name, config.optim.lr, config.train.epochs) == ("convnet", "sgd", 0.1, 3)
 
 
 def test_recipes_exist() -> None:

@@ -16,8 +16,6 @@ from mnist_dist.tracking.media import wandb_key
 Kind = Literal["lines", "bars", "chart", "table", "images", "histograms", "machine"]
 
 STEP = "global_step"
-PLAIN = ("_runtime", "_step", "_timestamp", "_wandb", "epoch", STEP)
-"""Logged keys without a panel: times and counters, the x axes of the others."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mnist_dist.commands.arguments import Parser, add_run_arguments, check_indices
 from mnist_dist.console.formatting import format_percent
-from mnist_dist.utils.errors import EXIT_DONE, UserError
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +22,10 @@ ROW = 30
 
 
 def main(arguments: list[str]) -> int:
-    """Run `mnist-dist predict ARGUMENTS`; the exit code.
+    """Run `mnist-dist predict ARGUMENTS`; the exit code, 1 if some of the pictures cannot be read.
 
     Raises:
-        UserError: wrong arguments, no such run or checkpoint, not a picture, no data or not those of the run, or an
+        UserError: wrong arguments, no such run or checkpoint, no readable picture, no data of the run, or an
             index outside the split.
         SystemExit: 0, after printing the help.
     """
@@ -41,11 +41,12 @@ def main(arguments: list[str]) -> int:
 
     loaded = load_model(options.run, options.checkpoint)
     console = Console(highlight=False)
-    if options.pictures:
-        predict_pictures(console, loaded, options.pictures, options.maps)
+    bad = predict_pictures(console, loaded, options.pictures, options.maps) if options.pictures else []
     if options.index or options.first:
         predict_split(console, loaded, options)
-    return EXIT_DONE
+    for error in bad:
+        print(f"mnist_dist: error: {error}", file=sys.stderr)
+    return EXIT_FAILED if bad else EXIT_DONE
 
 
 def build_parser() -> Parser:
@@ -76,17 +77,37 @@ def build_parser() -> Parser:
     return parser
 
 
-def predict_pictures(console: Console, loaded: LoadedModel, paths: list[str], maps: bool) -> None:
-    """Draw each picture as the model gets it, beside the probabilities of the classes."""
+def predict_pictures(console: Console, loaded: LoadedModel, paths: list[str], maps: bool) -> list[UserError]:
+    """Draw each picture as the model gets it, beside the probabilities of the classes.
+
+    Returns:
+        The errors of the pictures that cannot be read.
+
+    Raises:
+        UserError: none of the pictures can be read.
+    """
     import torch
 
     from mnist_dist.data.photo import read_picture
 
-    images = torch.stack([read_picture(path) for path in paths])
-    for path, image, row in zip(paths, images, probabilities(loaded, images), strict=True):
+    images: dict[str, Tensor] = {}
+    notes: dict[str, list[str]] = {path: [] for path in paths}
+    bad: list[UserError] = []
+    for path in notes:
+        try:
+            images[path] = read_picture(path, notes[path].append)
+        except UserError as error:
+            bad.append(error)
+    if not images:
+        raise bad[0]
+    rows = probabilities(loaded, torch.stack(list(images.values())))
+    for (path, image), row in zip(images.items(), rows, strict=True):
         draw(console, path, image, row, loaded.config.data.classes)
+        for note in notes[path]:
+            console.print(f"note: {note}", markup=False, soft_wrap=True)
         if maps:
             draw_maps(console, loaded, image)
+    return bad
 
 
 def predict_split(console: Console, loaded: LoadedModel, options: argparse.Namespace) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from mnist_dist.config.fsdp import FSDPConfig
-from mnist_dist.config.schema import SECTIONS, Config
+from mnist_dist.config.hints import hint_for_argument
+from mnist_dist.config.schema import FIELDS, SECTIONS, Config
 from mnist_dist.config.validation import check_fsdp, check_key, check_together, shown
-from mnist_dist.config.values import COMMAND_LINE, parse_value
-from mnist_dist.config.yaml_files import Setting, find_recipe, read_yaml
+from mnist_dist.config.values import COMMAND_LINE, field_schema, parse_value
+from mnist_dist.config.yaml_files import Setting, find_recipe, list_recipes, read_yaml
 from mnist_dist.utils.errors import UserError
 
 
@@ -76,15 +77,15 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], list[Setting
             continue
         key = option.removeprefix("--")
         if not option.startswith("--") or not key:
-            raise UserError(
-                f"{shown(option)!r} ({COMMAND_LINE}) is not an option; settings are given as --section.key=value"
-            )
+            hint = hint_for_argument(f"{option}{equals}{value}", list_recipes())
+            raise UserError(f"{shown(option)!r} ({COMMAND_LINE}) is not an option{hint}")
         if key != "config":
             check_key(key, COMMAND_LINE)
         if not equals and queue and not queue[0].startswith("--"):
             value, equals = queue.pop(0), "="
         if not equals or (key == "config" and not value):
-            raise UserError(f"--{key} ({COMMAND_LINE}) needs a value: --{key}=VALUE")
+            value = "true" if key in FIELDS and field_schema(key)["type"] == "boolean" else "VALUE"
+            raise UserError(f"--{key} ({COMMAND_LINE}) needs a value: --{key}={value}")
         if key == "config":
             recipes.append(value)
         else:

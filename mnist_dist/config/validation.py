@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from mnist_dist.config.fsdp import USE_FSDP
+from mnist_dist.config.hints import hint_for_option
 from mnist_dist.config.schema import FIELDS, SECTIONS, Config
 from mnist_dist.utils.errors import UserError
 
@@ -59,6 +59,32 @@ def check_together(config: Config, world_size: int, origins: Mapping[str, str]) 
         raise UserError(f"{named('data.classes')}: must be ten different names, one for each label")
 
 
+def describe_excess(config: Config, train: int, test: int, processes: int, cpus: int) -> list[str]:
+    """One line for each setting that asks for more than there is, and how much the run uses instead.
+
+    Args:
+        train: number of training images, after data.val_size and the limits.
+        test: number of test images.
+        processes: number of processes on this machine.
+        cpus: number of logical CPUs of this machine.
+    """
+    data, batch_size, threads = config.data, config.train.batch_size, config.run.threads
+    lines = []
+    if batch_size > train:
+        lines.append(f"train.batch_size={batch_size}: there are {train} training images; each epoch is one step on all")
+    if config.train_limit > train:
+        key, value = (
+            ("data.limit", data.limit) if data.limit else ("train.overfit_batches", config.train.overfit_batches)
+        )
+        lines.append(f"{key}={value}: there are {train} training images; all are used")
+    if data.test_limit > test:
+        lines.append(f"data.test_limit={data.test_limit}: there are {test} test images; all are used")
+    if threads * processes > cpus:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        lines.append(f"run.threads={threads}{each}: this machine has {cpus} CPUs; threads that share one slow training")
+    return lines
+
+
 def describe_setting(config: Config, key: str, origins: Mapping[str, str]) -> str:
     """A setting as errors name it, as in `train.shards=4 (command line)`."""
     section, _, name = key.partition(".")
@@ -106,16 +132,10 @@ def check_key(key: str, origin: str) -> None:
     names = list(SECTIONS[section].model_fields) if section in SECTIONS else []
     if names and not dot:
         raise UserError(f"{key} ({origin}): is a section; give one of its settings, as in --{key}.{names[0]}=...")
-    hint = suggest(key, FIELDS) or (f"; settings of {section}: {', '.join(names)}" if names else "")
+    hint = hint_for_option(key) or (
+        f"; settings of {section}: {', '.join(names)}" if names else "; --help lists all settings"
+    )
     raise UserError(f"{shown(key)} ({origin}): unknown setting{hint}")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the known name that is most similar; empty if none is."""
-    known = list(known)
-    leaf_matches = [key for key in known if "." in key and key.split(".")[1] == name.split(".")[-1]]
-    matches = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.7) or leaf_matches[:1]
-    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def shown(value: str | list[str]) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from mnist_dist.config.hints import hint_for_value
 from mnist_dist.config.schema import SECTIONS, json_schema
-from mnist_dist.config.validation import shown, suggest
+from mnist_dist.config.validation import shown
 from mnist_dist.config.yaml_files import Setting, as_written
 from mnist_dist.utils.errors import UserError
 
@@ -39,6 +40,9 @@ BOUNDS = {
     "maximum": "at most",
     "exclusiveMaximum": "below",
 }
+INTERPOLATION = re.compile(r"\$\{[\w.]+(:[^}]*)?\}")
+"""A reference that OmegaConf or a shell would replace, as in `${oc.env:HOME}`; here it would become part of a path."""
+
 OUT_OF_RANGE = {"greater_than_equal", "greater_than", "less_than_equal", "less_than", "finite_number"}
 """Error types of pydantic's for a value of the right type."""
 
@@ -51,6 +55,10 @@ def parse_value(setting: Setting) -> Any:
     """
     section, _, name = setting.key.partition(".")
     schema, value = field_schema(setting.key), setting.value
+    if INTERPOLATION.search(str(value)):
+        raise UserError(
+            f"{setting.key}={shown(value)} ({setting.origin}): ${{...}} is not replaced; write the value itself"
+        )
     try:
         if schema["type"] == "array" and isinstance(value, str):
             value = split_list(setting.key, value)
@@ -62,7 +70,7 @@ def parse_value(setting: Setting) -> Any:
         wrong = describe_error(error, section)[1]
     except ValueError:
         wrong = f"must be {describe_type(schema)}"
-    hint = suggest(value, schema.get("enum", ())) if isinstance(value, str) else ""
+    hint = hint_for_value(setting.key, value, schema.get("enum", ())) if isinstance(value, str) else ""
     raise UserError(f"{setting.key}={shown(setting.value)} ({setting.origin}): {wrong}{hint}")
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from mnist_dist.config.schema import FIELDS, SECTIONS
-from mnist_dist.config.validation import check_key, shown, suggest
+from mnist_dist.config.hints import describe_foreign_file, hint_for_option, suggest
+from mnist_dist.config.schema import SECTIONS
+from mnist_dist.config.validation import check_key, shown
 from mnist_dist.utils.errors import UserError
 
 SWEEPS = "sweeps"  # folder of the shipped sweeps, inside that of the recipes
@@ -80,13 +81,22 @@ def find_shipped(name: str, folder: Path, names: list[str], kind: str, option: s
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: the home of ~nobody
         raise UserError(f"{option}{shown(name)}: {getattr(error, 'strerror', None) or error}") from None
     if is_folder or path.suffix in (".yaml", ".yml"):
-        raise UserError(f"{option}{shown(name)}: {'is a folder, not a YAML file' if is_folder else 'no such file'}")
+        hint = "" if is_folder else suggest_shipped(path, names, option)
+        what = "is a folder, not a YAML file" if is_folder else "no such file"
+        raise UserError(f"{option}{shown(name)}: {what}{hint}")
     hint = suggest(name, names)
     raise UserError(f"{option}{shown(name)}: neither a {kind} nor a file{hint}; {kind}s: {', '.join(names)}")
 
 
+def suggest_shipped(path: Path, names: list[str], option: str) -> str:
+    """`; did you mean --config=debug?` for a path such as `debug.yaml` or `configs/debug.yaml`, else empty."""
+    written = path.with_suffix("").as_posix()
+    match = next((name for name in names if f"/{written}".endswith(f"/{name}")), "")
+    return f"; did you mean {option}{match}?" if match else ""
+
+
 def read_yaml(path: Path) -> list[Setting]:
-    """Read the settings of a YAML file, in order. No object is ever built from a tag.
+    """Read the settings of a YAML file, in order: `optim: {lr: 0.1}` or `optim.lr: 0.1`. Builds no object from a tag.
 
     Raises:
         UserError: unreadable, not YAML, an unknown key, a key given twice, or a value that is not a scalar or a flat
@@ -96,19 +106,36 @@ def read_yaml(path: Path) -> list[Setting]:
     if root is None or is_null(root):
         return []
     settings: dict[str, Setting] = {}
-    for section, section_origin, node in entries(root, path, "sections (run, data, model, ...)"):
-        if section not in SECTIONS:
-            hint = suggest(section, [*SECTIONS, *FIELDS])
-            raise UserError(f"{section} ({section_origin}): unknown section{hint}; sections: {', '.join(SECTIONS)}")
-        if is_null(node):
-            continue
-        for field, origin, value in entries(node, path, f"the settings of {section}"):
-            key = f"{section}.{field}"
-            check_key(key, origin)
+    sections: dict[str, str] = {}
+    for name, origin, node in entries(root, path, "sections (run, data, model, ...)"):
+        if name in SECTIONS:
+            if name in sections:
+                raise UserError(f"{name} ({origin}): section given twice, first in {sections[name]}; make them one")
+            sections[name] = origin
+            found = [] if is_null(node) else entries(node, path, f"the settings of {name}")
+            nodes = [(f"{name}.{field}", field_origin, value) for field, field_origin, value in found]
+        elif "." in name:
+            nodes = [(name, origin, node)]
+        else:
+            raise unknown_section(name, origin, path, [key for key, _, _ in entries(root, path, "")])
+        for key, key_origin, value in nodes:
+            check_key(key, key_origin)
             if key in settings:
-                raise UserError(f"{key} ({origin}): given twice, first in {settings[key].origin}")
-            settings[key] = Setting(key, as_written(value, key, origin), origin)
+                raise UserError(f"{key} ({key_origin}): given twice, first in {settings[key].origin}")
+            settings[key] = Setting(key, as_written(value, key, key_origin), key_origin)
     return list(settings.values())
+
+
+def unknown_section(name: str, origin: str, path: Path, keys: list[str]) -> UserError:
+    """The error for a top-level key that is no section.
+
+    Args:
+        keys: all top-level keys, by which a file of another program is recognised.
+    """
+    if foreign := describe_foreign_file(keys):
+        return UserError(f"--config={path}: {foreign} {path}")
+    hint = suggest(name, SECTIONS) or hint_for_option(name)
+    return UserError(f"{name} ({origin}): unknown section{hint}; sections: {', '.join(SECTIONS)}")
 
 
 def compose(path: Path, build: bool = False) -> tuple[yaml.Node | None, Any]:

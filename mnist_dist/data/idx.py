@@ -25,7 +25,7 @@ from torch import Tensor
 from mnist_dist.utils.errors import UserError
 
 SIDE = 28
-CLASSES = 10
+NUM_CLASSES = 10
 MAX_ITEMS = 1_000_000
 UINT8 = 0x08
 GZIP_MAGIC = b"\x1f\x8b"
@@ -49,10 +49,10 @@ def read_labels(path: str | os.PathLike[str]) -> Tensor:
         UserError: the file is unreadable, damaged, or holds anything but labels from 0 to 9.
     """
     labels = read_idx(Path(path), (), "labels")
-    wrong = labels >= CLASSES
+    wrong = labels >= NUM_CLASSES
     if wrong.any():
         position = int(wrong.nonzero()[0])
-        raise UserError(f"{path}: label {position} is {int(labels[position])}; labels must be 0 to {CLASSES - 1}")
+        raise UserError(f"{path}: label {position} is {int(labels[position])}; labels must be 0 to {NUM_CLASSES - 1}")
     return labels
 
 

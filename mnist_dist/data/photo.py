@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,31 +33,49 @@ MIN_INK = 0.2
 SPECK = 0.001
 """Fraction of all ink that may be cropped off on each of the four sides, such as dust."""
 
+GAP = 0.02
+"""Rows or columns with less ink than this fraction of the average one separate two pieces of ink."""
+PIECE = 0.15
+"""Smallest fraction of all ink that counts as a digit. 18 of MNIST's 10,000 test images have two such pieces."""
+MAX_MEAN = 0.36
+"""Largest mean grey level, 0 to 1, of an image that may be a digit; those of MNIST reach 0.33."""
 
-def read_picture(path: str | os.PathLike[str]) -> Tensor:
+
+def read_picture(path: str | os.PathLike[str], note: Callable[[str], None] = lambda text: None) -> Tensor:
     """A picture file of any format, size and polarity as an image like MNIST's: uint8 (28, 28), white on black.
 
     A picture that is 28x28 and white on black already is not changed.
 
+    Args:
+        note: is told in a few words why the image may not be the one digit that was meant: the file has several
+            pages, or does not look like one digit.
+
     Raises:
         UserError: the file is missing, not a picture, damaged, blank, or has too many pixels.
     """
-    grey = read_grey(Path(path))
+    grey = read_grey(Path(path), note)
     border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     background = border.median()
     brighter, darker = grey.max() - background, background - grey.min()
     if max(brighter, darker) < MIN_CONTRAST:
         raise UserError(f"{path}: the picture is blank; give one of a single digit that stands out from its background")
     white_on_black = bool(brighter > darker)
-    if white_on_black and grey.shape == (SIDE, SIDE):
-        return (grey * 255).round().byte()
     ink = (grey - background if white_on_black else background - grey) / max(brighter, darker)
-    ink = ((ink - MIN_INK) / (1 - MIN_INK)).clamp(min=0)
-    return (centre(scale_to_box(crop_to_ink(ink))) * 255).round().byte()
+    ink = crop_to_ink(((ink - MIN_INK) / (1 - MIN_INK)).clamp(min=0))
+    is_mnist_like = white_on_black and grey.shape == (SIDE, SIDE)
+    image = grey if is_mnist_like else centre(scale_to_box(ink))
+    if count_pieces(ink.sum(0)) > 1 or count_pieces(ink.sum(1)) > 1:
+        note("this may be more than one digit; crop the picture to one")
+    elif image.mean() > MAX_MEAN:
+        note("this may be no digit: most of the picture is ink")
+    return (image * 255).round().byte()
 
 
-def read_grey(path: Path) -> Tensor:
-    """The picture as its EXIF data orient it, in grey levels: float (H, W) in [0, 1], at most MAX_SIDE a side."""
+def read_grey(path: Path, note: Callable[[str], None]) -> Tensor:
+    """The picture as its EXIF data orient it, in grey levels: float (H, W) in [0, 1], at most MAX_SIDE a side.
+
+    Of several pages or frames it is the first; `note` is told so.
+    """
     if not path.is_file():
         raise UserError(f"{path}: {'is not a file' if path.exists() else 'no such file'}; name a picture file")
     try:
@@ -64,6 +83,9 @@ def read_grey(path: Path) -> Tensor:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photo with its previews
+                    note("the file has several pages or frames; this is the first")
+                    image.seek(0)
                 return to_grey(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"{path}: has more pixels than {Image.MAX_IMAGE_PIXELS}; shrink it first") from None
@@ -75,7 +97,10 @@ def read_grey(path: Path) -> Tensor:
 
 
 def to_grey(image: Image.Image) -> Tensor:
-    """A Pillow image, on white where it is transparent, as float (H, W) in [0, 1], at most MAX_SIDE a side."""
+    """A Pillow image, as float (H, W) in [0, 1], at most MAX_SIDE a side.
+
+    It is put on white where it is transparent, or on black if white shows nothing: a white digit without background.
+    """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow's conversion to L would clip these at 255
         image = image.convert("F")
         image.thumbnail((MAX_SIDE, MAX_SIDE))
@@ -83,8 +108,15 @@ def to_grey(image: Image.Image) -> Tensor:
         return values / next((scale for scale in (1.0, 255.0, 65535.0) if values.max() <= scale), values.max())
     image = image.convert("RGBA")
     image.thumbnail((MAX_SIDE, MAX_SIDE))
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L")
-    return as_tensor(image, torch.uint8).float() / 255
+    on_white = as_tensor(on_background(image, "white"), torch.uint8).float() / 255
+    if on_white.max() - on_white.min() >= MIN_CONTRAST:
+        return on_white
+    return as_tensor(on_background(image, "black"), torch.uint8).float() / 255
+
+
+def on_background(image: Image.Image, colour: str) -> Image.Image:
+    """An RGBA image in grey levels, on a colour where it is transparent."""
+    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("L")
 
 
 def as_tensor(image: Image.Image, dtype: torch.dtype) -> Tensor:
@@ -101,6 +133,14 @@ def ink_extent(amounts: Tensor) -> slice:
     """The rows (or columns) with nearly all of the ink, given the ink of each row (or column): float (N,)."""
     share = amounts.double().cumsum(0) / amounts.double().sum()
     return slice(int((share <= SPECK).sum()), int((share < 1 - SPECK).sum()) + 1)
+
+
+def count_pieces(amounts: Tensor) -> int:
+    """Number of large pieces of ink that blank rows (or columns) separate, given the ink of each: float (N,)."""
+    blank = amounts < GAP * amounts.mean()
+    piece_of = blank.cumsum(0)
+    shares = torch.zeros(len(amounts) + 1).index_add(0, piece_of, amounts / amounts.sum())
+    return int((shares >= PIECE).sum())
 
 
 def scale_to_box(ink: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from wandb_records import read_records
 
 from mnist_dist.__main__ import main as mnist_dist
 from mnist_dist.commands.dashboard import build_report, build_workspace, main, names, to_json
-from mnist_dist.commands.dashboard_panels import PLAIN, SLOWEST, SPREAD, Section, describe, plotted
+from mnist_dist.commands.dashboard_panels import SLOWEST, SPREAD, STEP, Section, describe, plotted
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
 from mnist_dist.train import main as train
@@ -32,10 +32,11 @@ RUN = [
     *("--data.source=local", "--run.device=cpu", "--run.threads=1", "--train.precision=no", "--model.name=basic"),
     *("--train.batch_size=40", "--train.epochs=2", "--tracking.mode=offline", "--tracking.log_steps=2"),
 ]
+X_AXES = ("_runtime", "_step", "_timestamp", "_wandb", "epoch", STEP)
+"""Logged keys without a panel: times and counters, the x axes of the others."""
 FACTS = (
     *("device", "threads", "shards", "precision", "run_id", "resumed_from", "weights_sha256"),
-    *("data/train_sha256", "data/test_sha256"),
-    *("model/name", "model/parameters"),
+    *("model/name", "model/parameters", "data/train_sha256", "data/test_sha256"),
 )
 """What a summary says once of a run, which needs no panel; versions beside it."""
 
@@ -51,7 +52,7 @@ class Logged:
     @property
     def shown(self) -> set[str]:
         """All but what needs no panel."""
-        facts = {key for key in self.summary if key.startswith("versions/")} | {*FACTS, *PLAIN}
+        facts = {key for key in self.summary if key.startswith("versions/")} | {*FACTS, *X_AXES}
         return (self.rows | self.summary) - facts
 
 

@@ -15,7 +15,7 @@ from mnist_dist.commands.predict import main
 from mnist_dist.config.schema import Config, DataConfig
 from mnist_dist.data.idx import write_idx
 from mnist_dist.data.prepare import FILES
-from mnist_dist.utils.errors import EXIT_DONE, UserError
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 MEAN, STD = 0.25, 0.5
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -113,6 +113,20 @@ def test_pictures_are_drawn_as_the_network_sees_them(
     assert lines[0] == f"{paths[0]}: 2 ({SURE})"
     assert lines[15] == f"{paths[1]}: 8 ({SURE})"
     assert lines[30].startswith("predicted 0 1")
+
+
+def test_a_bad_picture_hides_no_good_one(
+    asked: list[tuple[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "good.gif", tmp_path / "bad.png"
+    pages = [Image.frombytes("L", (28, 28), bytes(image_of(label).flatten().tolist())) for label in (4, 5)]
+    pages[0].save(good, save_all=True, append_images=pages[1:])
+    bad.write_text("4")
+    assert main(["run", str(bad), "absent.png", str(good)]) == EXIT_FAILED
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{good}: 4 ({SURE})\n")
+    assert captured.out.endswith("note: the file has several pages or frames; this is the first\n")
+    assert [line.split(": ")[2] for line in captured.err.splitlines()] == [str(bad), "absent.png"]
 
 
 def test_pictures_need_no_data_set(

@@ -58,7 +58,7 @@ def test_shipped_sweeps_are_no_recipes() -> None:
     assert not [name for name in list_recipes() if "learning_rate" in name or name.startswith("sweeps")]
     with pytest.raises(UserError, match="neither a recipe nor a file; recipes: "):
         load(["--config=sweeps/learning_rate"])
-    with pytest.raises(UserError, match="unknown section"):
+    with pytest.raises(UserError, match="is a sweep: give it to mnist-dist sweep "):
         load([f"--config={find_sweep('learning_rate')}"])
 
 
@@ -669,6 +669,6 @@ def test_ctrl_c_stops_the_run_with_a_checkpoint_and_leaves_no_process(tmp_path: 
 
     (ended,) = run(command, work=tmp_path)
     assert ended.code == 0, ended.err
-    assert "going on from" in metrics.parent.with_suffix(".log").read_text()
+    assert "resuming from" in metrics.parent.with_suffix(".log").read_text()
     results = json.loads((tmp_path / "sweeps" / "real" / "results.json").read_text())
     assert [run["state"] for run in results["runs"]] == [FINISHED]

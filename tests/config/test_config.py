@@ -23,6 +23,7 @@ from mnist_dist.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
+from mnist_dist.config.validation import describe_excess
 from mnist_dist.config.values import describe_range, field_schema, item_schema
 from mnist_dist.config.yaml_files import MAX_YAML_BYTES, list_recipes, read_yaml, recipes_folder
 from mnist_dist.utils.errors import UserError
@@ -129,6 +130,12 @@ def test_empty_files_and_sections_change_nothing(yaml_file: Any, text: str) -> N
     assert load([yaml_file(text)]).config == Config()
 
 
+def test_keys_of_a_file_may_be_dotted(yaml_file: Any) -> None:
+    loaded = load([yaml_file("optim.lr: 0.5\ntrain: {epochs: 2}\ntrain.batch_size: 64\noptim.betas: [0.5, 0.25]")])
+    assert (loaded.config.optim.lr, loaded.config.optim.betas) == (0.5, (0.5, 0.25))
+    assert loaded.config.train == TrainConfig(epochs=2, batch_size=64)
+
+
 # What a value's text means
 
 
@@ -217,11 +224,17 @@ def test_every_number_that_python_prints_is_read_exactly(number: float) -> None:
         ("--lr=1", "lr (command line): unknown setting; did you mean optim.lr?"),
         ("--tracking=1", "tracking (command line): is a section; give one of its settings, as in --tracking.mode=..."),
         ("--model.depth=1", "model.depth (command line): unknown setting; settings of model: name"),
-        ("--nonsense=1", "nonsense (command line): unknown setting"),
+        ("--nonsense=1", "nonsense (command line): unknown setting; --help lists all settings"),
         ("--optim.lr", "--optim.lr (command line) needs a value: --optim.lr=VALUE"),
         ("--config", "--config (command line) needs a value: --config=VALUE"),
         ("--config=", "--config (command line) needs a value: --config=VALUE"),
-        ("optim.lr=1", "'optim.lr' (command line) is not an option; settings are given as --section.key=value"),
+        ("optim.lr=1", "'optim.lr' (command line) is not an option; did you mean --optim.lr=1?"),
+        ("nothing", "'nothing' (command line) is not an option; settings are given as --section.key=value"),
+        ("--run.quiet", "--run.quiet (command line) needs a value: --run.quiet=true"),
+        (
+            "--run.dir=${oc.env:HOME}/a",
+            "run.dir=${oc.env:HOME}/a (command line): ${...} is not replaced; write the value itself",
+        ),
         ("", "'' (command line) is not an option; settings are given as --section.key=value"),
         ("--config=none.yaml", "--config=none.yaml: no such file"),
         ("--config=/", "--config=/: is a folder, not a YAML file"),
@@ -289,7 +302,13 @@ def test_malformed_files_are_refused_with_their_line(yaml_file: Any, text: str, 
     ("text", "start", "line", "end"),
     [
         ("\noptm: {lr: 1}", "optm", 2, "unknown section; did you mean optim?; sections: run, data, model, "),
-        ("optim.lr: 1", "optim.lr", 1, "unknown section; did you mean optim.lr?; sections: run, "),
+        ("lr: 1", "lr", 1, "unknown section; did you mean optim.lr?; sections: run, "),
+        ("optim.lrr: 1", "optim.lrr", 1, "unknown setting; did you mean optim.lr?"),
+        ("optim.lr: {a: 1}", "optim.lr", 1, "must be one value or a flat list of values"),
+        ("optim: {lr: 1}\noptim.lr: 2", "optim.lr", 2, "given twice, first in {file}:1"),
+        ("optim: {lr: 1}\noptim: {clip: 2}", "optim", 2, "section given twice, first in {file}:1; make them one"),
+        ("run:\n  dir: ${oc.env:X}", "run.dir=${oc.env:X}", 2, "${...} is not replaced; write the value itself"),
+        ("tracking: {tags: ['${a.b}']}", "tracking.tags=[${a.b}]", 1, "${...} is not replaced"),
         ("optim:\n\n  lrate: 1", "optim.lrate", 3, "unknown setting; did you mean optim.lr?"),
         ("optim:\n  lr: fast", "optim.lr=fast", 2, "must be a number, as in 0.1 or 1e-3"),
         ("optim:\n  lr: -1", "optim.lr=-1", 2, "must be at least 0"),
@@ -304,7 +323,6 @@ def test_malformed_files_are_refused_with_their_line(yaml_file: Any, text: str, 
         ("run: {seed: 2024-01-01}", "run.seed=2024-01-01", 1, "must be a whole number in plain digits"),
         ('run: {seed: "a\\nb"}', r"run.seed=a\nb", 1, "must be a whole number in plain digits"),
         ("optim:\n  lr: 1\n  lr: 2", "optim.lr", 3, "given twice, first in {file}:2"),
-        ("run: {seed: 1}\nrun: {seed: 2}", "run.seed", 2, "given twice, first in {file}:1"),
         ("a: &a {seed: 1}\nrun:\n  <<: *a", "a", 1, "unknown section"),
         ("run: &a {seed: 1}\noptim:\n  <<: *a", "optim.<<", 3, "unknown setting"),
     ],
@@ -312,7 +330,7 @@ def test_malformed_files_are_refused_with_their_line(yaml_file: Any, text: str, 
 def test_errors_in_files_name_key_and_line(yaml_file: Any, text: str, start: str, line: int, end: str) -> None:
     argument = yaml_file(text)
     file = argument.removeprefix("--config=")
-    assert error_of(argument).startswith(f"{start} ({file}:{line}): {end.format(file=file)}")
+    assert error_of(argument).startswith(f"{start} ({file}:{line}): {end}".replace("{file}", file))
 
 
 @pytest.mark.parametrize(
@@ -433,6 +451,41 @@ def test_two_ways_to_choose_training_images_are_refused() -> None:
 @pytest.mark.parametrize("names", ["a,b", "0,1,2,3,4,5,6,7,8,8"])
 def test_class_names_must_be_ten_different_ones(names: str) -> None:
     assert error_of(f"--data.classes={names}").endswith("must be ten different names, one for each label")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "processes", "lines"),
+    [
+        (["--train.batch_size=55000", "--data.test_limit=10000", "--run.threads=4"], 2, []),
+        (
+            ["--train.batch_size=100000"],
+            1,
+            ["train.batch_size=100000: there are 55000 training images; each epoch is one step on all"],
+        ),
+        (["--data.limit=70000"], 1, ["data.limit=70000: there are 55000 training images; all are used"]),
+        (
+            ["--train.overfit_batches=500"],
+            1,
+            ["train.overfit_batches=500: there are 55000 training images; all are used"],
+        ),
+        (["--data.test_limit=70000"], 1, ["data.test_limit=70000: there are 10000 test images; all are used"]),
+        (
+            ["--run.threads=100"],
+            1,
+            ["run.threads=100: this machine has 8 CPUs; threads that share one slow training"],
+        ),
+        (
+            ["--run.threads=5"],
+            2,
+            ["run.threads=5 in each of 2 processes: this machine has 8 CPUs; threads that share one slow training"],
+        ),
+    ],
+)
+def test_settings_that_ask_for_more_than_there_is_cost_a_line(
+    arguments: list[str], processes: int, lines: list[str]
+) -> None:
+    config = load(arguments).config
+    assert describe_excess(config, train=55_000, test=10_000, processes=processes, cpus=8) == lines
 
 
 # Printing

@@ -72,7 +72,7 @@ SUMMARY = {
 def whole_run(console: Console) -> None:
     """Everything that a run of two steps calls."""
     console.header({"processes": "2 on 1 machine, gloo", "run": "runs/default [1]"})
-    console.print("going on from [bold]")
+    console.print("resuming from [bold]")
     console.start_progress(645, 0, 3)
     for step in (1, 2):
         console.progress(step, 0)
@@ -97,7 +97,7 @@ def test_plain_lines_of_a_whole_run(capsys: pytest.CaptureFixture[str], monkeypa
     assert lines[:6] == [
         "processes: 2 on 1 machine, gloo",
         "run: runs/default [1]",
-        "going on from [bold]",
+        "resuming from [bold]",
         "step 2/645 (epoch 1/3): loss 0.1235, accuracy 98.77 %, lr 0.00213, 21,346 images/s, "
         "0:10 elapsed, 1:47:10 left",
         "step 2/645: val loss 0.0500, val accuracy 98.50 %, val top-2 99.00 %",
@@ -223,7 +223,7 @@ def test_terminal_shows_a_whole_run_in_80_columns() -> None:
     assert lines[:8] == [
         "processes  2 on 1 machine, gloo",
         "run        runs/default [1]",
-        "going on from [bold]",
+        "resuming from [bold]",
         "step 2: val loss 0.0500, val accuracy 98.50 %, val top-2 99.00 %",
         "warning: something",
         "epoch train loss train acc   val loss   val acc  val top-2         lr     time",

@@ -70,6 +70,12 @@ def transparent(image: Image.Image) -> Image.Image:
     return picture
 
 
+def white_on_transparent(image: Image.Image, level: int) -> Image.Image:
+    picture = Image.new("RGBA", image.size, (level, level, level, 0))
+    picture.putalpha(ImageOps.invert(image))
+    return picture
+
+
 def sixteen_bits(image: Image.Image) -> Image.Image:
     levels = [40000 + 50 * value for value in image.tobytes()]
     return Image.frombytes("I;16", image.size, struct.pack(f"<{len(levels)}H", *levels))
@@ -80,6 +86,8 @@ KINDS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "faint": lambda image: image.point(lambda value: 180 + value // 10),
     "coloured": coloured,
     "transparent": transparent,
+    "white on transparent": lambda image: white_on_transparent(image, 255),
+    "nearly white on transparent": lambda image: white_on_transparent(image, 250),
     "one bit": lambda image: image.convert("1"),
     "a palette": lambda image: coloured(image).convert("P"),
     "grey with alpha": lambda image: image.convert("LA"),
@@ -144,6 +152,36 @@ def test_one_pixel_is_enough_ink(tmp_path: Path) -> None:
     image = Image.new("L", (40, 40), 255)
     image.putpixel((7, 30), 0)
     assert bounding_box(saved(tmp_path, image)) == (20, 20)
+
+
+def notes_on(tmp_path: Path, image: Image.Image, name: str = "picture.png", **options: object) -> list[str]:
+    notes: list[str] = []
+    image.save(tmp_path / name, **options)
+    read_picture(tmp_path / name, notes.append)
+    return notes
+
+
+@pytest.mark.parametrize("name", ["a.tiff", "a.gif", "a.webp", "a.png"])
+def test_of_several_pages_the_first_is_taken_with_a_note(tmp_path: Path, reference: Tensor, name: str) -> None:
+    blank = Image.new("L", (200, 200), 255)
+    notes = notes_on(tmp_path, seven(), name, save_all=True, append_images=[blank])
+    assert notes == ["the file has several pages or frames; this is the first"]
+    assert difference(read_picture(tmp_path / name), reference) < 3
+    assert notes_on(tmp_path, seven(), name) == []
+
+
+def test_several_digits_and_none_are_noted(tmp_path: Path) -> None:
+    beside, below = Image.new("L", (400, 200), 255), Image.new("L", (200, 400), 255)
+    for picture, place in ((beside, (170, 0)), (below, (0, 180))):
+        picture.paste(seven(), (0, 0))
+        picture.paste(seven(), place)
+        assert notes_on(tmp_path, picture) == ["this may be more than one digit; crop the picture to one"]
+    blob = Image.new("L", (200, 200), 255)
+    ImageDraw.Draw(blob).rectangle([30, 40, 170, 150], fill=0)
+    assert notes_on(tmp_path, blob) == ["this may be no digit: most of the picture is ink"]
+    dusty = seven()
+    dusty.putpixel((3, 3), 0)
+    assert notes_on(tmp_path, dusty) == []
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -130,7 +130,7 @@ def test_a_job_is_requeued_at_its_time_limit_and_ends_with_the_weights_of_an_uni
     assert losses[0] == losses[1]
     output = slurm.output(job)
     assert "this job goes back into the queue" in output
-    assert f"going on from runs/slurm-{job}/checkpoints/" in output
+    assert f"resuming from runs/slurm-{job}/checkpoints/" in output
 
 
 def test_an_array_is_a_sweep_over_seeds(slurm: Slurm) -> None:
