@@ -18,6 +18,7 @@ from mnist_dist.config.fsdp import USE_FSDP
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.device import native_precision
 from mnist_dist.distributed.topology import Topology
+from mnist_dist.distributed.watchdog.comm_errors import first_line
 from mnist_dist.utils.errors import UserError
 
 
@@ -28,7 +29,7 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
         cpu: whether to train on the CPU.
 
     Raises:
-        UserError: the device cannot compute in the precision that was asked for.
+        UserError: the device cannot compute in the precision that was asked for, or accelerate refuses its environment.
     """
     precision: str = config.train.precision
     source = "train.precision"
@@ -37,6 +38,8 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
         precision, source = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "what the launcher says"
     if precision == "no" and config.train.precision == "auto":
         precision, source = native_precision(cpu), "native on this machine"
+    if precision not in PRECISIONS:
+        raise UserError(f"mixed_precision={precision} ({source}): must be one of {', '.join(PRECISIONS)}")
     if cpu and precision == "fp16":
         raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
     # A single process under torchrun is wrapped in DDP too: the hook would round gradients that are never sent.
@@ -58,7 +61,7 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
             ],
         )
     except ValueError as error:
-        raise UserError(f"precision {precision} ({source}): {str(error).splitlines()[0]}") from error
+        raise UserError(f"accelerate cannot start: {first_line(error)}") from error
     finally:
         if asked is not None:
             os.environ[USE_FSDP] = asked
@@ -117,5 +120,6 @@ def destroy_process_group() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+PRECISIONS = "no", "fp16", "bf16"
 SCHEME = "mnistdist"
 register_rendezvous_handler(SCHEME, rendezvous_handler)

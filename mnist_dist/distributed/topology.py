@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from mnist_dist.config.fsdp import FSDPConfig, read_fsdp
+from mnist_dist.config.fsdp import FSDPConfig, is_on, read_fsdp
 from mnist_dist.distributed.cluster_environment import ClusterEnvironment, detect_cluster
 from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.exit import rely_on_local_main
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def resolve_topology() -> Topology:
     """
     topology = read_topology()
     if topology.cluster:
+        rely_on_local_main()
         host, _, port = topology.address.rpartition(":")
         os.environ.update(
             RANK=str(topology.rank),
@@ -122,7 +124,7 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
     by_torchrun = "TORCHELASTIC_RUN_ID" in environment
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
     is_given = bool(environment.get("RANK") or environment.get("WORLD_SIZE"))
-    use_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    use_cpu = is_on(environment, "ACCELERATE_USE_CPU")
     launcher_pid = os.getppid() if by_torchrun or by_accelerate else 0
     cluster = None if by_torchrun and is_given else detect_cluster(environment)
     if cluster:
