@@ -58,9 +58,13 @@ def test_an_unknown_precision_of_the_launchers_is_named() -> None:
     assert str(outcome.error) == "mixed_precision=fp8 (what the launcher says): must be one of no, fp16, bf16"
 
 
-def test_another_error_of_accelerates_is_not_told_as_one_of_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_DEBUG_MODE", "perhaps")
-    (outcome,) = try_ranks(1, resolve, "no", None, "no")
+def resolve_with_debug_mode(text: str) -> None:
+    os.environ["ACCELERATE_DEBUG_MODE"] = text
+    resolve("no", None, "no")
+
+
+def test_another_error_of_accelerates_is_not_told_as_one_of_precision() -> None:
+    (outcome,) = try_ranks(1, resolve_with_debug_mode, "perhaps")
     assert isinstance(outcome.error, UserError)
     assert str(outcome.error) == "accelerate cannot start: invalid truth value perhaps"
 
