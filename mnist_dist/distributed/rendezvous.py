@@ -72,7 +72,7 @@ def init_method(topology: Topology) -> str | None:
     if topology.world_size == 1:
         return None
     if topology.machines == 1:
-        return f"{SCHEME}://one-machine"
+        return f"{SCHEME}://{ONE_MACHINE}"
     # torchrun assigned the ranks itself, and its store may still hold the owners of an earlier start.
     return None if "TORCHELASTIC_RUN_ID" in os.environ else f"{SCHEME}://"
 
@@ -88,11 +88,10 @@ def rendezvous_handler(url: str, timeout: timedelta, **options: Any) -> Iterator
         UserError: another process has this rank.
     """
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    if "one-machine" in url:
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"start-{start}", store)  # type: ignore[attr-defined]
+    if ONE_MACHINE in url:
+        store = dist.PrefixStore(start_prefix(), store)  # type: ignore[attr-defined]
     process = f"process {os.getpid()} on {socket.gethostname()}"
-    owner = store.compare_set(f"owner of rank {rank}", "", process).decode()
+    owner = store.compare_set(owner_key(rank), "", process).decode()
     if owner != process:
         raise UserError(
             f"two processes have rank {rank} of {world_size}, {owner} and {process}: give each process its own (RANK, "
@@ -101,14 +100,44 @@ def rendezvous_handler(url: str, timeout: timedelta, **options: Any) -> Iterator
     yield store, rank, world_size
 
 
-def store_has_key(topology: Topology, key: str) -> bool:
-    """Whether the rendezvous store has a key; true if the store cannot be reached."""
+def start_prefix() -> str:
+    """Prefix of the store's keys that belong to this start of the processes, on one machine."""
+    return f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def owner_key(rank: int) -> str:
+    """Key of the store under which a rank that has joined wrote which process it is."""
+    return f"owner of rank {rank}"
+
+
+def ranks_not_in_store(topology: Topology) -> list[int]:
+    """The ranks that have not come to the rendezvous yet; rank 0 if its store cannot be reached; empty if unknown."""
+    url = init_method(topology)
+    if url is None:
+        return []  # torchrun's own rendezvous: no owners
+    prefix = f"{start_prefix()}/" if ONE_MACHINE in url else ""
     host, _, port = topology.address.rpartition(":")
     try:
-        store: Any = dist.TCPStore(  # type: ignore[attr-defined]
-            host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
-        )
-        return bool(store.check([key]))
+        socket.create_connection((host, int(port)), timeout=2).close()  # torch would write a stack for each attempt
+        store = open_store(topology)
+        others = (rank for rank in range(topology.world_size) if rank != topology.rank)
+        return [rank for rank in others if not store.check([f"{prefix}{owner_key(rank)}"])]
+    except (OSError, RuntimeError):
+        return [] if topology.is_main else [0]
+
+
+def open_store(topology: Topology) -> Any:
+    """A further connection to the rendezvous store. Raises RuntimeError if it cannot be reached within 2 s."""
+    host, _, port = topology.address.rpartition(":")
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
+    )
+
+
+def store_has_key(topology: Topology, key: str) -> bool:
+    """Whether the rendezvous store has a key; true if the store cannot be reached."""
+    try:
+        return bool(open_store(topology).check([key]))
     except RuntimeError:
         return True
 
@@ -121,5 +150,5 @@ def destroy_process_group() -> None:
 
 
 PRECISIONS = "no", "fp16", "bf16"
-SCHEME = "mnistdist"
+SCHEME, ONE_MACHINE = "mnistdist", "one-machine"
 register_rendezvous_handler(SCHEME, rendezvous_handler)
