@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from mnist_dist.config.schema import Config
+from mnist_dist.distributed.cpu_count import allowed_cpus, cpu_limit, default_threads, has_own_cpus
 from mnist_dist.distributed.network import find_interface
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import UserError
@@ -113,25 +115,17 @@ def check_packages(config: Config, topology: Topology) -> Finding:
 
 
 def check_cores(config: Config, topology: Topology) -> Finding:
-    """CPU threads of all processes against the CPUs that the machine and a container's limit allow."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = config.run.threads or topology.default_threads()
-    each = topology.local_world_size
-    found = f"{each} x {threads} threads, {psutil.cpu_count(logical=False)} cores, {allowed} CPUs allowed"
-    limit = cpu_limit()
-    if limit is not None:
-        found += f", container limit {limit:g}"
-    if each * threads > min(allowed, limit or allowed):
+    """CPU threads of all processes against the CPUs that the machine and the limits of cgroups allow."""
+    threads = config.run.threads or default_threads(topology)
+    processes, allowed, limit = topology.local_world_size, allowed_cpus(), cpu_limit()
+    own = has_own_cpus(topology)
+    found = f"{processes} x {threads} threads, {psutil.cpu_count(logical=False)} cores, {allowed} CPUs allowed"
+    found += " to this process alone" if own else ""
+    if limit < math.inf:
+        found += f", limit {limit:g}"
+    if threads * (1 if own else processes) > allowed or processes * threads > limit:
         return Finding("CPU", found, NOTE, "threads compete for CPUs: start fewer processes, or lower --run.threads")
     return Finding("CPU", found)
-
-
-def cpu_limit(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """The CPU limit of a container (cgroup v2), in CPUs; None without one."""
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        quota, period = path.read_text().split()
-        return int(quota) / int(period)
-    return None
 
 
 def check_shared_memory(config: Config, topology: Topology) -> Finding:

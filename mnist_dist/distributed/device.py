@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from mnist_dist.config.schema import Config
+from mnist_dist.distributed.cpu_count import default_threads
 from mnist_dist.distributed.launch_options import find_launch_options
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import UserError
@@ -93,7 +94,7 @@ def configure_torch(config: Config, topology: Topology, shards: int) -> int:
     Returns:
         CPU threads of this process.
     """
-    threads = config.run.threads or topology.default_threads()
+    threads = config.run.threads or default_threads(topology)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # if unset, accelerate sets it, and warns
     torch.set_num_threads(1 if shards else threads)  # with shards, a ThreadPool computes one shard per thread
     configure_malloc()

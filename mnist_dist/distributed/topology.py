@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from mnist_dist.config.fsdp import FSDPConfig, is_on, read_fsdp
 from mnist_dist.distributed.cluster_environment import ClusterEnvironment, detect_cluster
@@ -67,28 +62,6 @@ class Topology:
             return launcher
         return f"{launcher}, rank {self.rank} of {self.world_size}, rendezvous at {self.address}"
 
-    def default_threads(self) -> int:
-        """CPU threads of each process: the physical cores that it may use, divided by the machine's processes.
-
-        The CPU affinity and a container's limit count too. Launchers would set OMP_NUM_THREADS=1 by default, which
-        halves the speed on two cores.
-        """
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = min(psutil.cpu_count(logical=False) or allowed, allowed, cpu_limit())
-        return max(int(cores // self.local_world_size), 1)
-
-
-def cpu_limit(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPU limit of a container, from its cgroup (version 2, else 1); infinity without one."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text().split()
-        return int(quota) / int(period)  # ValueError for "max": no limit
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        quota, period = ((folder / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        if int(quota) > 0:
-            return int(quota) / int(period)
-    return math.inf
-
 
 def resolve_topology() -> Topology:
     """Read the topology; if it comes from another launcher than torchrun, set torch's variables (RANK, ...) to it.
@@ -96,6 +69,9 @@ def resolve_topology() -> Topology:
     Raises:
         UserError: as `read_topology`.
     """
+    for name in ("MASTER_ADDR", "PET_MASTER_ADDR"):
+        if os.environ.get(name, "").startswith("["):  # an IPv6 address as in a URL; torch takes it without brackets
+            os.environ[name] = os.environ[name].strip("[]")
     topology = read_topology()
     if topology.cluster:
         rely_on_local_main()

@@ -18,7 +18,7 @@ from programs import write_digits
 
 import mnist_dist.commands.doctor as doctor
 import mnist_dist.commands.doctor_checks as doctor_checks
-from mnist_dist.commands.doctor_checks import NOTE, OK, PROBLEM, Finding, cpu_limit, probe_address, run_checks
+from mnist_dist.commands.doctor_checks import NOTE, OK, PROBLEM, Finding, probe_address, run_checks
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.cluster_environment import ClusterEnvironment
 from mnist_dist.distributed.topology import Topology
@@ -266,12 +266,6 @@ def test_absent_data(tmp_path: Path) -> None:
 
 def test_more_threads_than_cores() -> None:
     assert doctor_checks.check_cores(load(["--run.threads=4096"]).config, Topology()).verdict == NOTE
-
-
-@pytest.mark.parametrize(("text", "limit"), [("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)])
-def test_a_containers_limit(text: str, limit: float | None, tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    assert cpu_limit(tmp_path / "cpu.max") == limit
 
 
 def test_a_batch_script_of_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
