@@ -21,13 +21,13 @@ from mnist_dist.commands.doctor_checks import (
     OK,
     PROBLEM,
     RANK_0_CHECKS,
-    TORCH_CHECKS,
     TORCH_SECONDS,
     VERDICTS,
     Finding,
     probe_address,
     run_checks,
 )
+from mnist_dist.commands.doctor_torch_checks import TORCH_CHECKS
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.consistency import describe_clock_skew

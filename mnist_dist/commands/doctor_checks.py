@@ -1,4 +1,4 @@
-"""The checks of `mnist-dist doctor` that one process does alone. Each gives one finding, and has a deadline."""
+"""The checks of `mnist-dist doctor` that one process does alone, without torch. Each gives one finding in time."""
 
 from __future__ import annotations
 
@@ -82,9 +82,6 @@ def run_checks(checks: dict[str, Check], config: Config, topology: Topology, sec
         thread.join(max(deadline - time.monotonic(), 0))
     hung = f"no answer within {seconds:g} s"
     return [found.get(name) or Finding(name, hung, PROBLEM, "the disk or the network hangs") for name in checks]
-
-
-# Checks without torch
 
 
 def check_launcher(config: Config, topology: Topology) -> Finding:
@@ -226,52 +223,6 @@ def check_data(config: Config, topology: Topology) -> Finding:
     return Finding("data", f"none in {root}", NOTE, "downloaded when the run starts; or now, by mnist-dist data fetch")
 
 
-# Checks with torch
-
-
-def check_torchvision(config: Config, topology: Topology) -> Finding:
-    """Whether torchvision was built for this torch. It is only needed for the addresses of MNIST's mirrors."""
-    try:
-        import torchvision
-    except Exception as error:
-        said = " ".join(str(error).split())[:120]
-        advice = "install torch and torchvision from the same index; only needed to fetch MNIST from its mirrors"
-        return Finding("torchvision", f"cannot be imported ({said})", NOTE, advice)
-    return Finding("torchvision", f"{torchvision.__version__} fits")
-
-
-def check_device(config: Config, topology: Topology) -> Finding:
-    """The device that this process would train on. Raises UserError if there are more processes than GPUs."""
-    import torch
-
-    from mnist_dist.distributed.device import should_use_cpu
-
-    cpu = should_use_cpu(config, topology)
-    if cpu or not torch.cuda.is_available():
-        kind = "cpu" if cpu else str(torch.accelerator.current_accelerator())
-        idle = torch.cuda.device_count() if cpu else 0
-        advice = f"{idle} GPU{'s' * (idle > 1)} of this machine will be idle" if idle else ""
-        return Finding("device", f"{kind}, {torch.backends.cpu.get_cpu_capability()}", NOTE if idle else OK, advice)
-    count, used = torch.cuda.device_count(), topology.local_world_size
-    found = f"{used} of {count} x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    advice = f"{count - used} GPUs of this machine will be idle: start {count} processes" if used < count else ""
-    return Finding("device", found, NOTE if advice else OK, advice)
-
-
-def check_precision(config: Config, topology: Topology) -> Finding:
-    """The precisions of the device, and whether that of the run is among them and fast."""
-    from mnist_dist.distributed.device import native_precision, should_use_cpu
-
-    cpu = should_use_cpu(config, topology)
-    native = native_precision(cpu) == "bf16"
-    found = f"fp32, bf16{'' if native else ' (emulated)'}{'' if cpu else ', fp16'}"
-    if config.train.precision == "fp16" and cpu:
-        return Finding("precision", found, PROBLEM, "fp16 needs a GPU: --train.precision=bf16 or no")
-    if config.train.precision == "bf16" and not native:
-        return Finding("precision", found, NOTE, "bf16 is slower than fp32 here: --train.precision=no")
-    return Finding("precision", found)
-
-
 def probe_address(address: str) -> str:
     """What happens to a connection to the main address: the advice if the rendezvous fails."""
     host, _, port = address.rpartition(":")
@@ -298,9 +249,3 @@ ALL_RANK_CHECKS: dict[str, Check] = {
     "data": check_data,
 }
 RANK_0_CHECKS: dict[str, Check] = {"run folder": check_run_folder, "wandb": check_wandb}
-TORCH_CHECKS: dict[str, Check] = {
-    "torchvision": check_torchvision,
-    "device": check_device,
-    "precision": check_precision,
-}
-"""On all ranks, after the others: these import torch."""

@@ -18,7 +18,10 @@ from accelerate.commands.config import default_config_file, load_config_from_fil
 from accelerate.commands.launch import launch_command_parser
 
 from mnist_dist.distributed.topology import Topology
+from mnist_dist.distributed.watchdog.comm_errors import first_line
 
+DEFAULT_FILE: str = default_config_file
+"""The file that `accelerate config` writes, and `accelerate launch` reads if none is given."""
 PROGRAMS = ("launch", "accelerate-launch", "accelerate.commands.launch")
 """The word of a command line after which the options of `accelerate launch` begin."""
 
@@ -60,7 +63,7 @@ def read_launch_options(command: Sequence[str], folder: str) -> LaunchOptions | 
     except SystemExit:
         return None
     told: Any = None
-    path = options.config_file or default_config_file
+    path = options.config_file or DEFAULT_FILE
     if os.path.isfile(os.path.join(folder, path)):
         with contextlib.suppress(Exception):  # the launcher has read it, or ended
             told = load_config_from_file(os.path.join(folder, path))
@@ -83,3 +86,14 @@ def describe_missing_processes(topology: Topology) -> str:
         f"accelerate launch was told to start {options.num_processes} processes, and started {topology.world_size}; "
         "start several by a file that says distributed_type: MULTI_GPU, as launch/cpu_2.yaml for CPUs"
     )
+
+
+def describe_config_file(path: str = DEFAULT_FILE) -> str:
+    """What keeps `accelerate launch` from using a YAML file; empty if nothing does, or there is no such file."""
+    if not os.path.isfile(path):
+        return ""
+    try:
+        config = load_config_from_file(path)
+    except Exception as error:  # of YAML, of its keys, of its values
+        return f"{type(error).__name__}: {first_line(error)}"
+    return 'mixed_precision: YAML reads an unquoted no as false; write "no"' if config.mixed_precision is False else ""
