@@ -16,10 +16,11 @@ from mnist_dist.distributed.topology import Topology
 from mnist_dist.distributed.watchdog.comm_errors import format_ranks
 from mnist_dist.utils.error_file import write_error_file
 from mnist_dist.utils.errors import EXIT_STOPPED
+from mnist_dist.utils.signals import ASKS_TO_STOP
 
 NOTICE_SECONDS = 10.0
 """Wait without a word."""
-SIGNALS = "SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"
+SIGNALS = (*ASKS_TO_STOP, "SIGHUP")
 
 
 @contextlib.contextmanager
