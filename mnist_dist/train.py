@@ -149,12 +149,15 @@ def train(
 
 
 def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> None:
-    """Check that all ranks have the same settings, code and versions; warn if their clocks differ.
+    """Check that all ranks have the same settings, code and versions.
+
+    Warns if their clocks differ, and if the launcher started fewer than it was told to.
 
     Raises:
         UserError: something differs.
     """
     from mnist_dist.distributed.consistency import check_ranks_agree, describe_clock_skew
+    from mnist_dist.distributed.launch_options import describe_missing_processes
 
     clocks = check_ranks_agree(
         runtime,
@@ -168,6 +171,8 @@ def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> Non
     )
     if skew := describe_clock_skew(clocks):
         console.warn(skew)
+    if missing := describe_missing_processes(runtime.topology):
+        console.warn(missing)
 
 
 def how_to_go_on(config: Config, topology: Topology, arguments: Sequence[str], run_dir: RunDir) -> str:

@@ -21,18 +21,19 @@ from mnist_dist.commands.doctor_checks import (
     OK,
     PROBLEM,
     RANK_0_CHECKS,
-    TORCH_CHECKS,
     TORCH_SECONDS,
     VERDICTS,
     Finding,
     probe_address,
     run_checks,
 )
+from mnist_dist.commands.doctor_torch_checks import TORCH_CHECKS
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.consistency import describe_clock_skew
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.distributed.watchdog.comm_errors import format_ranks
+from mnist_dist.utils.error_file import write_error_file
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, TrainingError, UserError
 from mnist_dist.utils.exit import report, skip_exit_hooks
 from mnist_dist.utils.versions import software
@@ -143,6 +144,7 @@ def exit_stuck(topology: Topology, findings: list[Finding], seconds: float, as_j
     if topology.is_main:
         show([*findings, Finding("rendezvous", told, PROBLEM, advice)], as_json)
     else:
+        write_error_file(f"{told}; {advice}")
         report(f"{told}; {advice}", EXIT_FAILED)
     sys.stdout.flush()
     os._exit(EXIT_FAILED)

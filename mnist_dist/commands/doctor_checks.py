@@ -1,8 +1,9 @@
-"""The checks of `mnist-dist doctor` that one process does alone. Each gives one finding, and has a deadline."""
+"""The checks of `mnist-dist doctor` that one process does alone, without torch. Each gives one finding in time."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from mnist_dist.config.schema import Config
+from mnist_dist.distributed.cpu_count import allowed_cpus, cpu_limit, default_threads, has_own_cpus
 from mnist_dist.distributed.network import find_interface
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import UserError
@@ -82,9 +84,6 @@ def run_checks(checks: dict[str, Check], config: Config, topology: Topology, sec
     return [found.get(name) or Finding(name, hung, PROBLEM, "the disk or the network hangs") for name in checks]
 
 
-# Checks without torch
-
-
 def check_launcher(config: Config, topology: Topology) -> Finding:
     """The launcher that was detected."""
     tasks = os.environ.get("SLURM_NTASKS", "1")
@@ -113,25 +112,17 @@ def check_packages(config: Config, topology: Topology) -> Finding:
 
 
 def check_cores(config: Config, topology: Topology) -> Finding:
-    """CPU threads of all processes against the CPUs that the machine and a container's limit allow."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = config.run.threads or topology.default_threads()
-    each = topology.local_world_size
-    found = f"{each} x {threads} threads, {psutil.cpu_count(logical=False)} cores, {allowed} CPUs allowed"
-    limit = cpu_limit()
-    if limit is not None:
-        found += f", container limit {limit:g}"
-    if each * threads > min(allowed, limit or allowed):
+    """CPU threads of all processes against the CPUs that the machine and the limits of cgroups allow."""
+    threads = config.run.threads or default_threads(topology)
+    processes, allowed, limit = topology.local_world_size, allowed_cpus(), cpu_limit()
+    own = has_own_cpus(topology)
+    found = f"{processes} x {threads} threads, {psutil.cpu_count(logical=False)} cores, {allowed} CPUs allowed"
+    found += " to this process alone" if own else ""
+    if limit < math.inf:
+        found += f", limit {limit:g}"
+    if threads * (1 if own else processes) > allowed or processes * threads > limit:
         return Finding("CPU", found, NOTE, "threads compete for CPUs: start fewer processes, or lower --run.threads")
     return Finding("CPU", found)
-
-
-def cpu_limit(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """The CPU limit of a container (cgroup v2), in CPUs; None without one."""
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        quota, period = path.read_text().split()
-        return int(quota) / int(period)
-    return None
 
 
 def check_shared_memory(config: Config, topology: Topology) -> Finding:
@@ -232,52 +223,6 @@ def check_data(config: Config, topology: Topology) -> Finding:
     return Finding("data", f"none in {root}", NOTE, "downloaded when the run starts; or now, by mnist-dist data fetch")
 
 
-# Checks with torch
-
-
-def check_torchvision(config: Config, topology: Topology) -> Finding:
-    """Whether torchvision was built for this torch. It is only needed for the addresses of MNIST's mirrors."""
-    try:
-        import torchvision
-    except Exception as error:
-        said = " ".join(str(error).split())[:120]
-        advice = "install torch and torchvision from the same index; only needed to fetch MNIST from its mirrors"
-        return Finding("torchvision", f"cannot be imported ({said})", NOTE, advice)
-    return Finding("torchvision", f"{torchvision.__version__} fits")
-
-
-def check_device(config: Config, topology: Topology) -> Finding:
-    """The device that this process would train on. Raises UserError if there are more processes than GPUs."""
-    import torch
-
-    from mnist_dist.distributed.device import should_use_cpu
-
-    cpu = should_use_cpu(config, topology)
-    if cpu or not torch.cuda.is_available():
-        kind = "cpu" if cpu else str(torch.accelerator.current_accelerator())
-        idle = torch.cuda.device_count() if cpu else 0
-        advice = f"{idle} GPU{'s' * (idle > 1)} of this machine will be idle" if idle else ""
-        return Finding("device", f"{kind}, {torch.backends.cpu.get_cpu_capability()}", NOTE if idle else OK, advice)
-    count, used = torch.cuda.device_count(), topology.local_world_size
-    found = f"{used} of {count} x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    advice = f"{count - used} GPUs of this machine will be idle: start {count} processes" if used < count else ""
-    return Finding("device", found, NOTE if advice else OK, advice)
-
-
-def check_precision(config: Config, topology: Topology) -> Finding:
-    """The precisions of the device, and whether that of the run is among them and fast."""
-    from mnist_dist.distributed.device import native_precision, should_use_cpu
-
-    cpu = should_use_cpu(config, topology)
-    native = native_precision(cpu) == "bf16"
-    found = f"fp32, bf16{'' if native else ' (emulated)'}{'' if cpu else ', fp16'}"
-    if config.train.precision == "fp16" and cpu:
-        return Finding("precision", found, PROBLEM, "fp16 needs a GPU: --train.precision=bf16 or no")
-    if config.train.precision == "bf16" and not native:
-        return Finding("precision", found, NOTE, "bf16 is slower than fp32 here: --train.precision=no")
-    return Finding("precision", found)
-
-
 def probe_address(address: str) -> str:
     """What happens to a connection to the main address: the advice if the rendezvous fails."""
     host, _, port = address.rpartition(":")
@@ -304,9 +249,3 @@ ALL_RANK_CHECKS: dict[str, Check] = {
     "data": check_data,
 }
 RANK_0_CHECKS: dict[str, Check] = {"run folder": check_run_folder, "wandb": check_wandb}
-TORCH_CHECKS: dict[str, Check] = {
-    "torchvision": check_torchvision,
-    "device": check_device,
-    "precision": check_precision,
-}
-"""On all ranks, after the others: these import torch."""

@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> int:
 
     loaded = load_model(options.run, options.checkpoint)
     config = loaded.config
+    if config.run.device != "cpu":  # an accelerator that training insisted on is not needed here
+        config = config.model_copy(update={"run": config.run.model_copy(update={"device": "auto"})})
     if options.precision:
         config = config.model_copy(update={"train": config.train.model_copy(update={"precision": options.precision})})
     console = open_console(topology.is_main, options.json)

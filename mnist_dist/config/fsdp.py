@@ -13,12 +13,17 @@ from dataclasses import dataclass
 from mnist_dist.utils.errors import UserError
 
 USE_FSDP = "ACCELERATE_USE_FSDP"
+DYNAMO_BACKEND = "ACCELERATE_DYNAMO_BACKEND"
+LAUNCHER = "the launcher's file or options"
 UNSUPPORTED_ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
 """Names of engines by the variable with which `accelerate launch` turns them on."""
+
+TRUE = "y", "yes", "t", "true", "on", "1"
+FALSE = "n", "no", "f", "false", "off", "0", ""
 
 REQUIRED_VALUES = {
     "FSDP_VERSION": "2",
@@ -50,8 +55,14 @@ def read_fsdp(environment: Mapping[str, str]) -> FSDPConfig | None:
     """Read what the launcher's `fsdp_config` says; None if it does not ask for FSDP.
 
     Raises:
-        UserError: it asks for another engine, or for a value that is not supported.
+        UserError: it asks for another engine, for torch.compile, or for a value that is not supported.
     """
+    backend = environment.get(DYNAMO_BACKEND) or "no"
+    if backend.lower() != "no":
+        raise UserError(
+            f"dynamo_backend={backend.lower()} ({LAUNCHER}, {DYNAMO_BACKEND}): is not supported; "
+            "leave it out, and compile by --train.compile=default"
+        )
     for name, engine in UNSUPPORTED_ENGINES.items():
         if is_on(environment, name):
             raise UserError(
@@ -76,8 +87,15 @@ def read_fsdp(environment: Mapping[str, str]) -> FSDPConfig | None:
 
 
 def is_on(environment: Mapping[str, str], name: str) -> bool:
-    """Whether a boolean variable of accelerate's is true."""
-    return environment.get(name, "").lower() in ("1", "true", "yes")
+    """Whether a boolean variable of accelerate's is true, by accelerate's own words for it.
+
+    Raises:
+        UserError: it is neither true nor false.
+    """
+    text = environment.get(name, "").lower()
+    if text not in (*TRUE, *FALSE):
+        raise UserError(f"{name}={environment[name]} (environment): must be true or false; correct it, or unset it")
+    return text in TRUE
 
 
 def unsupported(name: str, value: str, advice: str) -> UserError:

@@ -50,8 +50,9 @@ class RunConfig(FrozenModel):
     resume: str = "auto"
     """auto: continue from the newest intact checkpoint in run.dir, if there is one. never: start over. Otherwise: the
     path of a checkpoint, or of a run directory, to continue from."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: the accelerator if the machine has one, otherwise the CPU. cpu: the CPU."""
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    """auto: the accelerator if the machine has one, otherwise the CPU. cpu: the CPU. cuda, mps, xpu: that one, or the
+    run ends with an error."""
     threads: int = Field(default=0, ge=0)
     """CPU threads per process; with fixed shards, each thread computes one shard at a time. 0: the machine's physical
     cores divided by the number of its processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +14,7 @@ from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.device import seed_generator
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.distributed.step_output import BatchOutput, StepOutput, flat_views, image_losses
+from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.rng import derive_seed
 
 
@@ -25,8 +27,18 @@ class DDPStrategy:
         self.buffers = list(model.buffers()) if runtime.world_size > 1 else []
 
     def wrap_model(self) -> None:
-        """Wrap the model in DistributedDataParallel and autocast."""
+        """Wrap the model in DistributedDataParallel and autocast.
+
+        Raises:
+            UserError: TORCH_DISTRIBUTED_DEBUG=DETAIL, with which it crashes on CPUs (seen in torch 2.10 to 2.15).
+        """
         runtime, model = self.runtime, self.local_model
+        is_detailed = os.environ.get("TORCH_DISTRIBUTED_DEBUG", "").upper() == "DETAIL"
+        if is_detailed and runtime.world_size > 1 and runtime.device.type == "cpu":
+            raise UserError(
+                "TORCH_DISTRIBUTED_DEBUG=DETAIL (environment): torch's DistributedDataParallel crashes with it on "
+                "CPUs; use INFO, or fixed shards (train.shards)"
+            )
         self.wrapped_model = runtime.accelerator.prepare_model(model, device_placement=False)
         if runtime.world_size == 1:
             return

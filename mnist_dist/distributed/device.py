@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from mnist_dist.config.schema import Config
+from mnist_dist.distributed.cpu_count import default_threads
+from mnist_dist.distributed.launch_options import find_launch_options
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import UserError
 
@@ -25,19 +27,49 @@ def should_use_cpu(config: Config, topology: Topology) -> bool:
     """Whether to train on the CPU. The Accelerator must be told, or each of several processes believes it is alone.
 
     Raises:
-        UserError: more processes on this machine than it has GPUs.
+        UserError: the device of run.device, or a GPU for accelerate's --config_file, is not there; or this machine has
+            fewer GPUs than processes.
     """
-    if config.run.device == "cpu" or topology.use_cpu or not torch.accelerator.is_available():
+    wanted = config.run.device
+    told = find_launch_options(topology)
+    launcher_says_cpu = topology.use_cpu or (told is not None and told.use_cpu)
+    if wanted == "cpu" or (wanted == "auto" and launcher_says_cpu):
         return True
-    if torch.cuda.is_available():
-        gpus = torch.cuda.device_count()
-        if topology.local_world_size > gpus:
-            raise UserError(
-                f"{topology.local_world_size} processes on this machine, which has {gpus} GPU{'s' * (gpus > 1)}: start "
-                f"at most {gpus}, or train on the CPU with --run.device=cpu"
-            )
-        return False
-    return topology.world_size > 1  # other accelerators, as Apple's: for a single process only
+    if launcher_says_cpu:
+        raise UserError(f"run.device={wanted}, but accelerate launch was told to use the CPU (use_cpu, --cpu)")
+    found = find_accelerator()
+    if wanted not in ("auto", found):
+        raise UserError(
+            f"run.device={wanted}: torch {torch.__version__} finds no such device on this machine, only {found}; "
+            "correct the driver or torch's build, or use --run.device=auto"
+        )
+    if found == "cpu" and told is not None and told.config_file:
+        raise UserError(
+            f"{told.config_file} (accelerate's --config_file) is for GPUs, and torch {torch.__version__} finds none on "
+            "this machine; to train on the CPU add --run.device=cpu, or use_cpu: true in that file"
+        )
+    if found == "cuda":
+        check_gpus(topology)
+    elif found != "cpu" and topology.world_size > 1 and wanted != "auto":
+        raise UserError(f"run.device={wanted}: for a single process only; start one, or use --run.device=cpu")
+    return found != "cuda" and (found == "cpu" or topology.world_size > 1)
+
+
+def find_accelerator() -> str:
+    """Type of the accelerator that torch finds on this machine; `cpu` if it finds none."""
+    if not torch.accelerator.is_available():
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
+
+
+def check_gpus(topology: Topology) -> None:
+    """Raise UserError if this machine has fewer CUDA devices than processes."""
+    gpus = torch.cuda.device_count()
+    if topology.local_world_size > gpus:
+        raise UserError(
+            f"{topology.local_world_size} processes on this machine, which has {gpus} GPU{'s' * (gpus > 1)}: start "
+            f"at most {gpus}, or train on the CPU with --run.device=cpu"
+        )
 
 
 def native_precision(cpu: bool) -> str:
@@ -63,7 +95,7 @@ def configure_torch(config: Config, topology: Topology, shards: int) -> int:
     Returns:
         CPU threads of this process.
     """
-    threads = config.run.threads or topology.default_threads()
+    threads = config.run.threads or default_threads(topology)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # if unset, accelerate sets it, and warns
     torch.set_num_threads(1 if shards else threads)  # with shards, a ThreadPool computes one shard per thread
     configure_malloc()

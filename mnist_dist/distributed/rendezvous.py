@@ -18,6 +18,7 @@ from mnist_dist.config.fsdp import USE_FSDP
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.device import native_precision
 from mnist_dist.distributed.topology import Topology
+from mnist_dist.distributed.watchdog.comm_errors import first_line
 from mnist_dist.utils.errors import UserError
 
 
@@ -28,7 +29,7 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
         cpu: whether to train on the CPU.
 
     Raises:
-        UserError: the device cannot compute in the precision that was asked for.
+        UserError: the device cannot compute in the precision that was asked for, or accelerate refuses its environment.
     """
     precision: str = config.train.precision
     source = "train.precision"
@@ -37,6 +38,8 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
         precision, source = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "what the launcher says"
     if precision == "no" and config.train.precision == "auto":
         precision, source = native_precision(cpu), "native on this machine"
+    if precision not in PRECISIONS:
+        raise UserError(f"mixed_precision={precision} ({source}): must be one of {', '.join(PRECISIONS)}")
     if cpu and precision == "fp16":
         raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
     # A single process under torchrun is wrapped in DDP too: the hook would round gradients that are never sent.
@@ -58,7 +61,7 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
             ],
         )
     except ValueError as error:
-        raise UserError(f"precision {precision} ({source}): {str(error).splitlines()[0]}") from error
+        raise UserError(f"accelerate cannot start: {first_line(error)}") from error
     finally:
         if asked is not None:
             os.environ[USE_FSDP] = asked
@@ -69,7 +72,7 @@ def init_method(topology: Topology) -> str | None:
     if topology.world_size == 1:
         return None
     if topology.machines == 1:
-        return f"{SCHEME}://one-machine"
+        return f"{SCHEME}://{ONE_MACHINE}"
     # torchrun assigned the ranks itself, and its store may still hold the owners of an earlier start.
     return None if "TORCHELASTIC_RUN_ID" in os.environ else f"{SCHEME}://"
 
@@ -85,11 +88,10 @@ def rendezvous_handler(url: str, timeout: timedelta, **options: Any) -> Iterator
         UserError: another process has this rank.
     """
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    if "one-machine" in url:
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"start-{start}", store)  # type: ignore[attr-defined]
+    if ONE_MACHINE in url:
+        store = dist.PrefixStore(start_prefix(), store)  # type: ignore[attr-defined]
     process = f"process {os.getpid()} on {socket.gethostname()}"
-    owner = store.compare_set(f"owner of rank {rank}", "", process).decode()
+    owner = store.compare_set(owner_key(rank), "", process).decode()
     if owner != process:
         raise UserError(
             f"two processes have rank {rank} of {world_size}, {owner} and {process}: give each process its own (RANK, "
@@ -98,14 +100,44 @@ def rendezvous_handler(url: str, timeout: timedelta, **options: Any) -> Iterator
     yield store, rank, world_size
 
 
-def store_has_key(topology: Topology, key: str) -> bool:
-    """Whether the rendezvous store has a key; true if the store cannot be reached."""
+def start_prefix() -> str:
+    """Prefix of the store's keys that belong to this start of the processes, on one machine."""
+    return f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def owner_key(rank: int) -> str:
+    """Key of the store under which a rank that has joined wrote which process it is."""
+    return f"owner of rank {rank}"
+
+
+def ranks_not_in_store(topology: Topology) -> list[int]:
+    """The ranks that have not come to the rendezvous yet; rank 0 if its store cannot be reached; empty if unknown."""
+    url = init_method(topology)
+    if url is None:
+        return []  # torchrun's own rendezvous: no owners
+    prefix = f"{start_prefix()}/" if ONE_MACHINE in url else ""
     host, _, port = topology.address.rpartition(":")
     try:
-        store: Any = dist.TCPStore(  # type: ignore[attr-defined]
-            host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
-        )
-        return bool(store.check([key]))
+        socket.create_connection((host, int(port)), timeout=2).close()  # torch would write a stack for each attempt
+        store = open_store(topology)
+        others = (rank for rank in range(topology.world_size) if rank != topology.rank)
+        return [rank for rank in others if not store.check([f"{prefix}{owner_key(rank)}"])]
+    except (OSError, RuntimeError):
+        return [] if topology.is_main else [0]
+
+
+def open_store(topology: Topology) -> Any:
+    """A further connection to the rendezvous store. Raises RuntimeError if it cannot be reached within 2 s."""
+    host, _, port = topology.address.rpartition(":")
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
+    )
+
+
+def store_has_key(topology: Topology, key: str) -> bool:
+    """Whether the rendezvous store has a key; true if the store cannot be reached."""
+    try:
+        return bool(open_store(topology).check([key]))
     except RuntimeError:
         return True
 
@@ -117,5 +149,6 @@ def destroy_process_group() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-SCHEME = "mnistdist"
+PRECISIONS = "no", "fp16", "bf16"
+SCHEME, ONE_MACHINE = "mnistdist", "one-machine"
 register_rendezvous_handler(SCHEME, rendezvous_handler)

@@ -19,11 +19,17 @@ from mnist_dist.distributed.comm_timer import CommTimer
 from mnist_dist.distributed.device import configure_torch, fingerprint, restored_torch_state, should_use_cpu
 from mnist_dist.distributed.mixed_precision import MixedPrecision
 from mnist_dist.distributed.network import set_gloo_interface
-from mnist_dist.distributed.rendezvous import create_accelerator, destroy_process_group, store_has_key
+from mnist_dist.distributed.rendezvous import (
+    create_accelerator,
+    destroy_process_group,
+    ranks_not_in_store,
+    store_has_key,
+)
 from mnist_dist.distributed.shared_memory import SharedMemoryGather, open_shared_memory
 from mnist_dist.distributed.thread_pool import ThreadPool
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.distributed.watchdog.comm_errors import rendezvous_errors
+from mnist_dist.distributed.watchdog.joining import announce_joining
 from mnist_dist.distributed.watchdog.peer_monitor import open_peer_monitor
 from mnist_dist.utils.errors import Stopped, TrainingError, UserError
 from mnist_dist.utils.exit import skip_exit_hooks
@@ -276,7 +282,10 @@ def join_process_group(config: Config, topology: Topology) -> Iterator[Runtime]:
     if topology.machines > 1:
         set_gloo_interface(topology.address)
     try:
-        with rendezvous_errors(topology, config.run.timeout, partial(store_has_key, topology)):
+        with (
+            announce_joining(topology, config.run.timeout, partial(ranks_not_in_store, topology)),
+            rendezvous_errors(topology, config.run.timeout, partial(store_has_key, topology)),
+        ):
             accelerator = create_accelerator(config, topology, cpu)
             if accelerator.num_processes != topology.world_size:
                 raise UserError(

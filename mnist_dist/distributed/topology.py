@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
-
-from mnist_dist.config.fsdp import FSDPConfig, read_fsdp
+from mnist_dist.config.fsdp import FSDPConfig, is_on, read_fsdp
 from mnist_dist.distributed.cluster_environment import ClusterEnvironment, detect_cluster
 from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.exit import rely_on_local_main
 
 
 @dataclass(frozen=True)
@@ -66,28 +62,6 @@ class Topology:
             return launcher
         return f"{launcher}, rank {self.rank} of {self.world_size}, rendezvous at {self.address}"
 
-    def default_threads(self) -> int:
-        """CPU threads of each process: the physical cores that it may use, divided by the machine's processes.
-
-        The CPU affinity and a container's limit count too. Launchers would set OMP_NUM_THREADS=1 by default, which
-        halves the speed on two cores.
-        """
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = min(psutil.cpu_count(logical=False) or allowed, allowed, cpu_limit())
-        return max(int(cores // self.local_world_size), 1)
-
-
-def cpu_limit(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPU limit of a container, from its cgroup (version 2, else 1); infinity without one."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (folder / "cpu.max").read_text().split()
-        return int(quota) / int(period)  # ValueError for "max": no limit
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        quota, period = ((folder / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        if int(quota) > 0:
-            return int(quota) / int(period)
-    return math.inf
-
 
 def resolve_topology() -> Topology:
     """Read the topology; if it comes from another launcher than torchrun, set torch's variables (RANK, ...) to it.
@@ -95,8 +69,12 @@ def resolve_topology() -> Topology:
     Raises:
         UserError: as `read_topology`.
     """
+    for name in ("MASTER_ADDR", "PET_MASTER_ADDR"):
+        if os.environ.get(name, "").startswith("["):  # an IPv6 address as in a URL; torch takes it without brackets
+            os.environ[name] = os.environ[name].strip("[]")
     topology = read_topology()
     if topology.cluster:
+        rely_on_local_main()
         host, _, port = topology.address.rpartition(":")
         os.environ.update(
             RANK=str(topology.rank),
@@ -122,7 +100,7 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
     by_torchrun = "TORCHELASTIC_RUN_ID" in environment
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
     is_given = bool(environment.get("RANK") or environment.get("WORLD_SIZE"))
-    use_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    use_cpu = is_on(environment, "ACCELERATE_USE_CPU")
     launcher_pid = os.getppid() if by_torchrun or by_accelerate else 0
     cluster = None if by_torchrun and is_given else detect_cluster(environment)
     if cluster:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mnist_dist.utils.environment import restored_environment
+from mnist_dist.utils.error_file import error_file
 from mnist_dist.utils.errors import (
     EXIT_FAILED,
     EXIT_STOPPED,
@@ -24,6 +25,7 @@ from mnist_dist.utils.stdio import OutputError, discard_if_failing, guarded_stre
 
 REPORT_SECONDS = 2  # that other processes of a machine stay, so that the launcher sees the reporting one end first
 _skip_exit_hooks = threading.Event()
+_local_main_reports = threading.Event()
 
 
 @guarded_streams()
@@ -35,17 +37,21 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
     is printed with its traceback and gives exit code 1. SystemExit passes through.
     """
     try:
-        return action()
+        with error_file():
+            return action()
     except UserError as error:
-        if env_rank("LOCAL_RANK") == "0":
-            return report(error, EXIT_USER)
-        # All processes of this machine have the same error and local rank 0 reports it. A launcher kills the others as
-        # soon as one has ended, so the reporting one has to end first.
-        time.sleep(REPORT_SECONDS)
-        return EXIT_USER
+        if env_rank("LOCAL_RANK") != "0":
+            # All processes of this machine have the same error and local rank 0 reports it. A launcher kills the others
+            # as soon as one has ended, so the reporting one has to end first. Whoever is alive after that may have no
+            # launcher, but a LOCAL_RANK that was left in the shell: then nobody else has reported.
+            time.sleep(REPORT_SECONDS)
+            if _local_main_reports.is_set():
+                return EXIT_USER
+        return report(error, EXIT_USER)
     except TrainingError as error:
         if not error.everywhere:
-            return report(f"rank {env_rank()}: {error}" if "WORLD_SIZE" in os.environ else error, EXIT_FAILED)
+            names_rank = "WORLD_SIZE" not in os.environ or str(error).startswith(f"rank {env_rank()} of ")
+            return report(error if names_rank else f"rank {env_rank()}: {error}", EXIT_FAILED)
         return report(error, EXIT_FAILED) if env_rank() == "0" else EXIT_FAILED
     except Stopped as error:
         return report(error, EXIT_STOPPED, "stopped") if env_rank() == "0" else EXIT_STOPPED
@@ -66,6 +72,11 @@ def env_rank(name: str = "RANK") -> str:
     It is read at each call, not on import: for launchers other than torchrun, the program sets the variable itself.
     """
     return os.environ.get(name, "0")
+
+
+def rely_on_local_main() -> None:
+    """Leave the report of a UserError to local rank 0: called where a launcher is known to have started it, too."""
+    _local_main_reports.set()
 
 
 def skip_exit_hooks() -> None:

@@ -18,8 +18,10 @@ from programs import write_digits
 
 import mnist_dist.commands.doctor as doctor
 import mnist_dist.commands.doctor_checks as doctor_checks
-from mnist_dist.commands.doctor_checks import NOTE, OK, PROBLEM, Finding, cpu_limit, probe_address, run_checks
+import mnist_dist.commands.doctor_torch_checks as doctor_torch_checks
+from mnist_dist.commands.doctor_checks import NOTE, OK, PROBLEM, Finding, probe_address, run_checks
 from mnist_dist.config.loader import load
+from mnist_dist.distributed import launch_options
 from mnist_dist.distributed.cluster_environment import ClusterEnvironment
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import TrainingError
@@ -64,7 +66,7 @@ def report(folder: Path) -> tuple[bool, dict[str, Any]]:
 
 ALONE = [
     *("launcher", "packages", "CPU", "shared memory", "main address", "data", "run folder", "wandb"),
-    *("torchvision", "device", "precision", "data set", "software", "precision of the run"),
+    *("torchvision", "accelerate", "device", "precision", "data set", "software", "precision of the run"),
 ]
 
 
@@ -248,7 +250,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     topology = Topology(1, 2, 1, 2, "127.0.0.1:1")
-    device, *_ = run_checks({"device": doctor_checks.check_device}, CONFIG, topology, 20)
+    device, *_ = run_checks({"device": doctor_torch_checks.check_device}, CONFIG, topology, 20)
     assert device.verdict == PROBLEM
     assert device.found == (
         "2 processes on this machine, which has 1 GPU: start at most 1, or train on the CPU with --run.device=cpu"
@@ -300,10 +302,28 @@ def test_more_threads_than_cores() -> None:
     assert doctor_checks.check_cores(load(["--run.threads=4096"]).config, Topology()).verdict == NOTE
 
 
-@pytest.mark.parametrize(("text", "limit"), [("150000 100000\n", 1.5), ("max 100000\n", None), ("", None)])
-def test_a_containers_limit(text: str, limit: float | None, tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    assert cpu_limit(tmp_path / "cpu.max") == limit
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            'distributed_type: "NO"\nmixed_precision: no\n',
+            'YAML reads an unquoted no as false; write "no"',
+        ),
+        ("distributed_type: SEVERAL\n", "'SEVERAL' is not a valid DistributedType"),
+        ('distributed_type: "NO"\nno_such_key: 1\n', "unknown keys"),
+        ("a: [\n", "while parsing a flow node"),
+        ('distributed_type: "NO"\nmixed_precision: "no"\nnum_processes: 1\n', ""),
+    ],
+)
+def test_the_file_of_accelerate_config(text: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "default_config.yaml"
+    path.write_text(text)
+    wrong = launch_options.describe_config_file(str(path))
+    assert found in wrong
+    assert bool(wrong) == bool(found)
+    monkeypatch.setattr(launch_options, "describe_config_file", lambda: wrong)
+    finding = doctor_torch_checks.check_accelerate_file(CONFIG, Topology())
+    assert (finding.verdict, found in finding.found) == (NOTE if found else OK, True)
 
 
 def test_a_batch_script_of_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:

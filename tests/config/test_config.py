@@ -217,7 +217,10 @@ def test_every_number_that_python_prints_is_read_exactly(number: float) -> None:
         ("--run.seed=2147483648", "run.seed=2147483648 (command line): must be at least 0 and below 2147483648"),
         ("--data.drop_last=tRue", "data.drop_last=tRue (command line): must be true or false"),
         ("--data.drop_last=1", "data.drop_last=1 (command line): must be true or false"),
-        ("--run.device=cpuu", "run.device=cpuu (command line): must be one of auto, cpu; did you mean cpu?"),
+        (
+            "--run.device=cpuu",
+            "run.device=cpuu (command line): must be one of auto, cpu, cuda, mps, xpu; did you mean cpu?",
+        ),
         ("--run.dir=a\nb", r"run.dir=a\nb (command line): must be a text without line breaks or control characters"),
         ("--run.dir=a\0b", r"run.dir=a\x00b (command line): must be a text without line breaks or control characters"),
         ("--optim.lrr=1", "optim.lrr (command line): unknown setting; did you mean optim.lr?"),

@@ -14,8 +14,10 @@ import pytest
 from harness import run_ranks, try_ranks
 from programs import free_port
 from small_training import BASICS, open_trainer
+from torch import nn
 
 from mnist_dist.config.loader import load
+from mnist_dist.distributed.ddp import DDPStrategy
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.utils.errors import TrainingError, UserError
@@ -42,6 +44,20 @@ def test_ranks_that_never_join_are_named_within_the_timeout(world_size: int, abs
             assert str(outcome.error).startswith(expected)
             assert f"within run.timeout={TIMEOUT} s" in str(outcome.error)
             assert "\n" not in str(outcome.error)
+
+
+def train_with_detailed_debugging() -> None:
+    os.environ["TORCH_DISTRIBUTED_DEBUG"] = "detail"
+    config = load([*BASICS, "--train.shards=0"]).config
+    with start_runtime(config, read_topology()) as runtime:
+        DDPStrategy(nn.Linear(1, 1), config, runtime).wrap_model()
+
+
+def test_torchs_detailed_debugging_is_refused_with_ddp_on_cpus() -> None:
+    """It crashes the processes: a segmentation fault, without a word."""
+    for outcome in try_ranks(2, train_with_detailed_debugging):
+        assert isinstance(outcome.error, UserError), outcome.trace
+        assert str(outcome.error).startswith("TORCH_DISTRIBUTED_DEBUG=DETAIL (environment): torch's Distributed")
 
 
 def join_as(ranks: list[str], port: str) -> None:

@@ -53,6 +53,22 @@ def test_fp16_from_the_launcher_is_refused_on_a_cpu() -> None:
     assert "fp16 (what the launcher says) needs a GPU" in str(outcome.error)
 
 
+def test_an_unknown_precision_of_the_launchers_is_named() -> None:
+    (outcome,) = try_ranks(1, resolve, "auto", "fp8", "no")
+    assert str(outcome.error) == "mixed_precision=fp8 (what the launcher says): must be one of no, fp16, bf16"
+
+
+def resolve_with_debug_mode(text: str) -> None:
+    os.environ["ACCELERATE_DEBUG_MODE"] = text
+    resolve("no", None, "no")
+
+
+def test_another_error_of_accelerates_is_not_told_as_one_of_precision() -> None:
+    (outcome,) = try_ranks(1, resolve_with_debug_mode, "perhaps")
+    assert isinstance(outcome.error, UserError)
+    assert str(outcome.error) == "accelerate cannot start: invalid truth value perhaps"
+
+
 @pytest.mark.parametrize(
     ("bf16", "amx", "expected"), [(True, False, "bf16"), (False, True, "bf16"), (False, False, "no")]
 )

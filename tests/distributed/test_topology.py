@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_dist.distributed import topology
-from mnist_dist.distributed.topology import Topology, cpu_limit, read_topology
+from mnist_dist.distributed.topology import Topology, read_topology, resolve_topology
 from mnist_dist.utils.errors import UserError
 
 
@@ -101,28 +98,8 @@ def test_contradictions_are_refused_in_one_line(variables: dict[str, str], messa
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("files", "limit"),
-    [
-        ({}, math.inf),
-        ({"cpu.max": "max 100000\n"}, math.inf),
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({"cpu.max": "damaged"}, math.inf),
-    ],
-)
-def test_the_cpu_limit_of_a_container(files: dict[str, str], limit: float, tmp_path: Path) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert cpu_limit(tmp_path) == limit
-
-
-def test_threads_stay_within_a_containers_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topology, "cpu_limit", lambda: math.inf)
-    free = Topology().default_threads()
-    assert free >= 1
-    monkeypatch.setattr(topology, "cpu_limit", lambda: 1.5)
-    assert Topology().default_threads() == 1
-    assert Topology(local_world_size=4).default_threads() == 1
+def test_an_ipv6_address_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (environment(1, 2, 1, 2) | {"MASTER_ADDR": "[fe80::1]"}).items():
+        monkeypatch.setenv(name, value)
+    assert resolve_topology().address == "fe80::1:1234"
+    assert os.environ["MASTER_ADDR"] == "fe80::1"

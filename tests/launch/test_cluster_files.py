@@ -136,8 +136,8 @@ def test_the_command_is_valid(name: str) -> None:
     for container in containers(job(name)):
         config = load(settings_of(command_of(container)), PROCESSES[name]).config
         assert config.run.dir  # the same for each pod, so that the next one resumes
-        limits = container["resources"]["limits"]
-        assert config.run.threads == int(limits["cpu"])  # a pod cannot see how many it may use
+        assert int(container["resources"]["limits"]["cpu"]) >= 1
+        assert config.run.threads == 0  # the process reads the pod's CPU limit from its cgroup
 
 
 def test_the_number_of_processes_is_the_one_that_was_checked() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
+from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
 from programs import LAUNCH
 
@@ -31,6 +33,18 @@ def test_accelerate_reads_the_file_and_knows_all_its_keys(name: str) -> None:
     several = "FSDP" if name.startswith("fsdp") else "MULTI_GPU"
     assert config.distributed_type.value == ("NO" if config.num_processes == 1 else several)
     assert config.mixed_precision is None  # left to the command line and to train.precision
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_accelerate_has_nothing_to_warn_about(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of 16 cores it would set threads for CPU processes, and warn."""
+    told: list[str] = []
+    monkeypatch.setattr(launch.logger, "warning", told.append)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command = ["--config_file", str(LAUNCH / name), "-m", "mnist_dist.train"]
+    launch._validate_launch_command(launch.launch_command_parser().parse_args(command))
+    assert told == []
 
 
 @pytest.mark.parametrize("name", EXPECTED)

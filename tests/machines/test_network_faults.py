@@ -164,7 +164,7 @@ def run_with_addresses(
 def could_not_connect(rank: int, address: str) -> str:
     """A pattern of the error's beginning."""
     others = rf"(rank {1 - rank}|the other ranks) \(rendezvous at {re.escape(address)}:{PORT}\) "
-    return rf"rank {rank}: rank {rank} of 2 could not connect to {others}"
+    return rf"rank {rank} of 2 could not connect to {others}"
 
 
 def test_a_wrong_address_is_named(digits: Path, tmp_path: Path) -> None:

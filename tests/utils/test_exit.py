@@ -95,6 +95,7 @@ def test_which_ranks_report_each_kind_of_error(
     reporters: set[str],
 ) -> None:
     """With two machines of two processes. All return the same exit code."""
+    monkeypatch.setattr(exit_module._local_main_reports, "is_set", lambda: True)
     codes, reported = set(), set()
     for rank in range(4):
         monkeypatch.setenv("WORLD_SIZE", "4")
@@ -109,6 +110,22 @@ def test_which_ranks_report_each_kind_of_error(
     assert len(codes) == 1
     # The launcher ends all ranks once one has exited: ranks that do not report wait, so that one that reports is first.
     assert sleeps == ([2, 2] if isinstance(error, UserError) else [])
+
+
+def test_a_rank_that_was_left_in_the_shell_hides_no_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, sleeps: list[float]
+) -> None:
+    """LOCAL_RANK=1 without a launcher: nobody else reports, and nobody ends this process while it waits for that."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run_to_exit_code(fail(UserError("x"))) == 2
+    assert (capsys.readouterr().err, sleeps) == ("mnist_dist: error: x\n", [2])
+
+
+def test_a_rank_is_named_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")
+    assert run_to_exit_code(fail(TrainingError("rank 1 of 3 could not connect"))) == 1
+    assert capsys.readouterr().err == "mnist_dist: error: rank 1 of 3 could not connect\n"
 
 
 PROGRAM = """\

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from mnist_dist.distributed.topology import Topology
+from mnist_dist.utils.error_file import write_error_file
 from mnist_dist.utils.errors import EXIT_FAILED, TrainingError, UserError
 
 RENDEZVOUS_GRACE_SECONDS = 10.0
@@ -105,8 +106,9 @@ def rendezvous_watchdog(topology: Topology, timeout: float) -> Iterator[None]:
             f"{topology.address}) within run.timeout={timeout:g} s: still trying to connect; check the address, and "
             "that no firewall blocks any port between the machines"
         )
+        write_error_file(error)
         with contextlib.suppress(OSError):  # standard error may be closed, or its disk full
-            os.write(2, f"mnist_dist: error: rank {topology.rank}: {error}\n".encode())
+            os.write(2, f"mnist_dist: error: {error}\n".encode())
         os._exit(EXIT_FAILED)
 
     if topology.world_size == 1:

@@ -37,6 +37,7 @@ from mnist_dist.distributed.watchdog.status import (
     parse_status,
     thread_status,
 )
+from mnist_dist.utils.error_file import write_error_file
 from mnist_dist.utils.errors import EXIT_FAILED, Stopped, TrainingError
 
 QUERY_SECONDS = 3.0
@@ -168,6 +169,7 @@ class PeerMonitor:
         rank = self.topology.rank
         stack = thread_status(self.main_thread, self.lost_peer_error).stack
         error = f"rank {rank}: the other ranks stopped waiting for this rank, stuck in {innermost_frames(stack)}"
+        write_error_file(error)
         with contextlib.suppress(OSError):
             os.write(2, f"{format_stack(f'rank {rank} is stuck here', stack)}mnist_dist: error: {error}\n".encode())
         os._exit(EXIT_FAILED)
