@@ -75,7 +75,10 @@ class DDPStrategy:
                 runtime.mixed_precision.scale_loss(loss).backward()
             if is_last:
                 runtime.comm_timer.stop()
-            outputs.append(BatchOutput(logits.detach(), labels, losses.detach()))
+            logits = logits.detach()
+            if config.train.compile == "reduce-overhead":  # the next replay of the CUDA graph overwrites its output
+                logits = logits.clone()
+            outputs.append(BatchOutput(logits, labels, losses.detach()))
         self.average_buffers(sum(len(output.labels) for output in outputs) / batch.size)
         return StepOutput(outputs)
 

@@ -83,7 +83,9 @@ def test_any_number_of_ranks_does_the_same(policy: str, strategy: str, tmp_path:
     assert bool(error) == (policy == "raise")
     # Each epoch has one batch with that image. It is in the metrics, unless a rollback skips the batch.
     assert counts == {"raise": (), "skip": (60, 60), "rollback": (48, 48)}[policy]
-    assert (nonfinite_skips, rollbacks) == {"raise": (0, 0), "skip": (2 * (strategy != "fp16"), 0), "rollback": (0, 2)}[policy]
+    assert (nonfinite_skips, rollbacks) == {"raise": (0, 0), "skip": (2 * (strategy != "fp16"), 0), "rollback": (0, 2)}[
+        policy
+    ]
     for ranks in results.values():
         assert ranks[0][1:] == (error, nonfinite_skips, rollbacks, counts)
         assert ranks[0][0] == sha256 or strategy != "shards"
