@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.device import seed_generator
+from mnist_dist.distributed.replicated import ReplicatedStrategy
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.distributed.step_output import BatchOutput, StepOutput, flat_views, image_losses
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.rng import derive_seed
 
 
-class DDPStrategy:
+class DDPStrategy(ReplicatedStrategy):
     """See `Strategy`. On one rank nothing is averaged."""
 
     def __init__(self, model: nn.Module, config: Config, runtime: Runtime) -> None:
@@ -87,7 +87,10 @@ class DDPStrategy:
                 runtime.mixed_precision.scale_loss(loss).backward()
             if is_last:
                 runtime.comm_timer.stop()
-            outputs.append(BatchOutput(logits.detach(), labels, losses.detach()))
+            logits = logits.detach()
+            if config.train.compile == "reduce-overhead":  # the next replay of the CUDA graph overwrites its output
+                logits = logits.clone()
+            outputs.append(BatchOutput(logits, labels, losses.detach()))
         self.average_buffers(sum(len(output.labels) for output in outputs) / batch.size)
         return StepOutput(outputs)
 
@@ -114,19 +117,3 @@ class DDPStrategy:
     def grad_norm(self) -> Tensor:
         """See `Strategy`."""
         return nn.utils.get_total_norm([p.grad for p in self.wrapped_model.parameters() if p.grad is not None])
-
-    def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """See `Strategy`."""
-        return self.runtime.mixed_precision.clip_grad_norm_(self.wrapped_model.parameters(), max_norm)
-
-    def full_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Strategy`: the same tensors, since every rank has all of them."""
-        return dict(tensors)
-
-    def local_state_dict(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """See `Strategy`: the same tensors."""
-        return dict(tensors)
-
-    def full_model(self, local_model: nn.Module) -> nn.Module:
-        """See `Strategy`: the same module."""
-        return local_model

@@ -8,7 +8,6 @@ tree. Neither depends on which rank computes a shard. Decision: docs/decisions/0
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,13 @@ from torch import Tensor, nn
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import Batch
 from mnist_dist.distributed.device import seed_generator
+from mnist_dist.distributed.replicated import ReplicatedStrategy
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.distributed.step_output import BatchOutput, StepOutput, flat_views, image_losses
 from mnist_dist.utils.rng import derive_seed
 
 
-class FixedShardStrategy:
+class FixedShardStrategy(ReplicatedStrategy):
     """See `Strategy`. A rank computes its shards on the threads of its pool, one shard per thread at a time.
 
     Each shard has a replica of the model, with shared parameters and its own buffers (running statistics of batch
@@ -126,22 +126,6 @@ class FixedShardStrategy:
     def grad_norm(self) -> Tensor:
         """See `Strategy`."""
         return torch.linalg.vector_norm(self.total[: self.gradient_size])
-
-    def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """See `Strategy`."""
-        return self.runtime.mixed_precision.clip_grad_norm_(self.local_model.parameters(), max_norm)
-
-    def full_state_dict(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Strategy`: the same tensors, since every rank has all of them."""
-        return dict(tensors)
-
-    def local_state_dict(self, tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """See `Strategy`: the same tensors."""
-        return dict(tensors)
-
-    def full_model(self, local_model: nn.Module) -> nn.Module:
-        """See `Strategy`: the same module."""
-        return local_model
 
 
 def add_pairwise(rows: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""torch's optimizers without `torch._dynamo`: their first step imports it, which takes 1.6 s, to support compilation.
+"""torch's optimizers without `torch._dynamo`, and with `found_inf` on every device.
 
-Only a compiled optimizer step needs that; this program compiles the model alone.
+Their first step imports `torch._dynamo`, which takes 1.6 s, to support compilation. Only a compiled optimizer step
+needs that; this program compiles the model alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def eager(optimizer_class: type[OptimizerT]) -> type[OptimizerT]:
-    """A subclass that computes the same updates, bit for bit, and never imports `torch._dynamo`."""
+    """A subclass that computes the same updates, bit for bit, and never imports `torch._dynamo`.
+
+    If it has an attribute `found_inf`, a tensor (), it skips the next update where that is 1. A fused optimizer does so
+    without waiting for the device. torch's others refuse `found_inf`: here the host reads it, once per step.
+    """
     step = without_dynamo(optimizer_class.step)
 
     class Eager(optimizer_class):  # type: ignore[valid-type, misc]
@@ -26,6 +31,8 @@ def eager(optimizer_class: type[OptimizerT]) -> type[OptimizerT]:
         @torch.no_grad()
         def step(self, closure: Any = None) -> Any:
             """As `torch.optim.Optimizer.step`."""
+            if not self.defaults.get("fused") and self.__dict__.pop("found_inf", None):
+                return None
             return step(self, closure)
 
     Eager.__name__ = Eager.__qualname__ = optimizer_class.__name__

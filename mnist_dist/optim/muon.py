@@ -59,8 +59,7 @@ class MuonAdamW(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter once, with the current learning rate of its group. Closures are not supported.
 
-        If the optimizer has an attribute `found_inf`, a tensor (), the update is skipped where it is 1, without waiting
-        for the device.
+        If the optimizer has an attribute `found_inf`, a tensor (), the update is skipped where it is 1. See `eager`.
         """
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         for parameter, matrix in self.matrices:
@@ -69,7 +68,8 @@ class MuonAdamW(Optimizer):
         for group in self.param_groups:
             target = self.muon.param_groups[0] if group["use_muon"] else next(adamw_groups)
             target["lr"], target["weight_decay"] = group["lr"], group["weight_decay"]
-        self.adamw.found_inf = found_inf  # type: ignore[attr-defined]
+        if found_inf is not None:
+            self.adamw.found_inf = found_inf  # type: ignore[attr-defined]
         self.adamw.step()
         # torch's Muon knows no found_inf: undo its update on the device.
         updated = [t for _, matrix in self.matrices for t in (matrix, self.muon.state[matrix]["momentum_buffer"])]

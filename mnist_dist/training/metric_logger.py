@@ -72,9 +72,13 @@ class MetricLogger:
             self.metrics_file.rewind(step)
         self.begin_window()
 
-    def log_window(self, lr: float) -> None:
-        """Log the training metrics of the steps since the last row, over all ranks."""
-        metrics = self.state.reduce_counts(self.state.window)
+    def log_window(self, metrics: Metrics, lr: float) -> None:
+        """Log the training metrics of the steps since the last row, over all ranks.
+
+        Args:
+            metrics: those of the state's `window`.
+            lr: learning rate of the last update.
+        """
         row = {
             "train.loss": metrics.loss,
             "train.accuracy": metrics.accuracy,

@@ -7,6 +7,7 @@ checkpoint are finite.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mnist_dist.distributed.runtime import Runtime
+from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.state import TrainingState
 from mnist_dist.utils.errors import TrainingError
 
@@ -31,61 +34,75 @@ class NonfiniteSteps:
     streak: int
     """Consecutive skipped updates up to now, those of earlier calls included."""
 
-    def describe(self, step: int, images: int) -> str:
+    def describe(self, what: str, step: int) -> str:
         """The problem in words, for an error or a warning.
 
         Args:
+            what: what was not finite.
             step: the current step.
-            images: number of images whose loss was not finite.
         """
-        if self.count:
-            return f"the gradient was not finite in {self.count} of the steps from {self.first + 1} to {step}"
-        return f"the loss of {images} images was not finite in the steps up to {step}"
+        return f"{what} was not finite in {self.count} of the steps from {self.first + 1} to {step}"
 
 
 class NonfiniteGuard:
     """Skips updates whose gradient is not finite, and restores the model's buffers (running statistics) then.
 
+    In fp16 the gradient scaler skips them instead. Infinite gradients are normal there, and make it lower its scale:
+    only batches with a loss that is not finite count as skipped here.
+
     Args:
         model: the model that the optimizer updates.
-        optimizer: must support `found_inf`, as torch's fused optimizers and MuonAdamW do: a tensor () that is 1 to skip
-            the update.
-        active: False in fp16, where the gradient scaler skips updates, and infinite gradients are normal.
+        optimizer: must support `found_inf`, as those of `build_optimizer` do: a tensor () that is 1 to skip the update.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, *, active: bool) -> None:
-        self.active, self.optimizer = active, optimizer
+    def __init__(self, model: nn.Module, optimizer: Optimizer, runtime: Runtime) -> None:
+        self.optimizer, self.runtime = optimizer, runtime
+        self.has_scaler = runtime.mixed_precision.name == "fp16"
         self.buffers = list(model.buffers())
         self.saved_buffers: list[Tensor] = []
-        self.steps: list[int] = []  # numbers of the batches since the last `take`
-        self.nonfinite: list[Tensor] = []  # for each of them, bool () on the device
+        self.steps: list[int] = []  # numbers of the batches since the last call of `pop_skipped`
+        self.nonfinite: list[Tensor] = []  # for each of them, bool () on the device; in fp16 of this rank's images only
         self.streak = 0
 
     def before_forward(self) -> None:
         """Save the buffers, which a forward pass changes. Call it before each forward pass."""
-        if self.active:
-            self.saved_buffers = [buffer.clone() for buffer in self.buffers]
+        self.saved_buffers = [buffer.clone() for buffer in self.buffers]
 
     @torch.no_grad()
-    def before_update(self, step: int, norm: Tensor) -> None:
+    def before_update(self, step: int, norm: Tensor, losses: list[Tensor]) -> Tensor | None:
         """Make the optimizer skip the next update if the gradient is not finite. Call it before each update.
 
         Args:
             step: number of the batch, from 0.
             norm: L2 norm of the full gradient, a tensor () on the device.
+            losses: losses of this rank's images, on the device.
+
+        Returns:
+            Whether the optimizer will skip it, bool () on the device; None in fp16, where the scaler decides.
         """
-        if not self.active:
-            return
+        self.steps.append(step)
+        if self.has_scaler:
+            self.nonfinite.append(~torch.cat([norm.new_zeros(1), *losses]).isfinite().all())
+            return None
         nonfinite = ~torch.isfinite(norm)
+        self.nonfinite.append(nonfinite)
         self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
         for buffer, saved in zip(self.buffers, self.saved_buffers, strict=True):
             buffer.copy_(torch.where(nonfinite, saved, buffer))
-        self.steps.append(step)
-        self.nonfinite.append(nonfinite)
+        return nonfinite
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """Restore the buffers, after an update that the gradient scaler skipped."""
+        for buffer, saved in zip(self.buffers, self.saved_buffers, strict=True):
+            buffer.copy_(saved)
 
     def pop_skipped(self) -> NonfiniteSteps:
-        """The updates skipped since the last call. Waits for the device."""
-        nonfinite = torch.stack(self.nonfinite).tolist() if self.nonfinite else []
+        """The updates skipped since the last call. Waits for the device. Every rank must call it."""
+        nonfinite: list[bool] = []
+        if self.nonfinite:
+            flags = torch.stack(self.nonfinite)
+            nonfinite = (self.runtime.all_reduce_max(flags.int()) if self.has_scaler else flags).tolist()
         skipped = [step for step, is_skipped in zip(self.steps, nonfinite, strict=True) if is_skipped]
         for is_skipped in nonfinite:
             self.streak = self.streak + 1 if is_skipped else 0
@@ -103,10 +120,13 @@ class Rollback:
     """Number of the batch to skip after that."""
 
 
-def apply_policy(guard: NonfiniteGuard, state: TrainingState, warn: Callable[[str], None]) -> Rollback | None:
+def apply_policy(
+    guard: NonfiniteGuard, state: TrainingState, window: Metrics, warn: Callable[[str], None]
+) -> Rollback | None:
     """Apply train.nonfinite to the updates that were skipped since the last call. Every rank must call it.
 
     Args:
+        window: metrics since the last row.
         warn: takes one line if updates were skipped and training goes on.
 
     Returns:
@@ -117,20 +137,37 @@ def apply_policy(guard: NonfiniteGuard, state: TrainingState, warn: Callable[[st
     """
     progress, config = state.progress, state.config
     policy, found = config.train.nonfinite, guard.pop_skipped()
-    images = state.reduce_counts(state.window).nonfinite
-    # In fp16 only the losses count: overflowing gradients are normal there, and the scaler skips them.
-    if not found.count and not (images and (policy == "raise" or not guard.active)):
-        return None
-    reason = found.describe(progress.step, images)
+    reason = found.describe("the loss" if guard.has_scaler else "the gradient", progress.step)
+    if not found.count:
+        if not (window.nonfinite and policy == "raise"):
+            return None
+        reason = f"the loss of {window.nonfinite} images was not finite in the steps up to {progress.step}"
     if policy == "raise" or found.streak >= MAX_STREAK or progress.rollbacks >= MAX_ROLLBACKS:
+        # The anomaly detection would have ended the run at an operation whose gradient is nan: this one is infinite.
+        find = "" if config.train.detect_anomaly else ", and find the operation with --train.detect_anomaly=true"
         raise TrainingError(
             f"{reason} (epoch {progress.epoch + 1}; it changed no weight; train.nonfinite={policy}); lower "
-            f"optim.lr={config.optim.lr:g}, raise optim.warmup or set optim.clip, and find the operation with "
-            "--train.detect_anomaly=true",
+            f"optim.lr={config.optim.lr:g}, raise optim.warmup or set optim.clip{find}",
             everywhere=True,
         )
     if policy == "skip":
-        progress.nonfinite_skips += found.count
+        if not guard.has_scaler:  # those of the scaler are in `scaler_skips` already
+            progress.nonfinite_skips += found.count
         warn(f"{reason}; these updates were skipped")
         return None
-    return Rollback(reason, found.first if found.count else progress.step - 1)
+    return Rollback(reason, found.first)
+
+
+def anomaly_error(error: RuntimeError, step: int) -> TrainingError | None:
+    """What train.detect_anomaly found, in one line, given torch's error; None for any other error.
+
+    Args:
+        step: number of the batch, from 0.
+    """
+    found = re.match(r"Function '(\w+?)(Backward\d*)?' returned nan values in its (\d+)th output", str(error))
+    if found is None:
+        return None
+    return TrainingError(
+        f"step {step + 1}: the gradient of the operation {found[1]} is nan (input {found[3]}; found by "
+        "train.detect_anomaly); torch's warning above shows where the model calls it"
+    )

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from mnist_dist.checkpoint.manager import CheckpointData
 from mnist_dist.checkpoint.state import NormSums, TrainProgress
@@ -41,7 +40,7 @@ class TrainingState:
         self.flops_per_image = 3 * count_flops(model)  # a backward pass costs as much as two forward passes
         self.strategy = build_strategy(model, config, runtime)
         self.local_model = self.strategy.local_model
-        self.ema: AveragedModel | None = build_ema(self.local_model, config.optim.ema)
+        self.ema = build_ema(self.local_model, config.optim.ema)
         self.optimizer = build_optimizer(self.local_model, config.optim, fused=can_fuse(runtime))
         self.sampler = build_sampler(config, runtime, images)
         self.total_steps = config.train.epochs * len(self.sampler)

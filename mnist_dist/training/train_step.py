@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mnist_dist.data.loader import Batch
+from mnist_dist.distributed.step_output import StepOutput
 from mnist_dist.optim.lr_schedule import lr_at
 from mnist_dist.optim.optimizer import set_lr
-from mnist_dist.training.nonfinite import NonfiniteGuard
+from mnist_dist.training.nonfinite import NonfiniteGuard, anomaly_error
 from mnist_dist.training.state import TrainingState
 
 
@@ -22,7 +23,7 @@ class TrainStep:
         self.strategy.wrap_model()
         self.mixed_precision = state.runtime.mixed_precision
         self.optimizer = self.mixed_precision.prepare_optimizer(state.optimizer)
-        self.guard = NonfiniteGuard(state.local_model, state.optimizer, active=self.mixed_precision.name != "fp16")
+        self.guard = NonfiniteGuard(state.local_model, state.optimizer, state.runtime)
         self.lr = 0.0  # of the last update
         self.restore_lr()
 
@@ -44,7 +45,7 @@ class TrainStep:
             return None
         progress.images += batch.size
         self.guard.before_forward()
-        outputs, stop = self.strategy.forward_backward(batch, progress.step)
+        outputs, stop = self.forward_backward(batch)
         for output in outputs:
             state.window.add(*output)
         if max_norm:
@@ -52,13 +53,25 @@ class TrainStep:
         else:
             norm = self.mixed_precision.unscale(self.strategy.grad_norm())
         state.norms.add(norm)
-        self.guard.before_update(progress.step, norm)
+        skipped = self.guard.before_update(progress.step, norm, [output.losses for output in outputs])
         self.optimizer.step()
         if self.optimizer.step_was_skipped:
             progress.scaler_skips += 1
+            self.guard.restore_buffers()
         elif state.ema is not None:
-            state.ema.update_parameters(state.local_model)
+            state.ema.update_parameters(state.local_model, skipped)
         return stop
+
+    def forward_backward(self, batch: Batch) -> StepOutput:
+        """See `Strategy.forward_backward`.
+
+        Raises:
+            TrainingError: train.detect_anomaly found an operation whose gradient is nan.
+        """
+        try:
+            return self.strategy.forward_backward(batch, self.state.progress.step)
+        except RuntimeError as error:
+            raise anomaly_error(error, self.state.progress.step) or error from None
 
     def lr_for_update(self, update: int) -> float:
         """Learning rate of an update, counted from 0: that of the schedule, halved by each rollback."""

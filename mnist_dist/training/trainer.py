@@ -115,10 +115,12 @@ class Trainer:
             should_log = progress.step % self.config.tracking.log_steps == 0 or self.is_epoch_done() or self.is_done()
             should_save = self.is_checkpoint_due()
             should_stop = self.runtime.should_stop(stop_requested)
-            if (should_log or should_save or should_stop or self.is_evaluation_due()) and self.roll_back():
-                break  # the progress is that of the last checkpoint, perhaps in an earlier epoch
-            if should_log:
-                self.metric_logger.log_window(self.train_step.lr)
+            if should_log or should_save or should_stop or self.is_evaluation_due():
+                window = self.state.reduce_counts(self.state.window)
+                if self.roll_back(window):
+                    break  # the progress is that of the last checkpoint, perhaps in an earlier epoch
+                if should_log:
+                    self.metric_logger.log_window(window, self.train_step.lr)
             if self.is_evaluation_due():
                 self.evaluate_within_epoch()
             if should_save:
@@ -129,8 +131,11 @@ class Trainer:
                 break
         self.timer.stop()
 
-    def roll_back(self) -> bool:
+    def roll_back(self, window: Metrics) -> bool:
         """Apply train.nonfinite: with `rollback`, restore the last checkpoint and halve the learning rate.
+
+        Args:
+            window: metrics since the last row.
 
         Returns:
             Whether the checkpoint was restored.
@@ -138,7 +143,7 @@ class Trainer:
         Raises:
             TrainingError: train.nonfinite ends the run.
         """
-        rollback = apply_policy(self.train_step.guard, self.state, self.console.warn)
+        rollback = apply_policy(self.train_step.guard, self.state, window, self.console.warn)
         if rollback is None:
             return False
         assert self.rollback_data is not None

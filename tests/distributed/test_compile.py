@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier
+from mnist_dist.training import trainer as trainer_module
 
 BATCH = 12
 SIZES = (BATCH * 3 + 1, 20)  # the last batch of an epoch has one image, which only one rank gets
@@ -97,13 +101,33 @@ def train(model: str, arguments: tuple[str, ...], folder: Path, cache: Path, bro
         return Run(weights_sha256(trainer.state.model), list(trainer.state.model.state_dict()), rows, lines, warnings)
 
 
+def train_without_kernels(*arguments: Any) -> Run:
+    """As `train`, but the backend of torch.compile only traces: what runs compiled is the same, within a second."""
+    compile_module = nn.Module.compile
+    nn.Module.compile = functools.partialmethod(compile_module, backend="eager")  # type: ignore[method-assign]
+    return train(*arguments)
+
+
+def train_four_times(folder: Path, cache: Path) -> list[Run]:
+    """An eager run, a compiled one, and one that is stopped after three steps and resumed."""
+    runs = []
+    halves = "--train.accumulate=2"  # forward passes over as many images as on each of two ranks
+    for name, *arguments in (
+        ("eager", *RECIPE),
+        ("compiled", *COMPILED),
+        ("resumed", *COMPILED, "--train.max_steps=3"),  # the resumed run starts with the smaller last batch
+        ("resumed", *COMPILED, "--train.max_steps=8"),
+    ):
+        runs.append(train("batch norm", (*arguments, halves), folder / name, cache))
+    return runs
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of compiled kernels, shared by the tests of this file."""
     return tmp_path_factory.mktemp("inductor")
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("world_size", "options"),
     [(1, ("--train.precision=bf16", "--data.shift=2", "--train.accumulate=2")), (3, ())],
@@ -111,7 +135,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_only_full_training_batches_are_compiled(
     world_size: int, options: tuple[str, ...], tmp_path: Path, cache: Path
 ) -> None:
-    runs = run_ranks(world_size, train, "zero if eager", (*COMPILED, *options), tmp_path, cache)
+    runs = run_ranks(world_size, train_without_kernels, "zero if eager", (*COMPILED, *options), tmp_path, cache)
     for run in runs:
         assert run.warnings == []
         assert run.lines[0] == "compiling the model (train.compile=default)"
@@ -124,39 +148,66 @@ def test_only_full_training_batches_are_compiled(
 
 
 @needs_compiler
-def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path: Path, cache: Path) -> None:
-    eager, compiled = (
-        run_ranks(1, train, "batch norm", arguments, tmp_path / name, cache)[0]
-        for name, arguments in (("eager", RECIPE), ("compiled", COMPILED))
-    )
+def test_a_compiled_run_has_the_losses_of_an_eager_one_and_resumes_bit_for_bit(tmp_path: Path, cache: Path) -> None:
+    ((eager, compiled, first, resumed),) = run_ranks(1, train_four_times, tmp_path, cache)
+    assert compiled.warnings == first.warnings == resumed.warnings == []
     assert compiled.losses() == pytest.approx(eager.losses(), rel=1e-4)
     assert compiled.losses("test.loss") == pytest.approx(eager.losses("test.loss"), rel=1e-4)
+    assert first.losses() + resumed.losses() == compiled.losses()
+    assert resumed.sha256 == compiled.sha256 != eager.sha256
+    ranks = run_ranks(2, train, "batch norm", COMPILED, tmp_path / "ranks", cache)
+    assert [run.warnings for run in ranks] == [[], []]
+    assert ranks[0].sha256 == ranks[1].sha256
 
 
-@needs_compiler
-def test_a_compiled_run_resumes_bit_for_bit(tmp_path: Path, cache: Path) -> None:
-    uninterrupted = run_ranks(1, train, "batch norm", COMPILED, tmp_path / "uninterrupted", cache)[0]
-    first, resumed = (
-        run_ranks(1, train, "batch norm", (*COMPILED, f"--train.max_steps={steps}"), tmp_path / "resumed", cache)[0]
-        for steps in (3, 8)  # the resumed run starts with the smaller last batch
-    )
-    assert first.losses() + resumed.losses() == uninterrupted.losses()
-    assert resumed.sha256 == uninterrupted.sha256
-
-
-@pytest.mark.parametrize("broken_rank", [0, 1])
-def test_if_one_rank_cannot_compile_all_train_eagerly(broken_rank: int, tmp_path: Path, cache: Path) -> None:
-    runs = run_ranks(2, train, "batch norm", COMPILED, tmp_path / "broken", cache, broken_rank)
+def test_if_one_rank_cannot_compile_all_train_eagerly(tmp_path: Path, cache: Path) -> None:
     eager = run_ranks(2, train, "batch norm", RECIPE, tmp_path / "eager", cache)
-    for run, other in zip(runs, eager, strict=True):
-        (warning,) = run.warnings
-        assert warning.startswith(f"train.compile=default: failed on rank {broken_rank} (")
-        assert "compiler" in warning
-        assert warning.endswith("); training goes on without it")
-        assert "\n" not in warning
-        assert (run.sha256, run.losses(), run.losses("test.loss")) == (
-            other.sha256, other.losses(), other.losses("test.loss")
-        )  # fmt: skip
+    for broken_rank in (0, 1):
+        runs = run_ranks(2, train, "batch norm", COMPILED, tmp_path / str(broken_rank), cache, broken_rank)
+        for run, other in zip(runs, eager, strict=True):
+            (warning,) = run.warnings
+            assert warning.startswith(f"train.compile=default: failed on rank {broken_rank} (")
+            assert "compiler" in warning
+            assert warning.endswith("); training goes on without it")
+            assert "\n" not in warning
+            assert (run.sha256, run.losses(), run.losses("test.loss")) == (
+                other.sha256, other.losses(), other.losses("test.loss")
+            )  # fmt: skip
+
+
+def train_with_graphs(arguments: tuple[str, ...], folder: Path) -> Run:
+    """As `train`, with a stand-in for CUDA graphs: each forward pass writes its output over that of the last one."""
+
+    class Replay(torch.autograd.Function):
+        outputs: ClassVar[dict[torch.Size, Tensor]] = {}
+
+        @staticmethod
+        def forward(ctx: Any, logits: Tensor) -> Tensor:
+            return Replay.outputs.setdefault(logits.shape, torch.empty_like(logits)).copy_(logits).detach()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return gradient
+
+    @contextmanager
+    def compiled(model: nn.Module, *arguments: Any) -> Iterator[None]:
+        model.register_forward_hook(lambda module, inputs, logits: Replay.apply(logits))
+        yield
+
+    if "--train.compile=reduce-overhead" in arguments:
+        trainer_module.compiled = compiled
+    return train("batch norm", arguments, folder, folder)
+
+
+def test_the_counts_keep_no_memory_of_cuda_graphs(tmp_path: Path) -> None:
+    """They keep logits for several steps."""
+    arguments = (*RECIPE, "--tracking.log_steps=3")
+    ((eager,), (graphs,)) = (
+        run_ranks(1, train_with_graphs, (*arguments, f"--train.compile={mode}"), tmp_path / mode)
+        for mode in ("no", "reduce-overhead")
+    )
+    for key in ("train.loss", "train.accuracy", "epoch.train.confusion"):
+        assert graphs.losses(key) == eager.losses(key)
 
 
 def test_a_run_that_is_not_compiled_does_not_import_dynamo(tmp_path: Path) -> None:

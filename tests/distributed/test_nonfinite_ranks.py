@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from half_precision import use_fp16_on_cpu
 from harness import run_ranks
 from small_training import MetricsInMemory, open_trainer
 from torch import Tensor, nn
@@ -41,9 +42,11 @@ class WithoutRewind(MetricsInMemory):
         self.rows.append({"step": step})
 
 
-def train(arguments: list[str], folder: Path, fsdp: bool) -> tuple[str, str, int, int, tuple[int, ...]]:
+def train(arguments: list[str], folder: Path, strategy: str) -> tuple[str, str, int, int, tuple[int, ...]]:
     """SHA-256 of the weights, error, skipped updates, rollbacks, and the number of images in each epoch's metrics."""
-    if fsdp:
+    if strategy == "fp16":
+        use_fp16_on_cpu(pytest.MonkeyPatch(), scale=8.0)
+    if strategy == "fsdp":
         os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     topology = read_topology()
     config = load([*ARGUMENTS, *arguments], topology.world_size).config
@@ -68,19 +71,21 @@ def train(arguments: list[str], folder: Path, fsdp: bool) -> tuple[str, str, int
         )
 
 
-@pytest.mark.parametrize("strategy", ["shards", "ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["shards", "ddp", "fsdp", "fp16"])
 @pytest.mark.parametrize("policy", ["raise", "skip", "rollback"])
 def test_any_number_of_ranks_does_the_same(policy: str, strategy: str, tmp_path: Path) -> None:
     shards = 6 if strategy == "shards" else 0
     arguments = [f"--train.shards={shards}", f"--train.nonfinite={policy}", "--tracking.log_steps=4"]
-    results = {n: run_ranks(n, train, arguments, tmp_path / str(n), strategy == "fsdp") for n in (1, 2, 3)}
+    results = {n: run_ranks(n, train, arguments, tmp_path / str(n), strategy) for n in (1, 2, 3)}
     for ranks in results.values():
         assert len(set(ranks)) == 1
     ((sha256, error, nonfinite_skips, rollbacks, counts),) = results[1]
     assert bool(error) == (policy == "raise")
     # Each epoch has one batch with that image. It is in the metrics, unless a rollback skips the batch.
     assert counts == {"raise": (), "skip": (60, 60), "rollback": (48, 48)}[policy]
-    assert (nonfinite_skips, rollbacks) == {"raise": (0, 0), "skip": (2, 0), "rollback": (0, 2)}[policy]
+    assert (nonfinite_skips, rollbacks) == {"raise": (0, 0), "skip": (2 * (strategy != "fp16"), 0), "rollback": (0, 2)}[
+        policy
+    ]
     for ranks in results.values():
         assert ranks[0][1:] == (error, nonfinite_skips, rollbacks, counts)
         assert ranks[0][0] == sha256 or strategy != "shards"
