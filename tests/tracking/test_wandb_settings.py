@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pwd
 import tempfile
@@ -172,15 +174,21 @@ def test_what_wandb_would_refuse_is_an_error_that_names_its_source(
         check_tracking(Config())
 
 
-def train_where_rank_0_differs(data: str, variable: str, value: str) -> int:
+def train_where_rank_0_differs(data: str, variable: str, value: str) -> tuple[int, str]:
+    """The exit code and the errors of a run on two machines, on the first of which a variable is set."""
     if os.environ["RANK"] == "0":
         os.environ[variable] = value
-    return main([f"--data.root={data}", "--data.source=local", "--run.device=cpu", "--run.dir=run"])
+    small = ("--data.val_size=2", "--train.batch_size=2", "--train.max_steps=1", "--run.timeout=10")
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = main([f"--data.root={data}", "--data.source=local", "--run.device=cpu", "--run.dir=run", *small])
+    return code, errors.getvalue()
 
 
 def test_what_rank_0_alone_is_told_is_refused_by_all_machines(work: Path) -> None:
     write_digits(work, train=10, test=10)
-    assert run_ranks(2, train_where_rank_0_differs, str(work), "WANDB_MODE", "sometimes", machines=2) == [2, 2]
+    error = "mnist_dist: error: WANDB_MODE=sometimes (environment): must be online, offline or disabled\n"
+    ended = run_ranks(2, train_where_rank_0_differs, str(work), "WANDB_MODE", "sometimes", machines=2)
+    assert ended == [(2, error)] * 2
     assert not Path("run", "config.yaml").exists()
 
 
