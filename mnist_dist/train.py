@@ -52,10 +52,10 @@ def start(arguments: Sequence[str]) -> int:
         if topology.is_main:
             print_config(loaded.config)
         return EXIT_DONE
-    key_check = None
-    if topology.is_main:
+    # Machines may have different keys and environments, of which rank 0's count: `check_ranks` checks these.
+    if topology.machines == 1:
         check_tracking(loaded.config)
-        key_check = WandbKeyCheck(loaded.config)
+    key_check = WandbKeyCheck(loaded.config) if topology.is_main else None
     set_omp_wait_policy()
     return train(loaded, topology, key_check, arguments)
 
@@ -154,7 +154,7 @@ def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> Non
     Warns if their clocks differ, and if the launcher started fewer than it was told to.
 
     Raises:
-        UserError: something differs.
+        UserError: something differs, or wandb would refuse the tracking settings of rank 0.
     """
     from mnist_dist.distributed.consistency import check_ranks_agree, describe_clock_skew
     from mnist_dist.distributed.launch_options import describe_missing_processes
@@ -169,6 +169,8 @@ def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> Non
             "the launcher's fsdp_config": {"FSDP": repr(runtime.topology.fsdp)},
         },
     )
+    if runtime.topology.machines > 1:
+        runtime.run_on_main(lambda: check_tracking(loaded.config))
     if skew := describe_clock_skew(clocks):
         console.warn(skew)
     if missing := describe_missing_processes(runtime.topology):

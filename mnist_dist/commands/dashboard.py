@@ -16,6 +16,7 @@ from mnist_dist.commands.dashboard_panels import STEP, Panel, Section, describe
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config, TrackingConfig
 from mnist_dist.tracking.wandb_auth import check_tracking, has_key
+from mnist_dist.tracking.wandb_settings import resolve_labels
 from mnist_dist.utils.errors import EXIT_DONE, TrainingError, UserError
 
 INSTALL = "dashboards need the package `wandb-workspaces`: pip install 'mnist_dist[dashboards]'"
@@ -42,6 +43,9 @@ def main(arguments: list[str]) -> int:
     del wandb_workspaces
     if options.save and not has_key():
         raise UserError("--save: no wandb key is configured; set WANDB_API_KEY or run `wandb login`")
+    labels = resolve_labels(config.tracking)  # the project of the runs, which may be WANDB_PROJECT
+    tracking = config.tracking.model_copy(update={"project": labels.project, "entity": labels.entity})
+    config = config.model_copy(update={"tracking": tracking})
     sections = describe(config, *names(config.model.name))
     if options.save:
         save(sections, config.tracking)

@@ -181,9 +181,11 @@ class TrackingConfig(FrozenModel):
     """What is recorded in wandb, besides metrics.jsonl, which is always written."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Mode of wandb. auto: online if a key is configured, otherwise offline. It never prompts."""
+    """Mode of wandb. auto: as given to wandb itself (WANDB_MODE, WANDB_DISABLED, `wandb offline`), otherwise online if
+    a key is configured, otherwise offline. It never prompts."""
     project: str = "mnist_dist"
-    """wandb project."""
+    """wandb project. If not set, WANDB_PROJECT; likewise WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS and
+    WANDB_NOTES below."""
     entity: str = ""
     """wandb user or team. Empty: the default of the key."""
     group: str = ""

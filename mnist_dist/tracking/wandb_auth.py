@@ -7,7 +7,6 @@ key, and may be absent or broken. So wandb's rules are repeated here; tests comp
 from __future__ import annotations
 
 import base64
-import configparser
 import contextlib
 import json
 import netrc
@@ -19,9 +18,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.tracking.wandb_settings import describe_labels, has_home, read_setting, requested_mode, resolve_labels
 from mnist_dist.utils.errors import UserError
 
-WANDB_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 # The hosts of wandb's own server; newer releases of wandb use the second one.
 WANDB_HOSTS = {"api.wandb.ai", "api.forge.coreweave.com"}
 # wandb's own rule of what can be a key.
@@ -37,26 +36,27 @@ def tracking_mode(tracking: TrackingConfig) -> tuple[str, str]:
     """`online`, `offline` or `disabled`, and the reason. wandb never prompts: online needs a key that is configured.
 
     Raises:
-        UserError: online without a key, or WANDB_MODE has an unknown value.
+        UserError: online without a key, or a mode that was given to wandb itself has an unknown value.
     """
     mode: str = tracking.mode
     reason = f"tracking.mode={mode}"
-    environment = os.environ.get("WANDB_MODE", "")
-    if mode == "auto" and not environment:
-        return ("online", "a key is configured") if has_key() else ("offline", "no key; `wandb login` adds one")
     if mode == "auto":
-        if environment not in WANDB_MODES:
-            raise UserError(f"WANDB_MODE={environment} (environment): must be online, offline or disabled")
-        mode, reason = WANDB_MODES[environment], f"WANDB_MODE={environment}"
+        mode, reason = requested_mode()
+        if not mode:
+            return ("online", "a key is configured") if has_key() else ("offline", "no key; `wandb login` adds one")
     if mode == "online" and not has_key():
         raise UserError(f"{reason}: no wandb key is configured; set WANDB_API_KEY, run `wandb login`, or go offline")
     return mode, reason
 
 
 def describe_tracking(config: Config) -> str:
-    """The mode and its reason, for the console."""
+    """The mode and its reason, and what else is taken from wandb's environment and files, for the console."""
     mode, reason = tracking_mode(config.tracking)
-    return f"wandb {mode} ({reason})"
+    told = f"wandb {mode} ({reason})"
+    if mode == "disabled":
+        return told
+    homeless = "" if has_home() else "no home folder: wandb keeps all its files in the run's folder"
+    return "; ".join(filter(None, (told, describe_labels(resolve_labels(config.tracking)), homeless)))
 
 
 def check_tracking(config: Config) -> None:
@@ -65,19 +65,23 @@ def check_tracking(config: Config) -> None:
     Raises:
         UserError: wandb would refuse a name or the key, or online was asked for without a key.
     """
-    tracking = config.tracking
-    if not is_valid_name(tracking.project):
-        raise UserError(f"tracking.project={tracking.project!r}: must be {VALID_NAME}")
-    if tracking.entity and not is_valid_name(tracking.entity):
-        raise UserError(f"tracking.entity={tracking.entity!r}: must be a user's or a team's name alone, {VALID_NAME}")
-    for tag in tracking.tags:
+    labels = resolve_labels(config.tracking)
+
+    def origin(name: str) -> str:
+        return labels.sources.get(name) or f"tracking.{name}"
+
+    if not is_valid_name(labels.project):
+        raise UserError(f"{origin('project')}={labels.project!r}: must be {VALID_NAME}")
+    if labels.entity and not is_valid_name(labels.entity):
+        raise UserError(f"{origin('entity')}={labels.entity!r}: must be a user's or a team's name alone, {VALID_NAME}")
+    for tag in labels.tags:
         if not 1 <= len(tag) <= 64:
-            raise UserError(f"tracking.tags: {tag!r} must be 1 to 64 characters")
+            raise UserError(f"{origin('tags')}: {tag!r} must be 1 to 64 characters")
     for name, limit in (("group", 128), ("job_type", 64)):  # the server's limits
-        if len(getattr(tracking, name)) > limit:
-            raise UserError(f"tracking.{name}={getattr(tracking, name)!r}: must be {limit} characters at most")
+        if len(getattr(labels, name)) > limit:
+            raise UserError(f"{origin(name)}={getattr(labels, name)!r}: must be {limit} characters at most")
     key, source = find_key()
-    if tracking_mode(tracking)[0] == "online" and key and not WANDB_KEY.fullmatch(key):
+    if tracking_mode(config.tracking)[0] == "online" and key and not WANDB_KEY.fullmatch(key):
         raise UserError(
             f"{source}: not a wandb key, which has 40 or more letters, digits, _ and -, and no space or line break;"
             " correct it, run `wandb login --relogin`, or go offline by --tracking.mode=offline"
@@ -98,9 +102,13 @@ def has_key() -> bool:
 
 
 def find_key() -> tuple[str, str]:
-    """The key that wandb would use for its server, and its source: the environment or netrc. Empty if there is none."""
-    if key := os.environ.get("WANDB_API_KEY"):
-        return key, "WANDB_API_KEY (environment)"
+    """The key that wandb would use for its server, and its source: the environment, a settings file or netrc.
+
+    Empty if there is none.
+    """
+    key, source = read_setting("api_key", "WANDB_API_KEY")
+    if key:
+        return key, f"{source} (environment)" if source == "WANDB_API_KEY" else source
     wanted = {host} if (host := wandb_host()) else WANDB_HOSTS
     for path in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
         with contextlib.suppress(OSError, netrc.NetrcParseError, ValueError, RuntimeError):
@@ -118,14 +126,8 @@ def wandb_host() -> str:
 
 
 def wandb_address() -> str:
-    """The base URL of the wandb server: from WANDB_BASE_URL, wandb's settings file, or wandb's own server."""
-    url = os.environ.get("WANDB_BASE_URL", "")
-    if not url:
-        file = configparser.RawConfigParser()
-        with contextlib.suppress(OSError, configparser.Error, ValueError, RuntimeError):
-            file.read(Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings")
-            url = file.get("default", "base_url", fallback="")
-    return url.rstrip("/") or "https://api.wandb.ai"
+    """The base URL of the wandb server: from WANDB_BASE_URL, wandb's settings files, or wandb's own server."""
+    return read_setting("base_url", "WANDB_BASE_URL")[0].rstrip("/") or "https://api.wandb.ai"
 
 
 # The key check
@@ -144,8 +146,9 @@ class WandbKeyCheck:
         """Which server refuses which key; empty unless the server did."""
         key, source = find_key()
         self._thread = threading.Thread(target=self._ask, args=(key, source), name="wandb key", daemon=True)
-        if key and tracking_mode(config.tracking)[0] == "online":
-            self._thread.start()
+        with contextlib.suppress(UserError):  # `check_tracking` raises it
+            if key and tracking_mode(config.tracking)[0] == "online":
+                self._thread.start()
 
     def offline_if_refused(self, config: Config, warn: Callable[[str], None]) -> Config:
         """The configuration of the tracker: offline, with a warning, if the server has refused the key by now."""

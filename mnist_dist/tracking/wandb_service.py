@@ -1,4 +1,4 @@
-"""wandb's service process (wandb-core) and files: ending the one, placing and reading the others.
+"""wandb's service process (wandb-core) and files: starting and ending the one, reading and removing the others.
 
 wandb has no call that ends its service without waiting for the network, so it is ended as a process.
 """
@@ -6,8 +6,11 @@ wandb has no call that ends its service without waiting for the network, so it i
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +43,49 @@ def kill_service() -> None:
             child.wait(timeout=1)
 
 
-@contextlib.contextmanager
-def stage_artifacts_in(folder: Path) -> Iterator[None]:
-    """Have wandb keep artifacts that it has not uploaded in the run's folder, not in the user's home."""
-    if "WANDB_DATA_DIR" in os.environ:
-        yield
-        return
-    os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")
+def set_up(wandb: Any, settings: Any, warn: Callable[[str], None]) -> None:
+    """`wandb.setup`, which starts a service, or connects to the one that WANDB_SERVICE names.
+
+    That variable is left in the environment of what another program with wandb started, and its service may be gone or
+    of another version. Then this process starts its own, with a warning.
+    """
+    inherited = os.environ.get("WANDB_SERVICE")
     try:
-        yield
-    finally:
-        os.environ.pop("WANDB_DATA_DIR", None)
+        wandb.setup(settings=settings)
+    except Exception:
+        if not inherited or os.environ.pop("WANDB_SERVICE", None) != inherited:
+            raise
+        wandb.setup(settings=settings)
+        warn(f"WANDB_SERVICE={inherited} (environment) does not answer; wandb started a service of its own")
+
+
+def temporary_folders(wandb: Any) -> list[tempfile.TemporaryDirectory[str]]:
+    """The folders, one a process, in which wandb keeps media and artifacts on their way; none if it moved them."""
+    media = sys.modules.get(f"{wandb.__name__}.sdk.data_types._private")
+    artifacts = getattr(sys.modules.get(f"{wandb.__name__}.sdk.artifacts.artifact"), "Artifact", None)
+    found = getattr(media, "MEDIA_TMP", None), getattr(artifacts, "_TMP_DIR", None)  # neither name is public
+    return [folder for folder in found if isinstance(folder, tempfile.TemporaryDirectory)]
+
+
+def create_temporary_folders(wandb: Any) -> None:
+    """Create wandb's temporary folders again, if an earlier run of this process removed them. Raises OSError."""
+    for folder in temporary_folders(wandb):
+        Path(folder.name).mkdir(mode=0o700, exist_ok=True)
+
+
+def remove_temporary_folders(wandb: Any) -> None:
+    """Remove wandb's temporary folders, those of the process and those of artifacts.
+
+    wandb leaves that to exit hooks, which are skipped after a run of several processes.
+    """
+    # An artifact's folder is removed when the artifact is collected, unless wandb's cache has it.
+    caches = sys.modules.get(f"{wandb.__name__}.sdk.artifacts.artifact_instance_cache")
+    for name in ("artifact_instance_cache", "artifact_instance_cache_by_client_id"):
+        getattr(caches, name, {}).clear()
+    gc.collect()
+    for folder in temporary_folders(wandb):
+        with contextlib.suppress(OSError):
+            folder.cleanup()
 
 
 def upload_failed(files: Path | None) -> bool:

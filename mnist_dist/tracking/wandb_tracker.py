@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import queue
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +30,15 @@ from mnist_dist.config.schema import Config, TrackingConfig
 from mnist_dist.tracking.media import Media, wandb_key
 from mnist_dist.tracking.wandb_artifacts import Row, model_artifacts, read_rows
 from mnist_dist.tracking.wandb_media import media_values, row_values
-from mnist_dist.tracking.wandb_service import force_teardown, kill_service, stage_artifacts_in, upload_failed
+from mnist_dist.tracking.wandb_service import (
+    create_temporary_folders,
+    force_teardown,
+    kill_service,
+    remove_temporary_folders,
+    set_up,
+    upload_failed,
+)
+from mnist_dist.tracking.wandb_settings import resolve_labels, wandb_environment
 from mnist_dist.utils.exit import skip_exit_hooks
 
 MAX_QUEUED = 10_000
@@ -80,6 +89,8 @@ class WandbTracker:
         self.view_hint = ""
         self._config, self._folder, self._run_id, self._resumed = config, folder, run_id, resumed
         self._mode, self._warn, self._facts = mode, warn, facts
+        self._labels = resolve_labels(config.tracking)
+        self._dir = Path(self._labels.dir or folder)  # where wandb creates its folder
         self._queue: queue.SimpleQueue[WandbCall | None] = queue.SimpleQueue()  # None: the run has finished
         self._media_queued = self._media_logged = 0  # each is changed by one thread only
         self._step = 0
@@ -123,6 +134,8 @@ class WandbTracker:
         self.timed_out = True
         skip_exit_hooks()  # wandb's may never return
         kill_service()
+        if "wandb" in sys.modules:
+            remove_temporary_folders(sys.modules["wandb"])
         self.view_hint = self._describe_files()
         self._warn(f"wandb did not finish within {timeout:g} s and was stopped; metrics.jsonl has everything")
 
@@ -145,7 +158,8 @@ class WandbTracker:
         try:
             import wandb
 
-            with stage_artifacts_in(self._folder):
+            create_temporary_folders(wandb)
+            with wandb_environment(self._dir):
                 self._log_run(wandb, self._init(wandb))
             wandb.teardown(self._result[1])
         except BaseException as error:  # SystemExit too: nothing that wandb raises may end training
@@ -153,28 +167,31 @@ class WandbTracker:
                 self._warn(f"wandb failed ({one_line(error)}); training goes on, and metrics.jsonl has everything")
             force_teardown(wandb)
         finally:
+            if wandb is not None:
+                remove_temporary_folders(wandb)
             self._ended.set()
 
     def _init(self, wandb: Any) -> Any:
         """The wandb run. If it cannot be online, it is offline, with a warning."""
-        config, tracking = self._config, self._config.tracking
-        wanted = settings_for(tracking)
-        settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in wandb.Settings.model_fields})
+        config, labels = self._config, self._labels
+        wanted = settings_for(config.tracking)
 
         def init(mode: str) -> Any:
-            wandb.setup(settings=settings)  # before init, which would otherwise print and may prompt
+            known = {k: v for k, v in (wanted | {"mode": mode}).items() if k in wandb.Settings.model_fields}
+            settings = wandb.Settings(**known)
+            set_up(wandb, settings, self._warn)  # before init, which would otherwise print and may prompt
             return wandb.init(
                 mode=mode,
                 id=self._run_id,
                 resume="allow",
-                dir=str(self._folder),
-                name=self._folder.resolve().name[:128],
-                project=tracking.project,
-                entity=tracking.entity or None,
-                group=tracking.group or None,
-                job_type=tracking.job_type or None,
-                notes=tracking.notes or None,
-                tags=list(tracking.tags) or None,
+                dir=str(self._dir),
+                name=(labels.name or self._folder.resolve().name)[:128],
+                project=labels.project,
+                entity=labels.entity or None,
+                group=labels.group or None,
+                job_type=labels.job_type or None,
+                notes=labels.notes or None,
+                tags=list(labels.tags) or None,
                 config=config.to_dict() | {"facts": {wandb_key(key): value for key, value in self._facts.items()}},
                 allow_val_change=self._resumed,
                 settings=settings,
@@ -190,8 +207,8 @@ class WandbTracker:
             force_teardown(wandb)
             run = init("offline")
         self._sync_dir = Path(run.settings.sync_dir)
-        if not self._sync_dir.resolve().is_relative_to(self._folder.resolve()):
-            self._warn(f"wandb cannot write to {self._folder}; it records in {self._sync_dir}")
+        if not self._sync_dir.resolve().is_relative_to(self._dir.resolve()):
+            self._warn(f"wandb cannot write to {self._dir}; it records in {self._sync_dir}")
         self.view_hint = f"wandb: {run.url}" if self._mode == "online" else self._describe_files()
         return run
 
@@ -204,7 +221,7 @@ class WandbTracker:
             upload = f"sync --include-online {path}"
         else:
             upload = f"beta sync --id {self._run_id} {folder}" if self._resumed else f"sync {path}"
-        return f"wandb, offline: view it with `wandb beta leet {path}`, upload it with `wandb {upload}`"
+        return f"wandb, offline: view it with `wandb leet {path}`, upload it with `wandb {upload}`"
 
     def _log_run(self, wandb: Any, run: Any) -> None:
         """Make the queued calls until `finish` is called, then log the summary and the model."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_wandb import FAKE_RUN, FAKE_SETTINGS
+from forked_training import run_forked
 from measured_keys import MEASURED_ROW_KEYS
 from programs import write_digits
 
 RECIPE = (
-    *("-m", "mnist_dist.train", "--run.device=cpu", "--run.threads=1", "--run.dir=run", "--data.source=local"),
+    *("--run.device=cpu", "--run.threads=1", "--run.dir=run", "--data.source=local"),
     *("--data.val_size=30", "--model.name=basic", "--train.epochs=2", "--train.batch_size=24", "--tracking.timeout=1"),
 )
 FAKE = textwrap.dedent(FAKE_SETTINGS + FAKE_RUN)
@@ -45,18 +43,8 @@ def run(work: Path, data: Path, *arguments: str, fake: str = "") -> tuple[dict[s
     work.mkdir()
     if fake:
         (work / "wandb.py").write_text(fake)
-    path = os.pathsep.join([str(work), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, *RECIPE, f"--data.root={data}", *arguments]
-    done = subprocess.run(
-        command,
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    ended = run_forked([*RECIPE, f"--data.root={data}", *arguments], work)
+    assert ended.code == 0, ended.err
     rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
     return (
         json.loads((work / "run" / "summary.json").read_text()),

@@ -90,7 +90,7 @@ def test_wandb_mirrors_rows_configuration_and_summary(tmp_path: Path, offline: C
 
     path = file.parent
     assert tracker.view_hint == (
-        f"wandb, offline: view it with `wandb beta leet '{path}'`, upload it with `wandb sync '{path}'`"
+        f"wandb, offline: view it with `wandb leet '{path}'`, upload it with `wandb sync '{path}'`"
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_training import run_forked
 from measured_keys import MEASURED_ROW_KEYS
 from programs import Ended, read_rows, run, started, write_digits
 from wandb_server import ENTITY, HISTORY, Fault, Run, WandbServer
@@ -28,8 +29,9 @@ pytest.importorskip("wandb")
 
 KEY = "canary0123456789" * 3  # long enough for wandb to take it for a key
 SECRET = "hush9876543210"
+PROGRAM = (sys.executable, "-m", "mnist_dist.train")
 RECIPE = (
-    *(sys.executable, "-m", "mnist_dist.train", "--run.device=cpu", "--run.threads=1", "--run.dir=run"),
+    *("--run.device=cpu", "--run.threads=1", "--run.dir=run"),
     *("--data.source=local", "--data.val_size=30", "--model.name=basic", "--train.batch_size=24"),
     *("--tracking.log_steps=1", "--tracking.group=g", "--tracking.job_type=j", "--tracking.notes=why"),
     *("--tracking.tags=[one,two]", "--tracking.timeout=60"),
@@ -72,7 +74,7 @@ def much(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(work: Path, data: Path, *arguments: str, code: int = 0) -> Ended:
     """A whole run in a process of its own, which leaves no process behind."""
     work.mkdir(exist_ok=True)
-    (ended,) = run([*RECIPE, f"--data.root={data}", *arguments], work=work)
+    ended = run_forked([*RECIPE, f"--data.root={data}", *arguments], work)
     assert ended.code == code, ended.err
     return ended
 
@@ -165,7 +167,7 @@ def stop_early(
 ) -> tuple[int, Ended]:
     """Start a long run and stop it by SIGTERM; the step of its checkpoint, and how it ended."""
     work.mkdir(exist_ok=True)
-    command = [*RECIPE, *LONG, f"--data.root={data}", *arguments]
+    command = [*PROGRAM, *RECIPE, *LONG, f"--data.root={data}", *arguments]
     with started(command, work=work) as (program,):
         program.wait_for_line("step 6/")
         meanwhile()
@@ -289,7 +291,7 @@ def test_a_slow_server_gets_everything(
     server: WandbServer, data: Path, without: tuple[float, Any], tmp_path: Path
 ) -> None:
     server.fault = Fault("hold")
-    with started([*RECIPE, f"--data.root={data}", "--train.epochs=2"], work=tmp_path) as (program,):
+    with started([*PROGRAM, *RECIPE, f"--data.root={data}", "--train.epochs=2"], work=tmp_path) as (program,):
         program.wait_for_line("epoch 2/2")  # trained, while the server has answered nothing
         assert server.runs == {}
         server.fault = None

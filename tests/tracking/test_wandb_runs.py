@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_training import PLAIN, run_forked
 from measured_keys import MEASURED_ROW_KEYS
 from programs import PYTHON, Ended, read_rows, run, write_digits
 from wandb_records import Artifact, Recorded, read_run
@@ -69,9 +70,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(work: Path, data: Path, *arguments: str, at_step_7: str = "") -> Ended:
     """A whole run in a folder, which leaves no process behind."""
-    program = ["-c", AT_STEP_7.replace("ACTION", at_step_7)] if at_step_7 else ["-m", "mnist_dist.train"]
-    (ended,) = run([*PYTHON, *program, *RECIPE, f"--data.root={data}", *arguments], work=work)
-    return ended
+    program = AT_STEP_7.replace("ACTION", at_step_7) if at_step_7 else PLAIN
+    return run_forked([*RECIPE, f"--data.root={data}", *arguments], work, program)
 
 
 def timeless(folder: Path) -> list[dict[str, Any]]:
