@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.config.loader import LoadedConfig, load, print_config
+from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
 from mnist_dist.config.schema import flat
+from mnist_dist.distributed.launcher import is_called_by_launcher
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking, describe_tracking
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
@@ -31,8 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: command-line arguments; those of the process by default.
+
+    Raises:
+        SystemExit: the exit code is not 0, and accelerate's notebook_launcher or debug_launcher called this function:
+            they ignore what it returns.
     """
-    return run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
+    code = run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
+    if code and is_called_by_launcher():
+        raise SystemExit(code)
+    return code
 
 
 def start(arguments: Sequence[str]) -> int:
@@ -93,7 +101,8 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
     if topology.is_local_main:
         ensure_files(root, config.data.source, console.print)
 
-    with RunLock(topology.launcher_pid) as lock, start_runtime(config, topology) as runtime:
+    run_lock = RunLock(topology.launcher_pid, topology.restart_count, dump(config))
+    with run_lock as lock, start_runtime(config, topology) as runtime:
         check_ranks(loaded, runtime, console)
         files = ensure_files(root, "local", console.print)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -78,16 +79,19 @@ def rendezvous_handler(url: str, timeout: timedelta, **options: Any) -> Iterator
     """As torch's handler of env://: yields store, rank and world size. Refuses a rank that two processes have.
 
     On one machine, keys get a prefix for each start of the processes: torchrun keeps its store when it restarts them,
-    and they would find each other's old addresses in it (pytorch#135712). On several machines the launchers do not
-    count restarts alike, so there is no prefix: torchrun must be told to share no store.
+    a notebook after a cell that was interrupted, and they would find each other's old addresses in it (pytorch#135712).
+    On several machines the launchers do not count restarts alike, so there is no prefix: torchrun must be told to share
+    no store.
 
     Raises:
         UserError: another process has this rank.
     """
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     if "one-machine" in url:
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"start-{start}", store)  # type: ignore[attr-defined]
+        # torchrun's folder for the logs of this start, LAUNCH/attempt_N; LAUNCH is a new folder.
+        start = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parent.parent
+        restart_count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"start-{start}-{restart_count}", store)  # type: ignore[attr-defined]
     process = f"process {os.getpid()} on {socket.gethostname()}"
     owner = store.compare_set(f"owner of rank {rank}", "", process).decode()
     if owner != process:
