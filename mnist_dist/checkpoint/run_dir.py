@@ -18,6 +18,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -137,6 +138,22 @@ def create_new_folder(path: Path) -> Path:
             continue
         break
     return candidate
+
+
+def newest_run(runs: Path = RUNS) -> Path:
+    """The run directory in `runs` that was started or resumed last: the one whose config.yaml is the newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    started: dict[Path, int] = {}
+    with suppress(OSError):  # no such folder
+        for folder in runs.iterdir():
+            with suppress(OSError):  # not a run, or deleted meanwhile
+                started[folder] = (folder / CONFIG).stat().st_mtime_ns
+    if not started:
+        raise UserError(f"last: no run in {runs.absolute()}; give the folder of a run")
+    return max(started, key=lambda folder: (started[folder], folder.name))
 
 
 def resolve_checkpoint(path: Path, warn: Callable[[str], None]) -> VerifiedCheckpoint:

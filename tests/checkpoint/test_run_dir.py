@@ -19,6 +19,7 @@ from mnist_dist.checkpoint.run_dir import (
     RunDir,
     check_resumable,
     delete_old_run,
+    newest_run,
     open_run_dir,
     prepare_run_dir,
     read_summary,
@@ -315,3 +316,18 @@ def test_resuming_with_other_kernels_is_a_warning() -> None:
     warn_if_other_hardware({}, here, said.append)
     assert said[0].startswith("this run resumes with torch 2.15 instead of 2.14: its weights may differ")
     assert "kernels x86_64 cpu AVX512 instead of None" in said[1]
+
+
+def test_the_newest_run_is_the_one_that_was_started_last(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^last: no run in {tmp_path}/runs; give the folder of a run$"):
+        newest_run(tmp_path / "runs")
+    for name, seconds in (("z", 100), ("a", 300), ("m", 200)):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        write_config(run, Config())
+        os.utime(run / "config.yaml", (seconds, seconds))
+    (tmp_path / "runs" / "no_run").mkdir()  # later than all, but a folder of something else
+    (tmp_path / "runs" / "file").write_text("")
+    assert newest_run(tmp_path / "runs") == tmp_path / "runs" / "a"
+    write_config(tmp_path / "runs" / "z", Config())  # resumed
+    assert newest_run(tmp_path / "runs") == tmp_path / "runs" / "z"
