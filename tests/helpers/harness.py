@@ -27,7 +27,7 @@ from torch.distributed import TCPStore
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    # pytest, since multiprocessing imports the main module again; _dynamo and fsdp, since a training run imports them.
+    # pytest, since multiprocessing imports the main module again; _dynamo and fsdp for the runs that compile or shard.
     [
         "pytest",
         "torch",
