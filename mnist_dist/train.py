@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mnist_dist.checkpoint.state import check_config_readable
 from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
 from mnist_dist.config.schema import flat
 from mnist_dist.distributed.launcher import is_called_by_launcher
@@ -56,6 +57,7 @@ def start(arguments: Sequence[str]) -> int:
         if topology.is_main:
             print_config(loaded.config)
         return EXIT_DONE
+    check_config_readable(loaded.config)
     key_check = None
     if topology.is_main:
         check_tracking(loaded.config)
@@ -113,7 +115,10 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
         saved, source = run_dir.load(), run_dir.checkpoint.folder if run_dir.checkpoint else None
         if saved and source:
             check_resumable(config, saved.state["config"], source)
-        run_id = saved.state["run_id"] if saved and run_dir.same_run else runtime.broadcast(new_run_id())
+        if saved and run_dir.same_run:
+            run_id: str = saved.state["run_id"]
+        else:
+            run_id = runtime.run_on_main(lambda: new_run_id(config, run_dir.folder))
 
         # The model: the same on all ranks, because each initialises it from the same seed.
         torch.manual_seed(config.run.seed)
@@ -130,7 +135,10 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
         # Up to here only the lock was written: an error above leaves no other file in the run directory.
         was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock))
         if was_finished and state.progress.step >= state.last_step:
-            console.print(f"{run_dir.folder} holds this run, finished; --run.resume=never starts it over")
+            console.print(
+                f"{run_dir.folder} holds this run, finished; to train longer, give more --train.epochs and another "
+                "--run.dir; --run.resume=never starts this one over"
+            )
         else:
             train_and_test(train_step, data, console, run_dir, run_id, key_check)
         lock.mark_finished()
@@ -173,7 +181,8 @@ def train_and_test(
         Stopped: a rank was asked to stop; a checkpoint is written.
         TrainingError: train.nonfinite ends the run, or a file cannot be written.
     """
-    from mnist_dist.checkpoint.run_dir import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
+    from mnist_dist.checkpoint.run_dir import write_config, write_summary
+    from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE
     from mnist_dist.console.tee import TeeConsole
     from mnist_dist.tracking.metrics_file import MetricsFile
     from mnist_dist.tracking.tracker import open_tracker

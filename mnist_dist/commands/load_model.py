@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from mnist_dist.checkpoint.manager import VerifiedCheckpoint, load_verified, newest_verified, step_of
-from mnist_dist.checkpoint.run_dir import CHECKPOINTS
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS
 from mnist_dist.checkpoint.tensors import load_weights
 from mnist_dist.config.schema import FIELDS, Config
 from mnist_dist.config.values import describe_error
 from mnist_dist.models import ImageClassifier, create_model
 from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.files import expand_home
 from mnist_dist.utils.strict_json import dump_strict
 
 
@@ -41,7 +42,7 @@ def load_model(run: str, checkpoint: str = "latest") -> LoadedModel:
     Raises:
         UserError: there is no such run or checkpoint, or it is damaged.
     """
-    folder = Path(run).expanduser()
+    folder = expand_home(run)
     if not folder.is_dir():
         raise UserError(f"{run}: no such folder; give the folder of a run, which it prints at its end")
     verified = find_checkpoint(folder, checkpoint)
@@ -62,7 +63,7 @@ def find_checkpoint(folder: Path, checkpoint: str) -> VerifiedCheckpoint:
     if checkpoint.isdecimal():
         return load_verified(root / f"step-{int(checkpoint):08d}")
     if checkpoint not in ("latest", "best"):
-        return load_verified(Path(checkpoint).expanduser())
+        return load_verified(expand_home(checkpoint, "--checkpoint "))
     newest = newest_verified(root, lambda text: print(f"mnist_dist: warning: {text}", file=sys.stderr))
     if checkpoint == "best":
         best = newest.parse().state["progress"]["best"] if newest else {}

@@ -23,7 +23,7 @@ PROGRAMS = {
 DEBUG_FILE = "ACCELERATE_DEBUG_RDV_FILE"
 """Set by accelerate.debug_launcher only."""
 _kept_groups: list[Any] = []
-"""Groups of debug_launcher, destroyed: the last reference to one deletes the file that debug_launcher deletes itself."""
+"""Destroyed groups of debug_launcher: freeing the last one deletes the file that debug_launcher deletes itself."""
 
 
 def find_launcher() -> int:
@@ -60,10 +60,10 @@ def is_called_by_launcher() -> bool:
 
 
 def leave_debug_group() -> None:
-    """Set torch's variables (RANK, ...) in a process of accelerate.debug_launcher, which gives its rank by a group only.
+    """Set torch's variables (RANK, ...) in a process of accelerate.debug_launcher, and leave its process group.
 
-    That group is destroyed: it does not know run.timeout. The ranks agree on a free port for the run's own group,
-    because debug_launcher names the same port for every launch.
+    That launcher gives ranks by the group only, and the group does not know run.timeout. The ranks agree on a free port
+    for the run's own group, because debug_launcher names the same port for every launch.
     """
     dist: Any = sys.modules.get("torch.distributed")
     if DEBUG_FILE not in os.environ or dist is None or not dist.is_initialized():
