@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_dist.checkpoint.state import check_config_readable
 from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
-from mnist_dist.config.schema import flat
+from mnist_dist.config.schema import Config, flat
 from mnist_dist.distributed.launcher import is_called_by_launcher
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking, describe_tracking
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
 from mnist_dist.utils.exit import exit_with, run_to_exit_code
+from mnist_dist.utils.resume_command import resume_command
+from mnist_dist.utils.stdio import ignore_output_errors
 from mnist_dist.utils.versions import software, versions
 
 if TYPE_CHECKING:
@@ -63,16 +65,23 @@ def start(arguments: Sequence[str]) -> int:
         check_tracking(loaded.config)
         key_check = WandbKeyCheck(loaded.config)
     set_omp_wait_policy()
-    return train(loaded, topology, key_check)
+    return train(loaded, topology, key_check, arguments)
 
 
-def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | None) -> int:
+def train(
+    loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | None, arguments: Sequence[str] = ()
+) -> int:
     """Build a run, in this order: data files, runtime, data, run directory, checkpoint, model, training state.
 
     Then train and test it. Returns the exit code.
 
     Args:
         key_check: the check of the wandb key that is under way, on the main process only.
+        arguments: the command line, for the command that resumes a stopped run.
+
+    Raises:
+        Stopped, TrainingError: see `train_and_test`.
+        UserError: something is wrong with the launcher, the data, the run directory or the checkpoint.
     """
     import torch
 
@@ -86,7 +95,9 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
     from mnist_dist.data.dataset import read_splits
-    from mnist_dist.data.prepare import ensure_files, resolve_root
+    from mnist_dist.data.identity import check_resumable_data
+    from mnist_dist.data.prepare import is_default_root, provide_files, resolve_root
+    from mnist_dist.distributed.consistency import check_ranks_agree
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
@@ -94,20 +105,22 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
     from mnist_dist.training.train_step import TrainStep
 
     config = loaded.config
+    ignore_output_errors("training goes on without it")
     console = open_console(topology.is_main, config.run.quiet)
     if "console" in config.tracking.share and topology.is_main and not config.run.quiet:
         console = TeeConsole(console)
 
-    # The data files: one process per machine downloads them, before any rank waits for another.
+    # The data files, before any rank waits for another. Into the default folder one process per machine downloads them.
     root = resolve_root(config.data.root)
-    if topology.is_local_main:
-        ensure_files(root, config.data.source, console.print)
+    if topology.is_local_main or not is_default_root(root):
+        provide_files(root, config.data.source, console.print)
 
-    run_lock = RunLock(topology.launcher_pid, topology.restart_count, dump(config))
+    run_lock = RunLock(topology.launcher_pid, topology.worker_pid, topology.restart_count, dump(config))
     with run_lock as lock, start_runtime(config, topology) as runtime:
         check_ranks(loaded, runtime, console)
-        files = ensure_files(root, "local", console.print)
+        files = provide_files(root, "local", console.print)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
+        check_ranks_agree(runtime, {"the data set": data.shown_digests})
 
         # The run directory, locked, and the checkpoint to resume from. Rank 0 opens and reads them for all ranks, which
         # may be on machines without this directory.
@@ -115,6 +128,8 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
         saved, source = run_dir.load(), run_dir.checkpoint.folder if run_dir.checkpoint else None
         if saved and source:
             check_resumable(config, saved.state["config"], source)
+            saved_root = saved.state["config"].get("data", {}).get("root", "")
+            check_resumable_data(saved.state["data"], saved_root, data.digests, root, source, console.warn)
         if saved and run_dir.same_run:
             run_id: str = saved.state["run_id"]
         else:
@@ -140,7 +155,10 @@ def train(loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | N
                 "--run.dir; --run.resume=never starts this one over"
             )
         else:
-            train_and_test(train_step, data, console, run_dir, run_id, key_check)
+            try:
+                train_and_test(train_step, data, console, run_dir, run_id, key_check)
+            except Stopped as stopped:
+                raise Stopped(f"{stopped}; {how_to_go_on(config, topology, arguments, run_dir)}") from stopped
         lock.mark_finished()
     return EXIT_DONE
 
@@ -165,6 +183,16 @@ def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> Non
     )
     if skew := describe_clock_skew(clocks):
         console.warn(skew)
+
+
+def how_to_go_on(config: Config, topology: Topology, arguments: Sequence[str], run_dir: RunDir) -> str:
+    """The command by which a stopped run goes on, in words."""
+    # The folder may have been named by the program, and run.resume is for the first start.
+    extra = [] if config.run.dir else [f"--run.dir={run_dir.folder}"]
+    extra += [] if config.run.resume == "auto" else ["--run.resume=auto"]
+    by_other_launcher = not topology.launcher_pid and topology.world_size > 1
+    command = resume_command(arguments, extra, topology.launcher_pid, by_other_launcher)
+    return f"to go on: {command}" + (" (likewise on the other machines)" if topology.machines > 1 else "")
 
 
 def train_and_test(
@@ -206,7 +234,7 @@ def train_and_test(
     if runtime.is_main:
         write_config(folder, config)
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
-    resolved = describe_resolved(state) | versions()
+    resolved = describe_resolved(state, data) | versions()
     has_media = wants_media(config, tracked, runtime)
     tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved)
     if isinstance(console, TeeConsole):

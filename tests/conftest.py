@@ -1,4 +1,8 @@
-"""Every test starts without a launcher's environment variables and without the user's settings of accelerate."""
+"""Every test starts without a launcher's environment variables and without the user's settings of accelerate.
+
+The whole suite runs in several processes, each with one test file at a time; chosen files run in one process, which a
+debugger can stop.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,23 @@ LAUNCHER_PREFIXES = (
     "MPI_LOCAL",
     "PET_",
 )
+
+LONG_WAITS = ("tests/slurm/", "tests/machines/")
+"""Tests that mostly wait, for Slurm's time limits and cut connections. They start first: others run meanwhile."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many test processes `-n auto` means: 3 for the whole suite, since one of them mostly waits; else none.
+
+    The long version of the fault tests runs in one process: it kills at chosen moments, and has seconds to react.
+    """
+    whole_suite = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return 3 if whole_suite and config.option.markexpr == "not faults" else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that mostly wait first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG_WAITS))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,7 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     """
     table = Table()
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in left else "right")
+        table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False, markup=False)

@@ -38,19 +38,22 @@ class LockHolder:
     """Process id of the launcher; 0 without one, and until the run has started."""
     launched: float
     """When the launcher was started, in seconds since 1970; 0 without one."""
+    worker: float
+    """When the process was started that the launcher started: this one, or one in between. 0 without a launcher."""
     restart_count: int
-    """How often the launcher had restarted its processes by then."""
+    """How often the launcher had restarted its processes because one failed."""
     settings: str
     """SHA-256 of the configuration."""
 
     def is_restarted_as(self, other: LockHolder) -> bool:
-        """Whether `other` is this run, restarted: the same launcher process, settings, and a higher restart count.
+        """Whether `other` is this run, restarted: the same launcher and settings, and a later start by the launcher.
 
-        The same launcher alone does not tell: a notebook or a script under a launcher starts several runs.
+        The same launcher alone does not tell: a notebook or a script under a launcher starts several runs. A later
+        start has a higher restart count, or another worker: when machines join or leave, the count stays the same.
         """
-        same_process = (self.launcher, self.host) == (other.launcher, other.host)
-        same_launcher = same_process and abs(self.launched - other.launched) < 10  # clocks are adjusted
-        is_later = self.launcher > 0 and self.restart_count < other.restart_count
+        same_process = self.launcher > 0 and (self.launcher, self.host) == (other.launcher, other.host)
+        same_launcher = same_process and is_same_time(self.launched, other.launched)
+        is_later = self.restart_count < other.restart_count or not is_same_time(self.worker, other.worker)
         return same_launcher and is_later and self.settings == other.settings
 
 
@@ -62,14 +65,16 @@ class RunLock:
 
     Args:
         launcher: process id of the launcher that started this process; 0 without one.
-        restart_count: how often it has restarted its processes.
+        worker: process id of the process that the launcher started; 0 without a launcher.
+        restart_count: how often it has restarted its processes because one failed.
         settings: the run's configuration, as YAML.
     """
 
-    def __init__(self, launcher: int = 0, restart_count: int = 0, settings: str = "") -> None:
+    def __init__(self, launcher: int = 0, worker: int = 0, restart_count: int = 0, settings: str = "") -> None:
+        launched, worker_started = process_start_time(launcher), process_start_time(worker)
         digest = hashlib.sha256(settings.encode()).hexdigest()
         self.holder = LockHolder(
-            os.getpid(), platform.node(), launcher, process_start_time(launcher), restart_count, digest
+            os.getpid(), platform.node(), launcher, launched, worker_started, restart_count, digest
         )
         self.previous: LockHolder | None = None
         """What the lock file said before this process locked it."""
@@ -170,6 +175,11 @@ def read_holder(path: Path) -> LockHolder | None:
     except (OSError, ValueError):
         return None
     return None if type_error(content, LockHolder) else LockHolder(**content)
+
+
+def is_same_time(one: float, other: float) -> bool:
+    """Whether two start times are of the same process: clocks are adjusted, by less than a restart takes."""
+    return abs(one - other) < 0.5
 
 
 def process_start_time(pid: int) -> float:

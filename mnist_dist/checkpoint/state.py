@@ -6,6 +6,7 @@ A file can match its SHA-256 and still make no sense, so every key, type and ran
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,8 +18,10 @@ from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.run_id import RUN_ID
 from mnist_dist.utils.strict_json import dump_strict, parse_strict, type_error
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 BEST_KEYS = {"step", "accuracy", "loss"}
+DATA_KEYS = {"train", "test"}
 PROGRESS_FIELDS_0_1 = {"skipped": "scaler_skips", "left_out": "nonfinite_skips", "avoided": "skip_batches"}
 """Fields of `position`, as version 0.1 named `progress`, to today's names; the other fields kept theirs."""
 
@@ -103,6 +106,9 @@ class CheckpointState:
     """The run's configuration, by section."""
     machine: dict[str, str]
     """Versions and kind of CPU or GPU that decide how kernels round."""
+    data: dict[str, str]
+    """SHA-256 of the training set (`train`) and of the test set (`test`); empty if the version that wrote it kept none.
+    """
 
 
 def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
     if isinstance(position, dict) and "progress" not in state and not position.keys() & {*PROGRESS_FIELDS_0_1.values()}:
         progress = {PROGRESS_FIELDS_0_1.get(name, name): value for name, value in position.items()}
         state = {name: value for name, value in state.items() if name != "position"} | {"progress": progress}
-    return {"norms": asdict(NormSums()), **state}  # the first checkpoints had no norms
+    return {"norms": asdict(NormSums()), "data": {}, **state}  # the first checkpoints had neither
 
 
 def check_state(state: dict[str, Any], step: int) -> None:
@@ -157,6 +163,8 @@ def invalid_value(state: dict[str, Any], step: int) -> str | None:
         return "progress.best does not name a checkpoint"
     if scaler and (scaler.keys() != SCALER_KEYS or not all(scaler[key] for key in SCALER_KEYS - {"_growth_tracker"})):
         return "scaler is not the state of a gradient scaler"
+    if state["data"] and (state["data"].keys() != DATA_KEYS or not all(map(SHA256.fullmatch, state["data"].values()))):
+        return "data does not hold the SHA-256 of train and test"
     if len(state["window"]) != len(state["epoch_counts"]):
         return f"window holds {len(state['window'])} counts, epoch_counts {len(state['epoch_counts'])}"
     return None

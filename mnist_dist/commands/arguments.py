@@ -52,14 +52,24 @@ def add_data_options(parser: argparse.ArgumentParser, source: str = DATA["source
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RUN and --checkpoint, the arguments of `load_model`, as `run` and `checkpoint` of the parsed arguments."""
-    parser.add_argument("run", metavar="RUN", help="folder of the run")
+    """Add RUN and --checkpoint, the arguments of `load_model`, and --data.root; as `run`, `checkpoint` and `root`."""
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="folder of the run, or of one of its checkpoints; last: the newest run in runs/",
+    )
     parser.add_argument(
         "--checkpoint",
-        metavar="latest|best|STEP|PATH",
-        default="latest",
-        help="checkpoint to load: the newest, the best on the validation split, that of a step, or the one at a path "
-        "(default: %(default)s)",
+        metavar="last|best|STEP|PATH",
+        default="last",
+        help="checkpoint to load: the newest, the best on the validation split, that of a step (430 or step-00000430), "
+        "or the one at a path (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data.root",
+        dest="root",
+        metavar="DIR",
+        help="folder with the run's data, if it was moved (default: the data.root of the run)",
     )
 
 

@@ -54,14 +54,14 @@ def build_parser() -> Parser:
     """The parser of this command. The arguments that it does not know are those of training."""
     parser = Parser(
         prog="mnist-dist dashboard",
-        usage="%(prog)s [--out FILE] [--save] [--config NAME|PATH]... [--section.key=VALUE]...",
+        usage="%(prog)s [--out FILE] [--save]\n       [--config NAME|PATH]... [--section.key=VALUE]...",
         description="Build a wandb workspace and a report for runs of a configuration, which is given as in training, "
         "and print them as JSON. Their panels depend on model.name, data.val_size, train.profile and tracking.*.",
         examples=[
             "mnist-dist dashboard --out dashboard.json",
             "mnist-dist dashboard --config=debug --tracking.project=digits",
             "mnist-dist dashboard --save",
-            "mnist-dist dashboard --save --config=strong --tracking.entity=team --tracking.project=digits",
+            "mnist-dist dashboard --save --tracking.entity=team --tracking.project=digits",
         ],
     )
     parser.add_argument("--out", metavar="FILE", default="", help="write the JSON to this file instead")

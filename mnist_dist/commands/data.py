@@ -57,7 +57,7 @@ def build_parser() -> Parser:
         examples=[
             "mnist-dist data check",
             "mnist-dist data check --data.root=data",
-            "mnist-dist data check --data.root=data --data.source=auto",
+            "mnist-dist data check --data.source=auto",
         ],
     )
     check_parser.set_defaults(run=check)
@@ -80,16 +80,23 @@ def build_parser() -> Parser:
 
 
 def find_files(options: argparse.Namespace) -> dict[str, Path]:
-    """The files of the data set by name. Progress goes to standard error."""
-    from mnist_dist.data.prepare import ensure_files, resolve_root
+    """The files of the data set by name; downloaded first if missing in the default folder."""
+    from mnist_dist.data.prepare import provide_files, resolve_root
 
-    return ensure_files(resolve_root(options.root), options.source, lambda line: print(line, file=sys.stderr))
+    return provide_files(resolve_root(options.root), options.source, say)
 
 
 def fetch(options: argparse.Namespace) -> None:
-    """Print the path of each file, downloaded first if missing."""
-    for path in find_files(options).values():
+    """Print the path of each file; downloaded first if missing, into the folder that the user names."""
+    from mnist_dist.data.prepare import ensure_files, resolve_root
+
+    for path in ensure_files(resolve_root(options.root), options.source, say).values():
         print(path)
+
+
+def say(line: str) -> None:
+    """Write a line of progress to standard error: standard output has the results."""
+    print(line, file=sys.stderr)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -135,9 +142,9 @@ def files_table(files: dict[str, Path], digests: dict[str, str]) -> Table:
     from mnist_dist.data.prepare import FILES
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("file", overflow="fold")
+    table.add_column("file", no_wrap=True)
     table.add_column("bytes", justify="right", no_wrap=True)
-    table.add_column("MD5 of the content", no_wrap=True)
+    table.add_column("MD5 of the content", overflow="fold")
     table.add_column("original", no_wrap=True)
     for name, path in files.items():
         original = "yes" if digests[name] == FILES[name] else "no"
@@ -146,15 +153,18 @@ def files_table(files: dict[str, Path], digests: dict[str, str]) -> Table:
 
 
 def split_line(split: str, images: Tensor, labels: Tensor) -> str:
-    """One line about a split: number of images, mean and standard deviation of pixels in [0, 1], images per class.
+    """One line about a split: images, mean and deviation of pixels in [0, 1], images per class, digest.
 
     Args:
         images: uint8 (N, 28, 28).
         labels: uint8 (N,).
     """
+    from mnist_dist.data.identity import content_digest, short
+
     mean, std = pixel_statistics(images)
     classes = " ".join(f"{label}:{count}" for label, count in enumerate(labels.bincount(minlength=10).tolist()))
-    return f"{split}: {len(images)} images, pixel mean {mean:.4f}, std {std:.4f}; per class {classes}"
+    digest = short(content_digest(images, labels))
+    return f"{split}: {len(images)} images, pixel mean {mean:.4f}, std {std:.4f}; per class {classes}; sha256 {digest}"
 
 
 def pixel_statistics(images: Tensor) -> tuple[float, float]:

@@ -87,14 +87,14 @@ def build_parser() -> Parser:
     """The parser of this command. The arguments that it does not know are those of training."""
     parser = Parser(
         prog="mnist-dist doctor",
-        usage="%(prog)s [--json] [--config NAME|PATH]... [--section.key=VALUE]...",
+        usage="%(prog)s [--json]\n       [--config NAME|PATH]... [--section.key=VALUE]...",
         description="Check what a run needs before it is started, and say what to do. Start it like the run, with the "
         "same launcher and settings: it checks all processes, and rank 0 shows one table. Exit code 0: the run would "
         "work; 1: it would fail.",
         examples=[
             "mnist-dist doctor",
             "mnist-dist doctor --config=debug --run.dir=runs/digits --tracking.mode=offline",
-            "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist doctor --run.dir=runs/two",
+            "torchrun --nproc-per-node 2 -m mnist_dist doctor --run.dir=runs/two",
             "torchrun --nproc_per_node 2 -m mnist_dist doctor --json --run.device=cpu",
         ],
     )
@@ -122,7 +122,8 @@ def gather_findings(config: Config, topology: Topology, findings: list[Finding])
         with start_runtime(config, topology) as runtime:
             answers = runtime.all_gather_object((socket.gethostname(), [dataclasses.asdict(each) for each in findings]))
             every = [[Finding(**each) for each in theirs] for _, theirs in answers]
-            return merge(every) + check_all_ranks(runtime, [host for host, _ in answers])
+            hosts = [host for host, _ in answers]
+            return merge(every) + check_data_sets(runtime, config, hosts) + check_all_ranks(runtime, hosts)
     except (TrainingError, UserError) as error:
         found = f"{topology.address} {probe_address(topology.address)}" if topology.address else "accelerate"
         if not topology.is_main and isinstance(error, TrainingError):
@@ -183,6 +184,36 @@ def check_all_ranks(runtime: Runtime, hosts: Sequence[str]) -> list[Finding]:
         Finding("all-reduce", speed, NOTE if slow else OK, "a slow network, or a busy machine" if slow else ""),
         Finding("precision of the run", runtime.precision),
     ]
+
+
+def check_data_sets(runtime: Runtime, config: Config, hosts: Sequence[str]) -> list[Finding]:
+    """Whether all processes that have the data set have the same images and labels; nothing if none has it.
+
+    Args:
+        hosts: host name of each rank.
+    """
+    from mnist_dist.data.dataset import read_splits
+    from mnist_dist.data.prepare import find_files, resolve_root
+
+    shown, wrong = "", ""
+    try:
+        if files := find_files(resolve_root(config.data.root)):
+            sizes = {"val_size": 0, "limit": 0, "test_limit": 0}
+            shown = read_splits(files, config.data.model_copy(update=sizes), config.run.seed).describe()
+    except UserError as error:
+        wrong = str(error)
+    answers = runtime.all_gather_object((shown, wrong))
+    for rank, (_, reason) in enumerate(answers):
+        if reason:
+            return [Finding("data set", f"rank {rank} ({hosts[rank]}): {reason}", PROBLEM, "mnist-dist data check")]
+    groups: dict[str, list[int]] = {}
+    for rank, (found, _) in enumerate(answers):
+        if found:
+            groups.setdefault(found, []).append(rank)
+    if len(groups) < 2:
+        return [Finding("data set", found) for found in groups]
+    told = "; ".join(f"{format_ranks(ranks)} ({hosts[ranks[0]]}): {found}" for found, ranks in groups.items())
+    return [Finding("data set", told, PROBLEM, "copy one machine's files to the others")]
 
 
 def all_reduce_ms(runtime: Runtime, tensor: object, rounds: int = 11) -> float:

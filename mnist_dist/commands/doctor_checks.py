@@ -223,13 +223,13 @@ def check_wandb(config: Config, topology: Topology) -> Finding:
 
 def check_data(config: Config, topology: Topology) -> Finding:
     """Whether the data set is on this machine. Nothing is downloaded."""
-    from mnist_dist.data.prepare import find_files, resolve_root
+    from mnist_dist.data.prepare import find_files, is_default_root, provide_files, resolve_root
 
     root = resolve_root(config.data.root)
     if found := find_files(root):
         return Finding("data", f"{next(iter(found.values())).parent}")
-    if config.data.source == "local":
-        return Finding("data", f"none in {root}", PROBLEM, "mnist-dist data fetch, or --data.source=auto")
+    if config.data.source == "local" or not is_default_root(root):
+        provide_files(root, "local", lambda line: None)  # raises the error that the run would end with
     return Finding("data", f"none in {root}", NOTE, "downloaded when the run starts; or now, by mnist-dist data fetch")
 
 

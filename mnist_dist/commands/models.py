@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         console.print(f"[bold]{name}[/bold]: {cost}\n{describe_model(name)}", soft_wrap=True)
         table = Table(box=None, pad_edge=False)
         for heading, justify in (("layer", "left"), ("kind", "left"), ("output", "right"), ("parameters", "right")):
-            table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+            table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
         table.add_row("", "input", "1 x 28 x 28", "")
         for layer in summary.layers:
             shape = " x ".join(map(str, layer.shape))

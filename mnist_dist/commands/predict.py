@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mnist_dist.commands.arguments import Parser, add_run_arguments, check_indices
+from mnist_dist.console.formatting import format_percent
 from mnist_dist.utils.errors import EXIT_DONE, UserError
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mnist_dist.commands.load_model import LoadedModel
-    from mnist_dist.config.schema import DataConfig
 
 BATCH = 1000
 ROW = 30
@@ -25,7 +25,8 @@ def main(arguments: list[str]) -> int:
     """Run `mnist-dist predict ARGUMENTS`; the exit code.
 
     Raises:
-        UserError: wrong arguments, no such run or checkpoint, not a picture, or an index outside the split.
+        UserError: wrong arguments, no such run or checkpoint, not a picture, no data or not those of the run, or an
+            index outside the split.
         SystemExit: 0, after printing the help.
     """
     options = build_parser().parse_intermixed_args(arguments)
@@ -54,7 +55,7 @@ def build_parser() -> Parser:
         description="Predict the classes of pictures, or of images of the data set, with the trained model of a run.",
         examples=[
             "mnist-dist predict runs/digits --first 30",
-            "mnist-dist predict runs/digits --index 3 8 --maps",
+            "mnist-dist predict last --index 3 8 --maps",
             "mnist-dist predict runs/digits --split train --first 60 --checkpoint best",
             "mnist-dist predict runs/digits seven.png",
         ],
@@ -90,7 +91,7 @@ def predict_pictures(console: Console, loaded: LoadedModel, paths: list[str], ma
 
 def predict_split(console: Console, loaded: LoadedModel, options: argparse.Namespace) -> None:
     """Draw the images of --index, then print the rows of --first."""
-    images, labels = read_split(loaded.config.data, options.split)
+    images, labels = read_split(loaded, options.split, options.root)
     check_indices(options.index, len(images), options.split)
     if options.first and options.first > len(images):
         raise UserError(f"--first {options.first}: the {options.split} split has {len(images)} images")
@@ -106,13 +107,28 @@ def predict_split(console: Console, loaded: LoadedModel, options: argparse.Names
         print_rows(console, predicted.tolist(), labels[: options.first].tolist(), classes)
 
 
-def read_split(config: DataConfig, split: str) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 28, 28) and labels uint8 (N,) of a split, downloaded first if missing."""
-    from mnist_dist.data.idx import read_pair
-    from mnist_dist.data.prepare import SPLITS, ensure_files, resolve_root
+def read_split(loaded: LoadedModel, split: str, root: str | None) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 28, 28) and labels uint8 (N,) of a split, which must be the run's own.
 
-    files = ensure_files(resolve_root(config.root), config.source, lambda line: print(line, file=sys.stderr))
-    return read_pair(*(files[name] for name in SPLITS[split]))
+    Args:
+        root: the data set's folder; None: that of the run.
+
+    Raises:
+        UserError: there are no data, or other data than the run's.
+    """
+    from mnist_dist.data.identity import check_split_data, content_digest
+    from mnist_dist.data.idx import read_pair
+    from mnist_dist.data.prepare import SPLITS, provide_files, resolve_root
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    config = loaded.config.data
+    folder = resolve_root(config.root if root is None else root)
+    files = provide_files(folder, config.source, say)
+    images, labels = read_pair(*(files[name] for name in SPLITS[split]))
+    check_split_data(split, loaded.digests, {split: content_digest(images, labels)}, folder, say)
+    return images, labels
 
 
 def probabilities(loaded: LoadedModel, images: Tensor) -> Tensor:
@@ -144,8 +160,10 @@ def draw(
     plain = is_plain(console)
     likeliest = int(row.argmax())
     verdict = "" if truth is None else ", right" if likeliest == truth else f", wrong: {classes[truth]}"
-    console.print(f"{name}: {classes[likeliest]} ({row[likeliest]:.2%}){verdict}", markup=False, soft_wrap=True)
-    console.print(side_by_side(draw_digit(image, plain), draw_bars(row, classes, truth, plain)))
+    console.print(
+        f"{name}: {classes[likeliest]} ({format_percent(float(row[likeliest]))}){verdict}", markup=False, soft_wrap=True
+    )
+    console.print(side_by_side(draw_digit(image, plain), draw_bars(row, classes, truth, plain), console.width))
 
 
 def draw_maps(console: Console, loaded: LoadedModel, image: Tensor) -> None:
@@ -172,4 +190,6 @@ def print_rows(console: Console, predicted: list[int], truth: list[int], classes
     if any(name != str(label) for label, name in enumerate(classes)):
         console.print(", ".join(f"{label} {name}" for label, name in enumerate(classes)), markup=False, soft_wrap=True)
     right = len(predicted) - sum(mistakes)
-    console.print(f"{right} of {len(predicted)} right ({right / len(predicted):.2%}), mistakes: {sum(mistakes)}")
+    console.print(
+        f"{right} of {len(predicted)} right ({format_percent(right / len(predicted))}), mistakes: {sum(mistakes)}"
+    )

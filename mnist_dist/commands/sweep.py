@@ -29,6 +29,7 @@ from mnist_dist.commands.sweep_study import SweepStudy
 from mnist_dist.config.yaml_files import find_sweep, list_sweeps
 from mnist_dist.utils.errors import EXIT_DONE, Stopped, TrainingError, UserError
 from mnist_dist.utils.signals import stop_on_signals
+from mnist_dist.utils.stdio import ignore_output_errors
 
 GROUP = "tracking.group"
 
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> int:
     sweep = read_sweep(path, options.count)
     folder = Path(options.dir or Path("sweeps") / path.stem)
     stop = threading.Event()
+    ignore_output_errors("the sweep goes on without it")
     with lock_folder(folder), stop_on_signals(stop.set):
         runs = SweepRunner(sweep, folder, stop).run_all()
     show(sweep, runs)
@@ -171,7 +173,7 @@ def show(sweep: Sweep, runs: list[Run]) -> None:
     table = Table(title=title, title_justify="left")
     extreme = "highest" if sweep.goal == "maximize" else "lowest"
     for heading in ("run", *sweep.varied, f"{extreme} {sweep.metric}", "seconds", "state"):
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
     order = rank(sweep, runs)
     for run in [*order, *(run for run in runs if run not in order)]:
         value = best_value(run, sweep.goal)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from rich.color import Color
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
+
+from mnist_dist.console.formatting import format_percent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +71,7 @@ def draw_bars(probabilities: Tensor, classes: Sequence[str], truth: int | None =
         length = round(value * BAR_CELLS)
         bar = ("#" if plain else "█") * length + ("." if plain else "·") * (BAR_CELLS - length)
         marked, true = ">" if index == likeliest else " ", " true" if index == truth else ""
-        line = f"{marked} {set_cell_size(name, width)} {bar} {value:7.2%}{true}"
+        line = f"{marked} {set_cell_size(name, width)} {bar} {format_percent(value):>8}{true}"
         lines.append(Text(line, style=line_style(index, likeliest, truth)))
     return Text("\n", no_wrap=True).join(lines)
 
@@ -83,8 +85,14 @@ def line_style(index: int, likeliest: int, truth: int | None) -> str:
     return "dim"
 
 
-def side_by_side(left: Text, right: Text) -> Table:
-    """Two drawings side by side, the right one centred vertically."""
+def side_by_side(left: Text, right: Text, columns: int) -> RenderableType:
+    """Two drawings side by side, the right one centred vertically; one above the other where they have no room.
+
+    Args:
+        columns: width of the terminal.
+    """
+    if sum(max(map(cell_len, drawing.plain.split("\n"))) for drawing in (left, right)) + 2 > columns:
+        return Group(left, right)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True, vertical="middle")

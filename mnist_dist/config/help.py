@@ -75,6 +75,8 @@ def format_default(value: Any) -> str:
 
 def wrap(text: str, width: int, indent: int, next_indent: int | None = None) -> str:
     """A paragraph of indented lines of at most `width` columns; words with hyphens are kept whole."""
+    if max(map(len, text.split())) > width - indent:
+        text = text.replace("|", "| ")  # a long list of choices
     first, later = " " * indent, " " * (indent if next_indent is None else next_indent)
     collapsed = " ".join(text.split())
     return fill(

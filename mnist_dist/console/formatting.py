@@ -13,6 +13,10 @@ from rich.text import Text
 CONFUSION_TITLE = "Confusion matrix (rows: truth, columns: prediction)"
 MAX_CLASS_NAME = 11  # terminal cells of a class name, so that the confusion matrix fits in 80 columns
 EPOCH_WIDTHS = (5, 10, 9, 10, 9, 10, 10, 8)
+LEAST_IMPORTANT = (5, 6, 7, 1, 3)
+"""Columns of the table of epochs that a narrow terminal lacks, the first one first: top-2, lr, time, the losses."""
+Format = tuple[Callable[..., str], Sequence[str]]
+"""Turns values of a summary into text; the keys of these values."""
 
 
 def format_loss(value: float) -> str:
@@ -61,18 +65,29 @@ def epoch_cells(row: Mapping[str, Any]) -> list[str]:
     return [str(row["epoch"]), *train, *evaluation, f"{row['lr']:.3g}", format_duration(row["seconds"])]
 
 
-def epoch_line(cells: Sequence[str]) -> str:
-    """Cells of the table of epochs, right-aligned on one line."""
-    return " ".join(cell.rjust(width) for cell, width in zip(cells, EPOCH_WIDTHS, strict=True))
+def epoch_line(cells: Sequence[str], columns: int) -> str:
+    """Cells of the table of epochs, right-aligned on one line, without the least important ones that have no room.
+
+    Args:
+        columns: width of the terminal.
+    """
+    shown = list(range(len(EPOCH_WIDTHS)))
+    for index in LEAST_IMPORTANT:
+        if sum(EPOCH_WIDTHS[i] + 1 for i in shown) - 1 > columns:
+            shown.remove(index)
+    return " ".join(cells[i].rjust(EPOCH_WIDTHS[i]) for i in shown)
 
 
 def describe_results(summary: Mapping[str, Any]) -> dict[str, str]:
     """The results to print, by name. `summary` as in summary.json; what it lacks is left out."""
-    formats: dict[str, tuple[Callable[..., str], Sequence[str]]] = {
-        "test accuracy": (format_accuracy, ("test.accuracy", "test.correct", "test.count")),
-        "test loss": (format_loss, ("test.loss",)),
-        "test top-2": (format_percent, ("test.top2",)),
-        "val accuracy": (format_percent, ("val.accuracy",)),
+    # A run's results are of the test set; those of `mnist-dist evaluate` may be of another one.
+    split = next((name for name in ("test", "val", "train") if f"{name}.accuracy" in summary), "test")
+    held_out: dict[str, Format] = {"val accuracy": (format_percent, ("val.accuracy",))} if split == "test" else {}
+    formats: dict[str, Format] = {
+        f"{split} accuracy": (format_accuracy, (f"{split}.accuracy", f"{split}.correct", f"{split}.count")),
+        f"{split} loss": (format_loss, (f"{split}.loss",)),
+        f"{split} top-2": (format_percent, (f"{split}.top2",)),
+        **held_out,
         "steps": (str, ("train.steps",)),
         "whole epochs": (str, ("train.epochs",)),
         "training time": ("{:.1f} s".format, ("train.seconds",)),

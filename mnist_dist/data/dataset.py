@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mnist_dist.config.schema import DataConfig
+from mnist_dist.data.identity import content_digest, short
 from mnist_dist.data.idx import read_pair
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.rng import derive_seed
@@ -41,26 +42,34 @@ class Splits:
     train: ImageSet
     val: ImageSet
     test: ImageSet
+    digests: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the whole training set (`train`) and of the whole test set (`test`), as the files hold them."""
 
     def to(self, device: torch.device) -> Splits:
         """All three sets on `device`."""
-        return Splits(self.train.to(device), self.val.to(device), self.test.to(device))
+        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
 
     @property
     def held_out(self) -> tuple[str, ImageSet]:
         """The set that is evaluated during training, and its name: `val`, or `test` if `val` is empty."""
         return ("val", self.val) if len(self.val) else ("test", self.test)
 
+    @property
+    def shown_digests(self) -> dict[str, str]:
+        """The digests' first digits, for people."""
+        return {f"sha256 of {name}": short(digest) for name, digest in self.digests.items()}
+
     def describe(self) -> str:
-        """The three sizes, for the console."""
-        return f"{len(self.train)} train, {len(self.val)} val, {len(self.test)} test"
+        """The three sizes and the two digests, for the console."""
+        digests = f", sha256 {' and '.join(self.shown_digests.values())}" if self.digests else ""
+        return f"{len(self.train)} train, {len(self.val)} val, {len(self.test)} test{digests}"
 
 
 def read_splits(files: Mapping[str, Path], config: DataConfig, seed: int, limit: int = 0) -> Splits:
     """Read the four IDX files and split them. The sets are on the CPU.
 
     Args:
-        files: name to path, as `prepare.ensure_files` gives them.
+        files: name to path, as `prepare.provide_files` gives them.
         seed: the run's seed.
         limit: training images to keep; 0 keeps all.
 
@@ -70,7 +79,8 @@ def read_splits(files: Mapping[str, Path], config: DataConfig, seed: int, limit:
     train, test = (
         read_set(files[f"{name}-images-idx3-ubyte"], files[f"{name}-labels-idx1-ubyte"]) for name in ("train", "t10k")
     )
-    return split(train, test, config, seed, limit)
+    digests = {"train": content_digest(train.images, train.labels), "test": content_digest(test.images, test.labels)}
+    return replace(split(train, test, config, seed, limit), digests=digests)
 
 
 def read_set(images: Path, labels: Path) -> ImageSet:

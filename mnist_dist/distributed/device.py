@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -75,6 +76,24 @@ def configure_torch(config: Config, topology: Topology, shards: int) -> int:
     return threads
 
 
+@contextlib.contextmanager
+def restored_torch_state() -> Iterator[None]:
+    """Restore at the end what a run sets in all of torch: threads, deterministic kernels, anomaly detection, seeds."""
+    threads, debug_mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    anomalies = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(gpus):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            if "torch._inductor.config" in sys.modules:  # sets the compiler's own flag too
+                torch.use_deterministic_algorithms(debug_mode > 0, warn_only=debug_mode == 1)
+            else:
+                torch.set_deterministic_debug_mode(debug_mode)
+            torch.autograd.set_detect_anomaly(*anomalies)
+
+
 def configure_malloc() -> None:
     """Make glibc keep freed memory. Returned to the system, it costs each step a page fault for each 4 KiB again.
 
@@ -113,8 +132,10 @@ def peak_memory(device: torch.device) -> int:
     """Peak memory of this process in bytes: allocated on a CUDA device, else resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if PROC_STATUS.exists():  # on Linux, getrusage would include the process that this one was forked from
-        lines = PROC_STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    # On Linux getrusage would include the process that this one was forked from. gVisor's status lacks the line.
+    lines = PROC_STATUS.read_text().splitlines() if PROC_STATUS.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -26,16 +26,22 @@ _kept_groups: list[Any] = []
 """Destroyed groups of debug_launcher: freeing the last one deletes the file that debug_launcher deletes itself."""
 
 
-def find_launcher() -> int:
-    """Process id of the launcher that started this process; 0 if none of its ancestors is one.
+def find_launcher() -> tuple[int, int]:
+    """Process ids of the launcher that started this process, and of its worker; 0 and 0 if no ancestor is a launcher.
 
-    It need not be the parent: `accelerate launch --no_python script.sh` starts a shell in between.
+    The worker is the process that the launcher started: this one, or one in between, such as the shell of `accelerate
+    launch --no_python script.sh`. A program that calls a launch function starts new processes for each call, so it
+    counts as its own worker.
     """
     parent = multiprocessing.parent_process()  # notebook_launcher and debug_launcher start processes by multiprocessing
+    worker = os.getpid()
     for ancestor in psutil.Process().parents():
-        if (parent and ancestor.pid == parent.pid) or is_launcher(ancestor):
-            return ancestor.pid
-    return 0
+        if parent and ancestor.pid == parent.pid:
+            return ancestor.pid, ancestor.pid
+        if is_launcher(ancestor):
+            return ancestor.pid, worker
+        worker = ancestor.pid
+    return 0, 0
 
 
 def is_launcher(process: psutil.Process) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.comm_timer import CommTimer
-from mnist_dist.distributed.device import configure_torch, fingerprint, should_use_cpu
+from mnist_dist.distributed.device import configure_torch, fingerprint, restored_torch_state, should_use_cpu
 from mnist_dist.distributed.launcher import is_ancestor
 from mnist_dist.distributed.mixed_precision import MixedPrecision
 from mnist_dist.distributed.network import set_gloo_interface
@@ -25,7 +25,7 @@ from mnist_dist.distributed.thread_pool import ThreadPool
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.distributed.watchdog.comm_errors import rendezvous_errors
 from mnist_dist.distributed.watchdog.peer_monitor import open_peer_monitor
-from mnist_dist.utils.errors import TrainingError, UserError
+from mnist_dist.utils.errors import Stopped, TrainingError, UserError
 from mnist_dist.utils.exit import skip_exit_hooks
 from mnist_dist.utils.signals import stop_on_signals
 
@@ -230,17 +230,46 @@ class Runtime:
             work.wait()
         return bool(flag)
 
+    @contextlib.contextmanager
+    def finish_stop_exchange(self) -> Iterator[None]:
+        """At the end of the block, see to the all-reduce of stop flags that the last `should_stop` started.
+
+        To destroy a group with work in flight can abort the process, or blocks until run.timeout has passed.
+        """
+        try:
+            yield
+        except Stopped:
+            with contextlib.suppress(RuntimeError):  # a rank that is lost now has its checkpoint
+                self.wait_for_stop_flags()  # every rank stops at this step
+            raise
+        except BaseException:
+            # The other ranks may never join it. Referenced here, the groups live until the process ends.
+            abandoned_groups.append((self.control_group, dist.group.WORLD, self.stop_work))
+            raise
+        self.wait_for_stop_flags()
+
+
+abandoned_groups: list[object] = []
+
 
 @contextlib.contextmanager
 def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
     """Join the run's process group; destroy it at the end of the block, also after an error.
 
-    Within the block, SIGTERM, SIGUSR1 and Ctrl-C request a stop, and the peer monitor watches for lost ranks.
+    Within the block, the signals of `utils.signals` request a stop, and the peer monitor watches for lost ranks. At the
+    end, the settings that torch has for the whole process are as they were.
 
     Raises:
         UserError: this machine lacks the device or the precision, or accelerate sees another number of processes.
         TrainingError: another rank did not join in time, has exited, or does not answer.
     """
+    with restored_torch_state(), join_process_group(config, topology) as runtime:
+        yield runtime
+
+
+@contextlib.contextmanager
+def join_process_group(config: Config, topology: Topology) -> Iterator[Runtime]:
+    """As `start_runtime`, without restoring torch's settings."""
     cpu = should_use_cpu(config, topology)
     shards = 0 if topology.fsdp else config.shards(topology.world_size, cpu)
     threads = configure_torch(config, topology, shards)
@@ -258,7 +287,7 @@ def start_runtime(config: Config, topology: Topology) -> Iterator[Runtime]:
             runtime = Runtime(accelerator, topology, threads, shards, timedelta(seconds=config.run.timeout))
             peer_monitor = open_peer_monitor(topology, config.run.timeout, runtime.all_gather_object)
         with stop_on_signals(runtime.request_stop), peer_monitor, runtime.thread_pool, runtime.on_exit:
-            yield runtime
-            runtime.wait_for_stop_flags()  # to destroy a group with work in flight can abort the process
+            with runtime.finish_stop_exchange():
+                yield runtime
     finally:
         destroy_process_group()

@@ -57,10 +57,17 @@ class SharedMemoryGather:
         self.memory, self.rank, self.capacity, self.timeout = memory, rank, capacity, timeout
         self.headers = memoryview(memory)[: CACHE_LINE * len(pids)].cast("q")
         self.sequence = 0  # of the last all-gather
-        self.pidfds = {os.pidfd_open(pid): other for other, pid in enumerate(pids) if other != rank}
+        self.pidfds: dict[int, int] = {}  # rank by descriptor
         self.exits = select.poll()
-        for pidfd in self.pidfds:
-            self.exits.register(pidfd, select.POLLIN)
+        try:
+            for other, pid in enumerate(pids):
+                if other != rank:
+                    pidfd = os.pidfd_open(pid)
+                    self.pidfds[pidfd] = other
+                    self.exits.register(pidfd, select.POLLIN)
+        except OSError:
+            self.close()
+            raise
 
     def all_gather(self, rows: Tensor, flag: bool = False) -> tuple[Tensor, bool]:
         """Gather the rows (n, ...) of every process, by rank: (world_size * n, ...).
@@ -155,7 +162,7 @@ def open_shared_memory(
 def create_segment(size: int) -> str | None:
     """Path of a new file of `size` zeros in /dev/shm, for this user only; None if there is no room."""
     try:
-        descriptor, path = tempfile.mkstemp(prefix="mnist_dist-", dir="/dev/shm")
+        descriptor, path = tempfile.mkstemp(prefix=f"mnist_dist-{os.getpid()}-", dir="/dev/shm")
     except OSError:
         return None
     try:

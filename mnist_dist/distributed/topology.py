@@ -31,6 +31,8 @@ class Topology:
     """Whether `accelerate launch` was told to use the CPU (`--cpu`, or `use_cpu` in its file)."""
     launcher_pid: int = 0
     """Process id of the torchrun or `accelerate launch` that started this process; 0 without one."""
+    worker_pid: int = 0
+    """Process id of the process that it started: this one, or one in between; 0 without a launcher."""
     restart_count: int = 0
     """How often that launcher has restarted its processes because one failed."""
     launcher_name: str = ""
@@ -129,7 +131,7 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
     is_given = bool(environment.get("RANK") or environment.get("WORLD_SIZE"))
     use_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    launcher_pid = find_launcher() if by_torchrun or by_accelerate else 0
+    launcher_pid, worker_pid = find_launcher() if by_torchrun or by_accelerate else (0, 0)
     restart_count = read_int(environment, "TORCHELASTIC_RESTART_COUNT", default=0) if launcher_pid else 0
     cluster = None if by_torchrun and is_given else detect_cluster(environment)
     if cluster:
@@ -143,6 +145,7 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
             address=f"{cluster.main_address}:{cluster.main_port}",
             use_cpu=use_cpu,
             launcher_pid=launcher_pid,
+            worker_pid=worker_pid,
             restart_count=restart_count,
             launcher_name=cluster.launcher_name,
             cluster=cluster,
@@ -163,6 +166,7 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
         address=f"{address}:{environment.get('MASTER_PORT', '29500')}" if address else "",
         use_cpu=use_cpu,
         launcher_pid=launcher_pid,
+        worker_pid=worker_pid,
         restart_count=restart_count,
         launcher_name=name,
         fsdp=fsdp if world_size > 1 else None,

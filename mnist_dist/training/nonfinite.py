@@ -63,7 +63,8 @@ class NonfiniteGuard:
 
     def before_forward(self) -> None:
         """Save the buffers, which a forward pass changes. Call it before each forward pass."""
-        self.saved_buffers = [buffer.clone() for buffer in self.buffers]
+        if self.active:
+            self.saved_buffers = [buffer.clone() for buffer in self.buffers]
 
     @torch.no_grad()
     def before_update(self, step: int, norm: Tensor) -> None:

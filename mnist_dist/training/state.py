@@ -63,7 +63,7 @@ class TrainingState:
         """Model, gradients, optimizer and number of steps, for the console."""
         config, progress = self.config, self.progress
         fused = " (fused)" if can_fuse(self.runtime) else ""
-        steps = f"{self.last_step} ({config.train.epochs} epochs x {len(self.sampler)})"
+        steps = f"{self.last_step} ({config.train.epochs} epoch{'s' * (config.train.epochs > 1)} x {len(self.sampler)})"
         done = f", {progress.step} done" if progress.step else ""
         return {
             "model": f"{config.model.name}, {count_parameters(self.model):,} parameters",

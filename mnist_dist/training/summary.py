@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.checkpoint.tensors import weights_sha256
+from mnist_dist.data.dataset import Splits
+from mnist_dist.data.identity import summary_keys
 from mnist_dist.distributed.device import peak_memory
 from mnist_dist.models.summary import count_parameters
 from mnist_dist.training.metrics import Metrics
@@ -41,7 +43,7 @@ def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dic
             "train.skipped_steps": progress.scaler_skips + progress.nonfinite_skips,
             "train.rollbacks": progress.rollbacks,
             "memory.peak_bytes": max(runtime.all_gather_object(peak_memory(runtime.device))),
-            **describe_resolved(state),
+            **describe_resolved(state, trainer.data),
             "weights_sha256": weights_sha256(state.eval_model),
             "resumed_from": str(resumed_from) if resumed_from else None,
             "run_id": trainer.run_id,
@@ -51,8 +53,8 @@ def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dic
     )
 
 
-def describe_resolved(state: TrainingState) -> dict[str, Any]:
-    """Settings that are resolved at run time: processes, machines, device, threads, shards, precision, parameters."""
+def describe_resolved(state: TrainingState, data: Splits) -> dict[str, Any]:
+    """What is resolved at run time: processes, machines, device, threads, shards, precision, parameters and data."""
     runtime = state.runtime
     return {
         "world_size": runtime.world_size,
@@ -63,4 +65,5 @@ def describe_resolved(state: TrainingState) -> dict[str, Any]:
         "precision": runtime.precision,
         "model.name": state.config.model.name,
         "model.parameters": count_parameters(state.model),
+        **summary_keys(data.digests),
     }

@@ -251,7 +251,12 @@ class Trainer:
         self.saved_step = self.progress.step
 
     def checkpoint_data(self) -> CheckpointData:
-        """The training state with the run's id, settings and hardware, as a checkpoint. Every rank must call it."""
+        """The state with the run's id, settings, hardware and data, as a checkpoint. Every rank must call it."""
         return self.state.checkpoint_data(
-            {"run_id": self.run_id, "config": self.config.to_dict(), "machine": self.runtime.fingerprint()}
+            {
+                "run_id": self.run_id,
+                "config": self.config.to_dict(),
+                "machine": self.runtime.fingerprint(),
+                "data": self.data.digests,
+            }
         )

@@ -25,4 +25,4 @@ class TrainingError(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to stop (SIGTERM, SIGUSR1, Ctrl-C) and wrote a checkpoint. Exit code 3."""
+    """The run was asked to stop (a signal of `utils.signals`) and wrote a checkpoint. Exit code 3."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from mnist_dist.utils.environment import restored_environment
 from mnist_dist.utils.errors import (
     EXIT_FAILED,
     EXIT_STOPPED,
@@ -18,11 +20,14 @@ from mnist_dist.utils.errors import (
     TrainingError,
     UserError,
 )
+from mnist_dist.utils.stdio import OutputError, discard_if_failing, guarded_streams, open_standard_descriptors
 
 REPORT_SECONDS = 2  # that other processes of a machine stay, so that the launcher sees the reporting one end first
 _skip_exit_hooks = threading.Event()
 
 
+@guarded_streams()
+@restored_environment()
 def run_to_exit_code(action: Callable[[], int]) -> int:
     """Run a program's main function and return its exit code; an exception gives the exit code of its kind.
 
@@ -46,9 +51,10 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
         return report(error, EXIT_STOPPED, "stopped") if env_rank() == "0" else EXIT_STOPPED
     except KeyboardInterrupt:
         return report("interrupted", EXIT_FAILED) if env_rank() == "0" else EXIT_FAILED
-    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+    except OutputError as error:
+        if isinstance(error.__cause__, BrokenPipeError):  # the reader has what it wanted, as `head` does
+            return EXIT_FAILED
+        return report(error, EXIT_FAILED)
     except Exception:
         traceback.print_exc()
         return EXIT_FAILED
@@ -72,16 +78,18 @@ def skip_exit_hooks() -> None:
 
 def exit_with(program: Callable[[], int]) -> NoReturn:
     """Run a program and end the process with the exit code that it returns."""
+    open_standard_descriptors()
     code = program()
     if _skip_exit_hooks.is_set():
-        sys.stdout.flush()
-        sys.stderr.flush()
+        discard_if_failing(sys.stdout)
+        discard_if_failing(sys.stderr)
         os._exit(code)
     sys.exit(code)
 
 
 def report(message: object, code: int, kind: str = "error") -> int:
     """Write one line to standard error, and return the exit code."""
-    sys.stdout.flush()
+    with contextlib.suppress(OutputError):
+        sys.stdout.flush()
     print(f"mnist_dist: {kind}: {' '.join(str(message).splitlines())}", file=sys.stderr, flush=True)
     return code

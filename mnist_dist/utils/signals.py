@@ -1,4 +1,4 @@
-"""Handlers for the signals by which a scheduler, `kill` or Ctrl-C asks a run to stop: they set a flag and return.
+"""Handlers for the signals that ask a run to stop (of a scheduler, `kill`, a keyboard, a closed terminal): set a flag.
 
 The run stops later, at a step boundary that all ranks agree on, because a signal handler may not call a collective.
 """
@@ -9,17 +9,26 @@ import contextlib
 import itertools
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+INTERRUPTS = ("SIGINT", "SIGQUIT")
+"""Sent from a keyboard: Ctrl-C and Ctrl-\\. The second one ends the run at once."""
+ASKS_TO_STOP = ("SIGTERM", "SIGINT", "SIGUSR1")
+WOULD_KILL = ("SIGHUP", "SIGQUIT", "SIGUSR2", "SIGXCPU")
+"""A closed terminal, Ctrl-\\, submitit's notice, a limit of CPU time. Where they are ignored (nohup) or have a handler
+already, that is left as it is."""
+PROC_STATUS = Path("/proc/self/status")
 
 
 @contextlib.contextmanager
 def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Call `request_stop` on SIGTERM, SIGUSR1 and the first Ctrl-C; a second Ctrl-C raises KeyboardInterrupt.
+    """Call `request_stop` on the signals of ASKS_TO_STOP, and on those of WOULD_KILL whose action is the default one.
 
-    The previous handlers are restored at the end. Off the main thread, where Python allows no handlers, nothing is
-    installed: the program that embeds this one handles its signals.
+    A second Ctrl-C or Ctrl-\\ raises KeyboardInterrupt. The previous handlers are restored at the end. Handlers that
+    Python does not know (faulthandler's) are left in place. Off the main thread, where Python allows no handlers,
+    nothing is installed: the program that embeds this one handles its signals.
 
     Args:
         request_stop: runs inside the signal handler, so it may only set a flag.
@@ -27,12 +36,22 @@ def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
     interrupts = itertools.count()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and next(interrupts):
+        if signal.Signals(number).name in INTERRUPTS and next(interrupts):
             raise KeyboardInterrupt
         request_stop()
 
+    before: dict[int, Any] = {}
+    for name in (*ASKS_TO_STOP, *WOULD_KILL):
+        if not hasattr(signal, name):  # Windows has few of them
+            continue
+        number = int(getattr(signal, name))
+        handler = signal.getsignal(number)
+        is_foreign = handler is None or (handler == signal.SIG_DFL and is_caught(number))
+        if not is_foreign and (name in ASKS_TO_STOP or handler == signal.SIG_DFL):
+            before[number] = handler
     try:
-        before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+        for number in before:
+            signal.signal(number, handle)
     except ValueError:  # not the main thread
         yield
         return
@@ -41,3 +60,12 @@ def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_caught(number: int) -> bool:
+    """Whether this process has a handler for a signal, also one that Python does not know; False where unknown."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = PROC_STATUS.read_text().splitlines()
+        caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+        return bool(int(caught, 16) >> (number - 1) & 1)
+    return False

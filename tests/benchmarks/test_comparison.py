@@ -77,7 +77,8 @@ def test_one_round_of_real_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert overhead.main(["--rounds", "1", "--steps", "60", "--json", str(file)]) == EXIT_DONE
     found = json.loads(file.read_text())
     assert all(case["steps_per_second"] > 1 for case in found.values())
-    assert 0.1 < found["trainer, fp32"]["ratio"] < 10
+    trainer, loop = found["trainer, fp32"], found["bare loop, fp32"]
+    assert trainer["ratio"] == pytest.approx(trainer["steps_per_second"] / loop["steps_per_second"], rel=0.01)
 
 
 def test_a_case_that_fails_is_named() -> None:

@@ -64,7 +64,7 @@ def report(folder: Path) -> tuple[bool, dict[str, Any]]:
 
 ALONE = [
     *("launcher", "packages", "CPU", "shared memory", "main address", "data", "run folder", "wandb"),
-    *("torchvision", "device", "precision", "software", "precision of the run"),
+    *("torchvision", "device", "precision", "data set", "software", "precision of the run"),
 ]
 
 
@@ -258,10 +258,42 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.gather_findings(CONFIG, Topology(0, 2, 0, 2, "127.0.0.1:1"), [device]) == [device]
 
 
-def test_absent_data(tmp_path: Path) -> None:
-    for source, verdict in (("local", PROBLEM), ("auto", NOTE)):
-        config = load([f"--data.root={tmp_path}", f"--data.source={source}"]).config
-        assert doctor_checks.check_data(config, Topology()).verdict == verdict
+def test_absent_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download is only to come into the default folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for arguments, verdict in (
+        (["--data.source=local"], PROBLEM),
+        (["--data.source=auto"], NOTE),
+        ([f"--data.root={tmp_path}"], PROBLEM),
+    ):
+        (found,) = run_checks({"data": doctor_checks.check_data}, load(arguments).config, Topology(), 20)
+        assert found.verdict == verdict, found
+
+
+class TwoRanks:
+    """The collective of two ranks, the other of which has the answer that is given."""
+
+    def __init__(self, other: tuple[str, str]) -> None:
+        self.other = other
+
+    def all_gather_object(self, mine: object) -> list[object]:
+        return [mine, self.other]
+
+
+def test_machines_with_different_data(tmp_path: Path) -> None:
+    write_digits(tmp_path, train=30, test=20)
+    config = load([f"--data.root={tmp_path}"]).config
+
+    def found(*other: str) -> list[Finding]:
+        return doctor.check_data_sets(TwoRanks(other), config, ["one", "two"])  # type: ignore[arg-type]
+
+    (alone,) = found("", "")
+    assert alone.found.startswith("30 train, 0 val, 20 test, sha256 ")
+    assert found(alone.found, "") == [alone]
+    (odd,) = found("30 train, 0 val, 20 test, sha256 1 and 2", "")
+    assert odd.verdict == PROBLEM
+    assert odd.found == f"rank 0 (one): {alone.found}; rank 1 (two): 30 train, 0 val, 20 test, sha256 1 and 2"
+    assert found("", "labels: truncated")[0].found == "rank 1 (two): labels: truncated"
 
 
 def test_more_threads_than_cores() -> None:

@@ -41,7 +41,7 @@ def image_of(label: int) -> Tensor:
 
 
 # exp(4) against nine times exp(0)
-SURE = "85.85%"
+SURE = "85.85 %"
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, data: DataConfig) -> list[tuple[st
     """Make `load_model` give RowReader with this configuration; records what it is asked for."""
     asked: list[tuple[str, str]] = []
 
-    def load_model(run: str, checkpoint: str = "latest") -> types.SimpleNamespace:
+    def load_model(run: str, checkpoint: str = "last") -> types.SimpleNamespace:
         asked.append((run, checkpoint))
-        return types.SimpleNamespace(config=Config(data=data), model=RowReader().eval(), step=1, folder=Path(run))
+        return types.SimpleNamespace(config=Config(data=data), model=RowReader().eval(), step=1, digests={})
 
     module = types.ModuleType("mnist_dist.commands.load_model")
     module.load_model = load_model  # type: ignore[attr-defined]
@@ -78,8 +78,8 @@ def test_indices_are_drawn_beside_their_probabilities(
     assert lines[0] == f"test image 3: 3 ({SURE}), right"
     assert lines[15] == f"test image 6: 6 ({SURE}), wrong: 7"
     assert lines[1 + 5].startswith("=" * 28)  # rows 10 and 11 of the image, one of them white
-    assert lines[1 + 2 + 3].split() == ["=" * 28, ">", "3", "#" * 17 + "...", SURE, "true"]
-    assert lines[16 + 2 + 7].split()[-2:] == ["1.57%", "true"]
+    assert lines[1 + 2 + 3].split() == ["=" * 28, ">", "3", "#" * 17 + "...", *SURE.split(), "true"]
+    assert lines[16 + 2 + 7].split()[-3:] == ["1.57", "%", "true"]
 
 
 def test_the_first_thirty_against_the_truth(asked: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_the_first_thirty_against_the_truth(asked: list[tuple[str, str]], capsys
         "true      0 1 2 3 4 5 7 7 8 9 0 1 2 4 4 5 6 7 8 9 1 1 2 3 4 5 6 8 8 9\n"
         "mistake   0 0 0 0 0 0 1 0 0 0 0 0 0 1 0 0 0 0 0 0 1 0 0 0 0 0 0 1 0 0\n"
         "\n"
-        "26 of 30 right (86.67%), mistakes: 4\n"
+        "26 of 30 right (86.67 %), mistakes: 4\n"
     )
 
 

@@ -67,17 +67,17 @@ def test_plain_shades_are_ascii() -> None:
 def test_plain_where_colours_or_blocks_are_missing(options: dict[str, object], plain: bool) -> None:
     target, buffer = console(**options)  # type: ignore[arg-type]
     assert is_plain(target) is plain
-    target.print(side_by_side(draw_digit(image(), plain), draw_bars(likely(3), DIGITS, 5, plain)))
+    target.print(side_by_side(draw_digit(image(), plain), draw_bars(likely(3), DIGITS, 5, plain), 80))
     assert buffer.getvalue().isascii() is plain
 
 
 def test_bars_mark_prediction_and_truth() -> None:
     lines = draw_bars(likely(3), DIGITS, truth=5, plain=True).plain.split("\n")
-    assert lines[3] == "> 3 ##################..  91.00%"
-    assert lines[5] == "  5 ....................   1.00% true"
+    assert lines[3] == "> 3 ##################..  91.00 %"
+    assert lines[5] == "  5 ....................   1.00 % true"
     assert len(lines) == 10
     assert sum(line.startswith(">") for line in lines) == sum(line.endswith("true") for line in lines) == 1
-    assert draw_bars(likely(3), DIGITS, 3, True).plain.split("\n")[3] == "> 3 ##################..  91.00% true"
+    assert draw_bars(likely(3), DIGITS, 3, True).plain.split("\n")[3] == "> 3 ##################..  91.00 % true"
     assert "true" not in draw_bars(likely(3), DIGITS, plain=True).plain
 
 
@@ -93,14 +93,27 @@ def test_colours_say_right_and_wrong() -> None:
 def test_names_are_aligned_and_never_markup() -> None:
     names = ("[red]x", "宽宽", "a very long name of a class", *"3456789")
     lines = draw_bars(likely(0, 1.0), names, plain=True).plain.split("\n")
-    assert lines[0] == "> [red]x       #################### 100.00%"
-    assert lines[1] == "  宽宽         ....................   0.00%"
-    assert lines[2] == "  a very long  ....................   0.00%"
+    assert lines[0] == "> [red]x       #################### 100.00 %"
+    assert lines[1] == "  宽宽         ....................   0.00 %"
+    assert lines[2] == "  a very long  ....................   0.00 %"
 
 
 def test_a_drawing_fits_80_columns() -> None:
     target, buffer = console()
-    target.print(side_by_side(draw_digit(image(), True), draw_bars(likely(0, 1.0), ["a very long name"] * 10, 0, True)))
+    target.print(
+        side_by_side(draw_digit(image(), True), draw_bars(likely(0, 1.0), ["a very long name"] * 10, 0, True), 80)
+    )
     lines = buffer.getvalue().decode().splitlines()
     assert len(lines) == 14
-    assert lines[2].rstrip().endswith("100.00% true")
+    assert lines[2].rstrip().endswith("100.00 % true")
+
+
+@pytest.mark.parametrize("width", [49, 60, 76])
+def test_without_room_for_both_the_bars_come_below_the_digit(width: int) -> None:
+    file = io.StringIO()
+    target = Console(file=file, width=width)
+    target.print(side_by_side(draw_digit(image(), True), draw_bars(likely(0), ["twelve cells"] * 10, 0, True), width))
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 14 + 10
+    assert "\u2026" not in file.getvalue()
+    assert lines[14].rstrip().endswith("% true")

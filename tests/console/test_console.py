@@ -284,6 +284,35 @@ def test_terminal_is_sane_after_any_ending(ending: str) -> None:
     assert "epoch 1/1" not in shown
 
 
+@pytest.mark.parametrize(
+    ("columns", "kept"), [(30, "epoch acc acc"), (60, "epoch loss acc loss acc time"), (78, "all")]
+)
+def test_table_of_epochs_fits_its_terminal(columns: int, kept: str) -> None:
+    """What has no room is left out, with its heading."""
+    file = io.StringIO()
+    console = RichConsole(Terminal(file=file, force_terminal=True, width=columns, color_system=None))
+    console.epoch(EPOCH)
+    header, row = file.getvalue().splitlines()
+    assert len(header) == len(row) <= columns
+    names = header.replace("train ", "").replace("val ", "").split()
+    assert names == ("epoch loss acc loss acc top-2 lr time" if kept == "all" else kept).split()
+    assert len(row.replace(" %", "").split()) == len(names)
+
+
+SIZE_0 = """
+    import sys
+    from mnist_dist.utils.exit import run_to_exit_code
+    from test_console import *
+    sys.exit(run_to_exit_code(lambda: whole_run(open_console(is_main=True, quiet=False)) or 0))
+"""
+
+
+def test_a_terminal_that_says_it_has_no_size_is_as_wide_as_it_is() -> None:
+    shown, _ = in_terminal(SIZE_0, COLUMNS="0", LINES="0")
+    assert "epoch train loss train acc" in shown
+    assert "run folder  runs/default [1]" in shown
+
+
 @pytest.mark.parametrize("columns", [20, 40, 200])
 def test_terminal_of_any_width_shows_a_whole_run(columns: int) -> None:
     shown, _ = in_terminal(START + "    whole_run(console)", columns)

@@ -69,7 +69,7 @@ def test_holding_out_everything_is_refused(val_size: int) -> None:
 def test_reads_files_as_images_with_a_channel_and_int64_labels(tmp_path: Path) -> None:
     fill(tmp_path)
     splits = read_splits(ensure_files(tmp_path, "local", print), DataConfig(val_size=1, test_limit=4), seed=0, limit=3)
-    assert splits.describe() == "3 train, 1 val, 4 test"
+    assert splits.describe().startswith("3 train, 1 val, 4 test, sha256 ")
     for part in (splits.train, splits.val, splits.test):
         assert part.images.shape == (len(part), 1, 28, 28)
         assert (part.images.dtype, part.labels.dtype) == (torch.uint8, torch.int64)

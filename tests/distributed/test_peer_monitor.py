@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from typing import NoReturn
 
 import pytest
 
@@ -32,6 +33,25 @@ HOST = socket.gethostname()
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("QUERY_SECONDS", "NOTICE_SECONDS", "RETRY_SECONDS"):
         monkeypatch.setattr(peer_monitor, name, getattr(peer_monitor, name) / 5)
+
+
+IN_GLOO = "/lib/torch/distributed/distributed_c10d.py"
+
+
+def raise_in(file: str, error: BaseException) -> NoReturn:
+    """Raise an error in a frame of that file."""
+    space = {"error": error.with_traceback(None)}
+    exec(compile("def fail():\n    raise error", file, "exec"), space)
+    space["fail"]()  # type: ignore[operator]
+    raise AssertionError
+
+
+def raised_in(file: str, error: BaseException) -> BaseException:
+    """The error, with the traceback that it has if it was raised in a frame of that file."""
+    try:
+        raise_in(file, error)
+    except BaseException as caught:
+        return caught
 
 
 def topology(rank: int, world_size: int, machines: int = 1) -> Topology:
@@ -182,7 +202,7 @@ def test_a_rank_that_ends_by_an_error_tells_the_others(error: Exception, raised:
     with open_monitors(2) as (first, second):
         second.lost_peer_error = CLOSED
         with pytest.raises(raised), first:
-            raise error
+            raise_in(IN_GLOO, error)
         assert not first.thread.is_alive()
         exit_notice = received_notice(second, first)
         assert (exit_notice.state if exit_notice else None) == state
@@ -222,7 +242,7 @@ def fail_slowly(error: Exception, entered: threading.Event, leave: threading.Eve
     """Take long in a `finally`, as a tracker that is closed while an error is raised."""
     with contextlib.suppress(Exception):
         try:
-            raise error
+            raise_in(IN_GLOO, error)
         finally:
             entered.set()
             leave.wait()
@@ -301,13 +321,66 @@ def test_which_ranks_did_not_join_the_rendezvous() -> None:
     assert ranks_not_joined(CLOSED, 5, keys.__contains__) == []
 
 
-def test_which_errors_mean_a_lost_peer() -> None:
-    class DistError(RuntimeError):
-        """As torch's, which is the base class of others."""
+class DistError(RuntimeError):
+    """As torch's, which is the base class of others."""
 
-    class DistStoreError(DistError):
-        pass
 
-    assert all(is_lost_peer(error) for error in (CLOSED, TIMED_OUT, DistStoreError("x")))
-    assert not any(is_lost_peer(error) for error in (RuntimeError("shape"), ValueError("timeout"), KeyboardInterrupt()))
+class DistStoreError(DistError):
+    """As torch's."""
+
+
+class OwnError(RuntimeError):
+    """A user's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "file", "is_lost"),
+    [
+        (CLOSED, IN_GLOO, True),
+        (TIMED_OUT, "/lib/torch/autograd/graph.py", True),
+        (TIMED_OUT, "/home/mnist_dist/distributed/shared_memory.py", True),
+        (TIMED_OUT, "/lib/torch/nn/parallel/distributed.py", True),
+        (DistStoreError("x"), "/home/user/own.py", True),
+        (RuntimeError("database timeout"), "/home/user/own.py", False),
+        (RuntimeError("could not reset by peer review: NCCL"), "/home/mnist_dist/training/trainer.py", False),
+        (RuntimeError("shape"), IN_GLOO, False),
+        (OwnError("timed out"), IN_GLOO, False),
+        (ValueError("timeout"), IN_GLOO, False),
+        (KeyboardInterrupt(), IN_GLOO, False),
+    ],
+)
+def test_which_errors_mean_a_lost_peer(error: BaseException, file: str, is_lost: bool) -> None:
+    """A text alone does not: a user's own error may mention a timeout."""
+    assert is_lost_peer(raised_in(file, error)) == is_lost
     assert asdict(PeerStatus("busy"))["stack"] == ()
+
+
+def test_notices_may_come_while_they_are_read() -> None:
+    """The monitor's thread adds to them: here, by the hash of the rank that is looked for."""
+    with open_monitors(2) as (first, second):
+        second.lost_peer_error = CLOSED
+
+        class Rank(int):
+            def __eq__(self, other: object) -> bool:
+                first.exit_notices[100 + len(first.exit_notices)] = PeerStatus("failed")
+                return False
+
+            __hash__ = int.__hash__
+
+        first.exit_notices[1] = PeerStatus("waiting", missing_ranks=(Rank(7), Rank(8)))
+        assert "no rank is missing" in first.diagnose(CLOSED)
+        assert len(first.exit_notices) > 1
+
+
+def test_a_stuck_rank_is_ended_also_where_standard_error_is_closed() -> None:
+    code = (
+        "import os, threading\n"
+        "from mnist_dist.distributed.topology import Topology\n"
+        "from mnist_dist.distributed.watchdog import comm_errors\n"
+        "comm_errors.RENDEZVOUS_GRACE_SECONDS = 0.1\n"
+        "os.close(2)\n"
+        "with comm_errors.rendezvous_errors(Topology(1, 2, address='n0:7'), 0.1, bool): threading.Event().wait(40)\n"
+    )
+    start = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], timeout=50, check=False).returncode == EXIT_FAILED
+    assert time.monotonic() - start < 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from harness import run_ranks, try_ranks
@@ -20,7 +22,7 @@ from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.distributed import shared_memory
 from mnist_dist.distributed.runtime import Runtime, start_runtime
-from mnist_dist.distributed.shared_memory import SharedMemoryGather, open_shared_memory
+from mnist_dist.distributed.shared_memory import SharedMemoryGather, open_shared_memory, segment_size
 from mnist_dist.distributed.topology import read_topology
 
 IS_SUPPORTED = platform.machine() == "x86_64" and hasattr(os, "pidfd_open") and Path("/dev/shm").is_dir()
@@ -41,8 +43,9 @@ def open_gather(runtime: Runtime, capacity: int = 800, timeout: float = 30) -> S
 
 
 def remaining_files() -> list[Path]:
-    """This package's files in /dev/shm."""
-    return list(Path("/dev/shm").glob("mnist_dist-*"))
+    """This package's files in /dev/shm whose process has ended. (Those of other runs on this machine are in use.)"""
+    files = Path("/dev/shm").glob("mnist_dist-*")
+    return [file for file in files if not psutil.pid_exists(int(file.name.split("-")[1]))]
 
 
 def gather_many() -> tuple[bool, list[bool], list[bool]]:
@@ -133,6 +136,22 @@ OBSTACLES: dict[str, Callable[[pytest.MonkeyPatch, int], None]] = {
     "no /dev/shm": lambda patch, rank: patch.setattr(shared_memory, "create_segment", lambda size: None),
     "no pidfd_open on one rank": lambda patch, rank: patch.setattr(os, "pidfd_open", refuse) if rank else None,
 }
+
+
+def test_what_was_opened_is_closed_if_one_process_cannot_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def open_first(pid: int) -> int:
+        if opened:
+            refuse()
+        opened.append(os.dup(0))
+        return opened[0]
+
+    monkeypatch.setattr(os, "pidfd_open", open_first, raising=False)
+    with pytest.raises(OSError, match="No space"):
+        SharedMemoryGather(mmap.mmap(-1, segment_size(3, 64)), 0, 64, [os.getpid()] * 3, 1.0)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
 
 
 def train(obstacle: str = "") -> tuple[bool, str]:

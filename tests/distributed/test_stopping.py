@@ -5,8 +5,11 @@ The rank gets a real signal, in training or in an evaluation.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
+import shlex
 import signal
 import tempfile
 from functools import cache
@@ -15,6 +18,7 @@ from typing import Any
 
 import pytest
 from harness import run_ranks
+from programs import read_rows, write_digits
 from small_checkpoint import corruption
 from small_training import BASICS, TrainResult, open_trainer, train
 from torch import nn
@@ -23,7 +27,9 @@ from mnist_dist.checkpoint.manager import list_checkpoints
 from mnist_dist.config.loader import load
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
-from mnist_dist.utils.errors import Stopped
+from mnist_dist.train import main
+from mnist_dist.training.train_step import TrainStep
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED, Stopped
 
 SIZES = (24 * 5 + 1, 240)
 SETTINGS = ["--train.batch_size=24", "--train.epochs=2", "--train.eval_batch_size=10", "--optim.ema=0.9"]
@@ -73,7 +79,7 @@ def train_with_signal(folder: Path, rank: int, number: int, moment: str) -> tupl
         (1, 0, signal.SIGTERM, "step 3"),
         (2, 1, signal.SIGTERM, "step 3"),
         (3, 1, signal.SIGINT, "step 5"),
-        (2, 0, signal.SIGUSR1, "step 6"),
+        (2, 0, signal.SIGHUP, "step 6"),
         (1, 0, signal.SIGINT, "evaluation"),
         (3, 1, signal.SIGTERM, "evaluation"),
     ],
@@ -135,3 +141,38 @@ def calls_until_stop() -> int:
 
 def test_a_rank_whose_launcher_has_ended_stops_all_ranks() -> None:
     assert run_ranks(2, calls_until_stop) == [1, 1]
+
+
+def stop_and_go_on(folder: Path) -> tuple[list[int], str, int]:
+    """Stop a run that named its own folder, and start the command that it printed.
+
+    Returns:
+        The exit codes, the command, and the number of steps in the rows of both together.
+    """
+    os.chdir(folder)
+    settings = ["--data.root=.", "--data.source=local", "--data.val_size=50", "--train.batch_size=50"]
+    settings += ["--tracking.mode=disabled", "--train.epochs=2", "--run.resume=never", *BASICS]
+    step = TrainStep.step
+
+    def step_and_hang_up(self: TrainStep, batch: Any) -> bool | None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return step(self, batch)
+
+    TrainStep.step = step_and_hang_up  # type: ignore[method-assign]
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        codes = [main(settings)]
+    TrainStep.step = step  # type: ignore[method-assign]
+    _, _, command = err.getvalue().strip().partition("; to go on: ")
+    codes.append(main(shlex.split(command)[3:]))
+    (run,) = Path("runs").iterdir()
+    return codes, command, len({row["step"] for row in read_rows(run) if "train.loss" in row})
+
+
+def test_a_stopped_run_prints_the_command_that_goes_on(tmp_path: Path) -> None:
+    write_digits(tmp_path, train=250, test=50)
+    ((codes, command, steps),) = run_ranks(1, stop_and_go_on, tmp_path)
+    assert codes == [EXIT_STOPPED, EXIT_DONE]
+    assert command.startswith("python -m mnist_dist.train --data.root=. ")
+    assert " --run.dir=runs/default-" in command
+    assert command.endswith(" --run.resume=auto")  # the last one wins
+    assert steps == 2 * 4

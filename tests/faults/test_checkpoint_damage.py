@@ -243,7 +243,7 @@ SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth
 NORMS = state_of(7)["norms"]
 BEST = {"step": 5, "accuracy": 0.5, "loss": 1.5}
 STATES: dict[str, tuple[bytes, str]] = {
-    **{f"no {key}": (without(key), f"the state lacks '{key}'") for key in state_of(7) if key != "norms"},
+    **{f"no {key}": (without(key), f"the state lacks '{key}'") for key in state_of(7) if key not in ("norms", "data")},
     **{f"{key} null": (changed(**{key: None}), f"{key} is not ") for key in state_of(7)},
     **{
         f"progress without {key}": (
@@ -286,6 +286,9 @@ STATES: dict[str, tuple[bytes, str]] = {
     "scaler of nothing": (changed(scaler=SCALER | {"scale": 0.0}), "scaler is not the state"),
     "scaler a text": (changed(scaler=SCALER | {"scale": "1"}), "scaler.'scale' is not a number"),
     "updates negative": (changed(ema_updates=-1), "ema_updates holds a number that is too small"),
+    "digest of one set": (changed(data={"train": "0" * 64}), "data does not hold the SHA-256 of train and test"),
+    "digest too short": (changed(data={"train": "0" * 64, "test": "0" * 63}), "data does not hold the SHA-256"),
+    "digest a number": (changed(data={"train": 1, "test": 2}), "data.'train' is not printable text"),
     "config flat": (changed(config={"lr": 1}), "config.'lr' is not an object"),
     "deep": (b'{"config": ' + b"[" * 500_000, "is nested too deeply"),
     "a key twice": (b'{"run_id": "a", "run_id": "b"}', "names a key twice"),
@@ -319,9 +322,11 @@ def test_a_valid_state_is_accepted(state: dict[str, Any]) -> None:
     check_state(state, 7)
 
 
-def test_a_checkpoint_without_norms_is_read_with_empty_sums(folder: Path) -> None:
+def test_a_checkpoint_without_norms_or_digests_is_read_with_empty_ones(folder: Path) -> None:
     replace_file(folder, "state.json", without("norms"))
     assert load_checkpoint(folder).state["norms"] == {"count": 0, "nonfinite": 0, "total": 0.0, "most": 0.0}
+    replace_file(folder, "state.json", without("data"))
+    assert load_checkpoint(folder).state["data"] == {}
 
 
 @dataclass

@@ -285,3 +285,12 @@ def test_checkpoints_hold_the_rollbacks_and_the_batches_to_skip(tmp_path: Path) 
     train(("--train.nonfinite=rollback", "--train.max_steps=6"), tmp_path, NAN_AT)
     progress = json.loads((list_checkpoints(tmp_path)[-1] / "state.json").read_text())["progress"]
     assert (progress["rollbacks"], progress["skip_batches"][0]) == (1 + (SECOND_NAN_BATCH < 6), 1)
+
+
+def test_a_guard_that_is_not_active_copies_no_buffers() -> None:
+    """In fp16 the gradient scaler skips updates."""
+    model = NanForWhite()
+    for active, count in ((True, 3), (False, 0)):
+        guard = NonfiniteGuard(model, torch.optim.SGD(model.parameters(), lr=0.1), active=active)
+        guard.before_forward()
+        assert len(guard.saved_buffers) == count  # of the batch norm

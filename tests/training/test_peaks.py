@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from mnist_dist.distributed import device
 from mnist_dist.distributed.device import peak_memory
 from mnist_dist.training import profiler
 from mnist_dist.training.profiler import measure_peak
@@ -53,6 +55,14 @@ def test_peak_memory_is_in_bytes_and_not_below_current_memory() -> None:
     assert now * 0.95 <= peak < psutil.virtual_memory().total
     del held
     assert peak_memory(CPU) >= peak * 0.95  # the kernel updates the counter in batches
+
+
+def test_peak_memory_without_a_line_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in gVisor, and outside of Linux."""
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t12 kB\n")
+    for path in (tmp_path / "status", tmp_path / "none"):
+        monkeypatch.setattr(device, "PROC_STATUS", path)
+        assert 1 << 20 < peak_memory(CPU) < psutil.virtual_memory().total
 
 
 def test_peak_memory_excludes_that_of_the_parent_process() -> None:

@@ -1,6 +1,7 @@
 """Read errors of torch.distributed: was another rank lost, and which ranks never joined?
 
-torch raises a plain RuntimeError with a text of the backend's for most of them, so the texts are matched here.
+The errors of torch's store and of NCCL have types of their own (DistError). gloo's are plain RuntimeErrors, which only
+their text and the place where they were raised tell from others.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import contextlib
 import os
 import re
 import threading
+import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import EXIT_FAILED, TrainingError, UserError
@@ -17,24 +20,38 @@ from mnist_dist.utils.errors import EXIT_FAILED, TrainingError, UserError
 RENDEZVOUS_GRACE_SECONDS = 10.0
 """After run.timeout, torch has this long to raise its own timeout error before the process is ended."""
 
-LOST_PEER_TEXTS = (
-    "closed by peer",
-    "reset by peer",
-    "timed out",
-    "timeout",
-    "connection refused",
-    "broken pipe",
-    "nccl",
+LOST_PEER_TEXTS = ("closed by peer", "reset by peer", "timed out", "timeout", "connection refused", "broken pipe")
+
+COLLECTIVE_FILES = tuple(
+    os.path.join(*parts)
+    for parts in (
+        ("mnist_dist", "distributed", "runtime.py"),
+        ("mnist_dist", "distributed", "shared_memory.py"),
+        ("torch", "distributed", ""),
+        ("torch", "autograd", ""),
+        ("torch", "nn", "parallel", "distributed.py"),
+    )
 )
+"""Where Python's frames end in a collective. The backward pass is one: DistributedDataParallel's hooks run in it."""
+
+
+def is_in_collective(frame: FrameType | None) -> bool:
+    """Whether a thread with this innermost frame is in a collective."""
+    return frame is not None and any(file in frame.f_code.co_filename for file in COLLECTIVE_FILES)
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an exception says that another rank ended or stopped answering."""
-    if not isinstance(error, RuntimeError):
+    """Whether an exception says that another rank ended or stopped answering.
+
+    It is torch's DistError, or a plain RuntimeError with a text of gloo's that was raised in a collective: not in a
+    function of the user's, whose own error may mention a timeout.
+    """
+    if any(base.__name__ == "DistError" for base in type(error).__mro__):
+        return True
+    if type(error) is not RuntimeError or not any(part in str(error).lower() for part in LOST_PEER_TEXTS):
         return False
-    text = str(error).lower()
-    is_dist_error = any(base.__name__ == "DistError" for base in type(error).__mro__)
-    return is_dist_error or any(part in text for part in LOST_PEER_TEXTS)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return is_in_collective(frames[-1] if frames else None)
 
 
 def is_timeout(error: BaseException) -> bool:
@@ -88,7 +105,8 @@ def rendezvous_watchdog(topology: Topology, timeout: float) -> Iterator[None]:
             f"{topology.address}) within run.timeout={timeout:g} s: still trying to connect; check the address, and "
             "that no firewall blocks any port between the machines"
         )
-        os.write(2, f"mnist_dist: error: rank {topology.rank}: {error}\n".encode())
+        with contextlib.suppress(OSError):  # standard error may be closed, or its disk full
+            os.write(2, f"mnist_dist: error: rank {topology.rank}: {error}\n".encode())
         os._exit(EXIT_FAILED)
 
     if topology.world_size == 1:

@@ -168,7 +168,8 @@ class PeerMonitor:
         rank = self.topology.rank
         stack = thread_status(self.main_thread, self.lost_peer_error).stack
         error = f"rank {rank}: the other ranks stopped waiting for this rank, stuck in {innermost_frames(stack)}"
-        os.write(2, f"{format_stack(f'rank {rank} is stuck here', stack)}mnist_dist: error: {error}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"{format_stack(f'rank {rank} is stuck here', stack)}mnist_dist: error: {error}\n".encode())
         os._exit(EXIT_FAILED)
 
     # In the main thread: ask the other ranks, after a collective failed
@@ -193,7 +194,8 @@ class PeerMonitor:
             print(stacks, end="", file=sys.stderr, flush=True)
         if missing:
             return self.describe_missing(missing)
-        if any(self.topology.rank in exit_notice.missing_ranks for exit_notice in self.exit_notices.values()):
+        notices = list(self.exit_notices.values())  # a copy: the monitor's thread adds to it
+        if any(self.topology.rank in exit_notice.missing_ranks for exit_notice in notices):
             return (
                 "the other ranks stopped waiting for this rank: it did not join the collective within "
                 f"run.timeout={self.timeout:g} s"

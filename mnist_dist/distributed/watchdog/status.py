@@ -10,18 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
-from mnist_dist.distributed.watchdog.comm_errors import first_line, is_lost_peer, is_timeout
-
-# A thread whose innermost Python frame lies in one of these waits for other ranks.
-COLLECTIVE_FILES = tuple(
-    os.path.join(*parts)
-    for parts in (
-        ("mnist_dist", "distributed", "runtime.py"),
-        ("mnist_dist", "distributed", "shared_memory.py"),
-        ("torch", "distributed", ""),
-        ("torch", "autograd", ""),
-    )
-)
+from mnist_dist.distributed.watchdog.comm_errors import first_line, is_in_collective, is_lost_peer, is_timeout
 
 PeerState = Literal["waiting", "busy", "failed", "exited", "unresponsive"]
 """`waiting`: in a collective, or handling the error of one. `busy`: anywhere else. `failed`: ending by an error of its
@@ -59,9 +48,9 @@ def thread_status(thread: int, lost_peer_error: BaseException | None = None) -> 
     frame = sys._current_frames().get(thread)
     stack = tuple(extract_stack(frame))
     error = lost_peer_error or current_exception(thread)
-    if error is not None and is_lost_peer(error):
+    if error is not None and (error is lost_peer_error or is_lost_peer(error)):
         return PeerStatus("waiting", first_line(error), stack, is_timeout(error))
-    if frame is not None and any(file in frame.f_code.co_filename for file in COLLECTIVE_FILES):
+    if is_in_collective(frame):
         return PeerStatus("waiting", "", stack)
     return PeerStatus("busy", "", stack)
 
