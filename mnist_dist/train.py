@@ -11,9 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.config.loader import LoadedConfig, load, print_config
+from mnist_dist.checkpoint.state import check_config_readable
+from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
 from mnist_dist.config.schema import Config, flat
 from mnist_dist.config.validation import describe_excess
+from mnist_dist.distributed.launcher import is_called_by_launcher
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking, describe_tracking
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
@@ -35,8 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: command-line arguments; those of the process by default.
+
+    Raises:
+        SystemExit: the exit code is not 0, and accelerate's notebook_launcher or debug_launcher called this function:
+            they ignore what it returns.
     """
-    return run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
+    code = run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
+    if code and is_called_by_launcher():
+        raise SystemExit(code)
+    return code
 
 
 def start(arguments: Sequence[str]) -> int:
@@ -52,6 +61,7 @@ def start(arguments: Sequence[str]) -> int:
         if topology.is_main:
             print_config(loaded.config)
         return EXIT_DONE
+    check_config_readable(loaded.config)
     # Machines may have different keys and environments, of which rank 0's count: `check_ranks` checks these.
     if topology.machines == 1:
         check_tracking(loaded.config)
@@ -107,7 +117,8 @@ def train(
     if topology.is_local_main or not is_default_root(root):
         provide_files(root, config.data.source, console.print)
 
-    with RunLock(topology.launcher_pid) as lock, start_runtime(config, topology) as runtime:
+    run_lock = RunLock(topology.launcher_pid, topology.worker_pid, topology.restart_count, dump(config))
+    with run_lock as lock, start_runtime(config, topology) as runtime:
         check_ranks(loaded, runtime, console)
         files = provide_files(root, "local", console.print)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
@@ -121,7 +132,10 @@ def train(
             check_resumable(config, saved.state["config"], source)
             saved_root = saved.state["config"].get("data", {}).get("root", "")
             check_resumable_data(saved.state["data"], saved_root, data.digests, root, source, console.warn)
-        run_id = saved.state["run_id"] if saved and run_dir.same_run else runtime.broadcast(new_run_id())
+        if saved and run_dir.same_run:
+            run_id: str = saved.state["run_id"]
+        else:
+            run_id = runtime.run_on_main(lambda: new_run_id(config, run_dir.folder))
 
         # The model: the same on all ranks, because each initialises it from the same seed.
         torch.manual_seed(config.run.seed)
@@ -138,7 +152,10 @@ def train(
         # Up to here only the lock was written: an error above leaves no other file in the run directory.
         was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock))
         if was_finished and state.progress.step >= state.last_step:
-            console.print(f"{run_dir.folder} holds this run, finished; --run.resume=never starts it over")
+            console.print(
+                f"{run_dir.folder} holds this run, finished; to train longer, give more --train.epochs and another "
+                "--run.dir; --run.resume=never starts this one over"
+            )
         else:
             try:
                 train_and_test(train_step, data, console, run_dir, run_id, key_check)
@@ -201,7 +218,8 @@ def train_and_test(
         Stopped: a rank was asked to stop; a checkpoint is written.
         TrainingError: train.nonfinite ends the run, or a file cannot be written.
     """
-    from mnist_dist.checkpoint.run_dir import CHECKPOINTS, METRICS, PROFILE, write_config, write_summary
+    from mnist_dist.checkpoint.run_dir import write_config, write_summary
+    from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE
     from mnist_dist.console.tee import TeeConsole
     from mnist_dist.tracking.metrics_file import MetricsFile
     from mnist_dist.tracking.tracker import open_tracker

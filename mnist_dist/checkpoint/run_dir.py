@@ -14,7 +14,6 @@ nor refuse to resume with settings that change what the run computes.
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -34,16 +33,23 @@ from mnist_dist.checkpoint.manager import (
     recover,
 )
 from mnist_dist.checkpoint.run_lock import RunLock
+from mnist_dist.checkpoint.run_paths import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    PROFILE,
+    RUNS,
+    SUMMARY,
+    check_not_foreign,
+    create_folder,
+    create_new_folder,
+    not_writable,
+)
 from mnist_dist.config.loader import dump
 from mnist_dist.config.schema import Config
 from mnist_dist.utils.errors import TrainingError, UserError
-from mnist_dist.utils.files import atomic_write, read_json
+from mnist_dist.utils.files import atomic_write, expand_home, read_json
 from mnist_dist.utils.strict_json import dump_strict
-
-RUNS = Path("runs")
-"""Parent of the run directories that are named by the program."""
-CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
-PROFILE = "profile"
 
 RESUME_OVERRIDABLE = {
     "run.dir",
@@ -94,50 +100,51 @@ def open_run_dir(config: Config, recipes: Sequence[str], lock: RunLock, warn: Ca
         warn: takes one line for each damaged checkpoint, and if the file system has no locks.
 
     Raises:
-        UserError: the folder cannot be created or written, another run holds it, or run.resume names no whole
-            checkpoint.
+        UserError: the folder cannot be created or written, holds something else than a run, or another run holds it;
+            or run.resume names no whole checkpoint, or one of another run than the folder's.
     """
     timestamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    named = config.run.dir or lock.find_restarted_run(RUNS)
-    path = Path(named or RUNS / f"{'-'.join(recipes) or 'default'}-{timestamp}").expanduser()
+    resume = config.run.resume
+    named = expand_home(config.run.dir, "run.dir=") if config.run.dir else lock.find_restarted_run(RUNS)
+    if resume == "last":
+        newest = newest_run_to_resume()
+        named, resume = named or newest, "auto" if named in (None, newest) else str(newest)
+    path = named or RUNS / f"{'-'.join(recipes) or 'default'}-{timestamp}"
     try:
         missing = [parent for parent in path.parents if not parent.exists()]
         lock.remove_unless_started(missing)
         if not (named and path.exists()):
             path = create_folder(path) if named else create_new_folder(path)
             lock.remove_unless_started([path, *missing])
+        elif resume == "auto":
+            check_not_foreign(path)
         lock.acquire(path, warn)
-        if config.run.resume != "never" or lock.is_restart:
-            recover(path / CHECKPOINTS)
-        if config.run.resume == "auto" or lock.is_restart:
-            newest = newest_verified(path / CHECKPOINTS, warn)
-            if newest:
-                return RunDir(path, newest, same_run=True)
+        if resume == "never" and not lock.is_restart:
+            return RunDir(path, None, same_run=False)
+        recover(path / CHECKPOINTS)
+        own = newest_verified(path / CHECKPOINTS, warn)
     except OSError as error:
         raise not_writable(path, error) from error
-    if config.run.resume in ("auto", "never"):
-        return RunDir(path, None, same_run=False)
-    return RunDir(path, resolve_checkpoint(Path(config.run.resume).expanduser(), warn), same_run=False)
+    if resume == "auto" or lock.is_restart:
+        return RunDir(path, own, same_run=own is not None)
+    chosen = resolve_checkpoint(expand_home(resume, "run.resume="), warn)
+    if own is None:
+        return RunDir(path, chosen, same_run=False)
+    is_same_command = own.parse().state["config"].get("run", {}).get("resume") == config.run.resume
+    if is_same_command or chosen.folder.samefile(own.folder):
+        return RunDir(path, own, same_run=True)
+    raise UserError(  # its checkpoints would be mixed with those of this run
+        f"run.resume={chosen.folder}: run.dir={path} has a checkpoint of its own, {own.folder.name}; go on from that "
+        "with --run.resume=auto, or choose another --run.dir"
+    )
 
 
-def create_folder(path: Path) -> Path:
-    """Create a folder, its parents too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(exist_ok=True)
-    return path
-
-
-def create_new_folder(path: Path) -> Path:
-    """Create a folder that did not exist: `path`, or the first free one of `path-2`, `path-3` and so on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    candidates = itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
-    for candidate in candidates:
-        try:
-            candidate.mkdir()
-        except FileExistsError:
-            continue
-        break
-    return candidate
+def newest_run_to_resume() -> Path:
+    """The run directory that `run.resume=last` means. Raises UserError if there is none."""
+    try:
+        return newest_run()
+    except UserError as error:
+        raise UserError(f"run.resume={error}") from None
 
 
 def newest_run(runs: Path = RUNS) -> Path:
@@ -164,6 +171,8 @@ def resolve_checkpoint(path: Path, warn: Callable[[str], None]) -> VerifiedCheck
     """
     if (path / MANIFEST).is_file():
         return load_verified(path)
+    if not path.exists():
+        raise UserError(f"run.resume={path}: no such folder; give auto, never, last, a checkpoint or a run directory")
     newest = newest_verified(path / CHECKPOINTS, warn)
     if newest is None:
         raise UserError(f"run.resume={path}: holds no whole checkpoint; give a checkpoint's folder or a run directory")
@@ -243,11 +252,6 @@ def delete_old_run(folder: Path) -> None:
         shutil.rmtree(folder / PROFILE)
     for name in (METRICS, SUMMARY):
         (folder / name).unlink(missing_ok=True)
-
-
-def not_writable(folder: Path, error: OSError) -> UserError:
-    """The error to raise where the system refuses to create or write a run directory."""
-    return UserError(f"run.dir={folder}: cannot be written ({error.strerror}); choose another --run.dir")
 
 
 # Files that describe it

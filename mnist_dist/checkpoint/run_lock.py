@@ -8,6 +8,7 @@ did not finish, so that processes restarted by an elastic launcher find their ru
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -37,11 +38,23 @@ class LockHolder:
     """Process id of the launcher; 0 without one, and until the run has started."""
     launched: float
     """When the launcher was started, in seconds since 1970; 0 without one."""
+    worker: float
+    """When the process was started that the launcher started: this one, or one in between. 0 without a launcher."""
+    restart_count: int
+    """How often the launcher had restarted its processes because one failed."""
+    settings: str
+    """SHA-256 of the configuration."""
 
-    def has_launcher_of(self, other: LockHolder) -> bool:
-        """Whether both were started by the same launcher process."""
-        same_process = (self.launcher, self.host) == (other.launcher, other.host)
-        return same_process and self.launcher > 0 and abs(self.launched - other.launched) < 10  # clocks are adjusted
+    def is_restarted_as(self, other: LockHolder) -> bool:
+        """Whether `other` is this run, restarted: the same launcher and settings, and a later start by the launcher.
+
+        The same launcher alone does not tell: a notebook or a script under a launcher starts several runs. A later
+        start has a higher restart count, or another worker: when machines join or leave, the count stays the same.
+        """
+        same_process = self.launcher > 0 and (self.launcher, self.host) == (other.launcher, other.host)
+        same_launcher = same_process and is_same_time(self.launched, other.launched)
+        is_later = self.restart_count < other.restart_count or not is_same_time(self.worker, other.worker)
+        return same_launcher and is_later and self.settings == other.settings
 
 
 class RunLock:
@@ -52,10 +65,17 @@ class RunLock:
 
     Args:
         launcher: process id of the launcher that started this process; 0 without one.
+        worker: process id of the process that the launcher started; 0 without a launcher.
+        restart_count: how often it has restarted its processes because one failed.
+        settings: the run's configuration, as YAML.
     """
 
-    def __init__(self, launcher: int) -> None:
-        self.holder = LockHolder(os.getpid(), platform.node(), launcher, process_start_time(launcher))
+    def __init__(self, launcher: int = 0, worker: int = 0, restart_count: int = 0, settings: str = "") -> None:
+        launched, worker_started = process_start_time(launcher), process_start_time(worker)
+        digest = hashlib.sha256(settings.encode()).hexdigest()
+        self.holder = LockHolder(
+            os.getpid(), platform.node(), launcher, launched, worker_started, restart_count, digest
+        )
         self.previous: LockHolder | None = None
         """What the lock file said before this process locked it."""
         self.file = -1
@@ -66,13 +86,13 @@ class RunLock:
 
     @property
     def is_restart(self) -> bool:
-        """Whether the run in this folder was started by our launcher, which has since restarted its processes."""
-        return self.previous is not None and self.previous.has_launcher_of(self.holder)
+        """Whether the run in this folder is ours: our launcher started it, and has since restarted its processes."""
+        return self.previous is not None and self.previous.is_restarted_as(self.holder)
 
     def find_restarted_run(self, runs: Path) -> Path | None:
-        """The folder in `runs` whose run was started by our launcher; None without one."""
+        """The folder in `runs` of the run that our launcher has restarted as this one; None without one."""
         holders = ((path.parent, read_holder(path)) for path in runs.glob(f"*/{LOCK}"))
-        return next((folder for folder, holder in holders if holder and holder.has_launcher_of(self.holder)), None)
+        return next((folder for folder, holder in holders if holder and holder.is_restarted_as(self.holder)), None)
 
     def acquire(self, folder: Path, warn: Callable[[str], None]) -> None:
         """Lock a folder, without waiting.
@@ -155,6 +175,11 @@ def read_holder(path: Path) -> LockHolder | None:
     except (OSError, ValueError):
         return None
     return None if type_error(content, LockHolder) else LockHolder(**content)
+
+
+def is_same_time(one: float, other: float) -> bool:
+    """Whether two start times are of the same process: clocks are adjusted, by less than a restart takes."""
+    return abs(one - other) < 0.5
 
 
 def process_start_time(pid: int) -> float:

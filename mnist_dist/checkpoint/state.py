@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mnist_dist.utils.strict_json import type_error
+from mnist_dist.config.loader import dump
+from mnist_dist.config.schema import Config
+from mnist_dist.config.yaml_files import MAX_YAML_BYTES
+from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.run_id import RUN_ID
+from mnist_dist.utils.strict_json import dump_strict, parse_strict, type_error
 
-RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # trackers use it in file names
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 BEST_KEYS = {"step", "accuracy", "loss"}
@@ -125,6 +129,22 @@ def check_state(state: dict[str, Any], step: int) -> None:
     wrong = type_error(state, CheckpointState, "the state") or invalid_value(state, step)
     if wrong:
         raise ValueError(wrong)
+
+
+def check_config_readable(config: Config) -> None:
+    """Refuse a configuration that could be written but not read back, such as a number of more than 64 bits.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if (size := len(dump(config).encode())) > MAX_YAML_BYTES:
+        raise UserError(f"the configuration has {size} bytes, of which at most {MAX_YAML_BYTES} could be read back")
+    for section, values in config.to_dict().items():
+        for key, value in values.items():
+            try:
+                parse_strict(dump_strict({key: value}).encode())
+            except ValueError as error:
+                raise UserError(f"{section}.{key}={value!r:.40}: {error}; no checkpoint could be read back") from None
 
 
 def invalid_value(state: dict[str, Any], step: int) -> str | None:

@@ -15,7 +15,6 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
-from pathlib import Path
 
 import psutil
 from packaging.requirements import Requirement
@@ -25,6 +24,7 @@ from mnist_dist.distributed.cpu_count import allowed_cpus, cpu_limit, default_th
 from mnist_dist.distributed.network import find_interface
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.files import expand_home
 from mnist_dist.utils.versions import installed
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -164,7 +164,7 @@ def check_address(config: Config, topology: Topology) -> Finding:
 
 def check_run_folder(config: Config, topology: Topology) -> Finding:
     """Whether rank 0 can write to the run's folder, or where it will be created; write speed and free space."""
-    wanted = Path(config.run.dir or "runs").expanduser()
+    wanted = expand_home(config.run.dir or "runs", "run.dir=")
     folder = next(path for path in (wanted, *wanted.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -17,12 +17,14 @@ from mnist_dist.checkpoint.manager import (
     newest_verified,
     step_of,
 )
-from mnist_dist.checkpoint.run_dir import CHECKPOINTS, newest_run
+from mnist_dist.checkpoint.run_dir import newest_run
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS
 from mnist_dist.checkpoint.tensors import load_weights
 from mnist_dist.config.schema import Config
 from mnist_dist.config.values import describe_error
 from mnist_dist.models import ImageClassifier, create_model
 from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.files import expand_home
 from mnist_dist.utils.strict_json import dump_strict
 
 NEWEST = ("last", "latest")
@@ -70,7 +72,7 @@ def find_checkpoint(run: str, checkpoint: str) -> VerifiedCheckpoint:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    folder = newest_run() if run == "last" else Path(run).expanduser()
+    folder = newest_run() if run == "last" else expand_home(run)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         raise UserError(f"{run}: {what}; give the folder of a run, which it prints at its end, or last for the newest")
@@ -96,7 +98,7 @@ def choose_checkpoint(folder: Path, checkpoint: str) -> VerifiedCheckpoint:
             raise UserError(f"{folder}: has no checkpoint {path.name}; {describe_checkpoints(root)}")
         return load_verified(path)
     if checkpoint not in (*NEWEST, "best"):
-        path = Path(checkpoint).expanduser()
+        path = expand_home(checkpoint, "--checkpoint ")
         if not path.is_dir():
             raise UserError(
                 f"--checkpoint {checkpoint}: no such checkpoint; give last, best, a step or a path; "

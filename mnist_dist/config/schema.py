@@ -48,8 +48,8 @@ class RunConfig(FrozenModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the initial weights, the order of the images, the augmentation, dropout and the validation split."""
     resume: str = "auto"
-    """auto: continue from the newest intact checkpoint in run.dir, if there is one. never: start over. Otherwise: the
-    path of a checkpoint, or of a run directory, to continue from."""
+    """auto: continue from the newest intact checkpoint in run.dir, if there is one. never: start over. last: continue
+    the newest run in runs/. Otherwise: the path of a checkpoint, or of a run directory, to continue from."""
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     """auto: the accelerator if the machine has one, otherwise the CPU. cpu: the CPU. cuda, mps, xpu: that one, or the
     run ends with an error."""

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -81,8 +82,9 @@ def rendezvous_handler(url: str, timeout: timedelta, **options: Any) -> Iterator
     """As torch's handler of env://: yields store, rank and world size. Refuses a rank that two processes have.
 
     On one machine, keys get a prefix for each start of the processes: torchrun keeps its store when it restarts them,
-    and they would find each other's old addresses in it (pytorch#135712). On several machines the launchers do not
-    count restarts alike, so there is no prefix: torchrun must be told to share no store.
+    a notebook after a cell that was interrupted, and they would find each other's old addresses in it (pytorch#135712).
+    On several machines the launchers do not count restarts alike, so there is no prefix: torchrun must be told to share
+    no store.
 
     Raises:
         UserError: another process has this rank.
@@ -102,7 +104,9 @@ def rendezvous_handler(url: str, timeout: timedelta, **options: Any) -> Iterator
 
 def start_prefix() -> str:
     """Prefix of the store's keys that belong to this start of the processes, on one machine."""
-    return f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    # torchrun's folder for the logs of this start, LAUNCH/attempt_N; LAUNCH is a new folder.
+    start = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parent.parent
+    return f"start-{start}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def owner_key(rank: int) -> str:

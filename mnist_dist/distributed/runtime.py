@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.comm_timer import CommTimer
 from mnist_dist.distributed.device import configure_torch, fingerprint, restored_torch_state, should_use_cpu
+from mnist_dist.distributed.launcher import is_ancestor
 from mnist_dist.distributed.mixed_precision import MixedPrecision
 from mnist_dist.distributed.network import set_gloo_interface
 from mnist_dist.distributed.rendezvous import (
@@ -215,7 +215,7 @@ class Runtime:
             from_gradients: the answer of `all_gather_with_stop` in this step, if it has one. It is returned, and no
                 all-reduce is started.
         """
-        if self.topology.launcher_pid and os.getppid() != self.topology.launcher_pid:
+        if self.topology.launcher_pid and not is_ancestor(self.topology.launcher_pid):
             self.request_stop()  # the launcher was killed, and nothing else would end this process
         if self.control_group is None:
             return bool(self.stop_flag)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mnist_dist.config.fsdp import FSDPConfig, is_on, read_fsdp
-from mnist_dist.distributed.cluster_environment import ClusterEnvironment, detect_cluster
+from mnist_dist.distributed.cluster_environment import ClusterEnvironment, detect_cluster, read_int
+from mnist_dist.distributed.launcher import find_launcher, leave_debug_group
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.exit import rely_on_local_main
 
@@ -26,6 +27,10 @@ class Topology:
     """Whether `accelerate launch` was told to use the CPU (`--cpu`, or `use_cpu` in its file)."""
     launcher_pid: int = 0
     """Process id of the torchrun or `accelerate launch` that started this process; 0 without one."""
+    worker_pid: int = 0
+    """Process id of the process that it started: this one, or one in between; 0 without a launcher."""
+    restart_count: int = 0
+    """How often that launcher has restarted its processes because one failed."""
     launcher_name: str = ""
     """For the console; empty without a launcher."""
     cluster: ClusterEnvironment | None = None
@@ -66,12 +71,15 @@ class Topology:
 def resolve_topology() -> Topology:
     """Read the topology; if it comes from another launcher than torchrun, set torch's variables (RANK, ...) to it.
 
+    A process of accelerate.debug_launcher leaves the group that it was started in.
+
     Raises:
         UserError: as `read_topology`.
     """
     for name in ("MASTER_ADDR", "PET_MASTER_ADDR"):
         if os.environ.get(name, "").startswith("["):  # an IPv6 address as in a URL; torch takes it without brackets
             os.environ[name] = os.environ[name].strip("[]")
+    leave_debug_group()
     topology = read_topology()
     if topology.cluster:
         rely_on_local_main()
@@ -101,7 +109,8 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
     is_given = bool(environment.get("RANK") or environment.get("WORLD_SIZE"))
     use_cpu = is_on(environment, "ACCELERATE_USE_CPU")
-    launcher_pid = os.getppid() if by_torchrun or by_accelerate else 0
+    launcher_pid, worker_pid = find_launcher() if by_torchrun or by_accelerate else (0, 0)
+    restart_count = read_int(environment, "TORCHELASTIC_RESTART_COUNT", default=0) if launcher_pid else 0
     cluster = None if by_torchrun and is_given else detect_cluster(environment)
     if cluster:
         if is_given:
@@ -114,6 +123,8 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
             address=f"{cluster.main_address}:{cluster.main_port}",
             use_cpu=use_cpu,
             launcher_pid=launcher_pid,
+            worker_pid=worker_pid,
+            restart_count=restart_count,
             launcher_name=cluster.launcher_name,
             cluster=cluster,
             fsdp=fsdp,
@@ -122,7 +133,9 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
     address = environment.get("MASTER_ADDR", "")
     if world_size > 1 and not address:
         raise UserError(f"WORLD_SIZE={world_size} (environment), but MASTER_ADDR is not set; start with a launcher")
-    without_launcher = "RANK in the environment" if is_given else ""
+    name = "RANK in the environment" if is_given else ""
+    if launcher_pid or by_torchrun:
+        name = "accelerate launch" if by_accelerate else "torchrun"
     return Topology(
         rank=rank,
         world_size=world_size,
@@ -131,7 +144,9 @@ def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
         address=f"{address}:{environment.get('MASTER_PORT', '29500')}" if address else "",
         use_cpu=use_cpu,
         launcher_pid=launcher_pid,
-        launcher_name="accelerate launch" if by_accelerate else "torchrun" if by_torchrun else without_launcher,
+        worker_pid=worker_pid,
+        restart_count=restart_count,
+        launcher_name=name,
         fsdp=fsdp if world_size > 1 else None,
     )
 

@@ -16,6 +16,8 @@ from mnist_dist.config.schema import Config
 from mnist_dist.tracking.media import Media
 from mnist_dist.tracking.wandb_auth import tracking_mode
 from mnist_dist.tracking.wandb_tracker import WandbTracker
+from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.run_id import RUN_ID
 
 
 class Tracker(Protocol):
@@ -89,6 +91,28 @@ def open_tracker(
     return WandbTracker(config, folder, run_id, resumed, mode, warn, facts or {})
 
 
-def new_run_id() -> str:
-    """The id of a new run: WANDB_RUN_ID, which wandb's agent or the user may have set, or eight random hex digits."""
-    return os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+def new_run_id(config: Config, folder: Path) -> str:
+    """The id of a new run: WANDB_RUN_ID, which wandb's agent or the user may have set, or eight random hex digits.
+
+    Args:
+        folder: the run's. The folders beside it are searched for another run that wandb has under this id.
+
+    Raises:
+        UserError: WANDB_RUN_ID is not an id, or another run has it: wandb would make one run of both.
+    """
+    run_id = os.environ.get("WANDB_RUN_ID", "")
+    if not run_id:
+        return secrets.token_hex(4)
+    if not RUN_ID.fullmatch(run_id):
+        raise UserError(
+            f"WANDB_RUN_ID={run_id!r} (environment): must be 1 to 64 letters, digits, - and _; correct or unset it"
+        )
+    if tracking_mode(config.tracking)[0] != "disabled":
+        for recorded in folder.absolute().parent.glob(f"*/wandb/*run-*-{run_id}"):
+            other = recorded.parent.parent
+            if not other.samefile(folder):
+                raise UserError(
+                    f"WANDB_RUN_ID={run_id} (environment): the run in {other} has this id; unset it, or go on with "
+                    f"that run by --run.dir={other}"
+                )
+    return run_id

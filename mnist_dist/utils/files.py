@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.strict_json import parse_strict
 
 MAX_JSON_BYTES = 1 << 20
@@ -31,6 +32,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def expand_home(path: str, option: str = "") -> Path:
+    """A path with `~` and `~user` replaced by the home folder.
+
+    Args:
+        option: what the error begins with, such as `run.dir=`.
+
+    Raises:
+        UserError: there is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{option}{path}: no home folder for {path.split('/')[0]}; write the path in full") from None
 
 
 def sync(path: Path) -> None:

@@ -29,7 +29,7 @@ from mnist_dist.checkpoint.run_dir import (
     write_summary,
 )
 from mnist_dist.checkpoint.run_lock import RunLock
-from mnist_dist.config.loader import load
+from mnist_dist.config.loader import dump, load
 from mnist_dist.config.schema import (
     FIELDS,
     Config,
@@ -52,10 +52,15 @@ def add_checkpoint(run: Path, step: int) -> Path:
 
 
 def open_and_start(
-    config: Config, recipes: Sequence[str] = (), warn: Callable[[str], None] = pytest.fail, launcher: int = 0
+    config: Config,
+    recipes: Sequence[str] = (),
+    warn: Callable[[str], None] = pytest.fail,
+    launcher: int = 0,
+    restarts: int = 0,
+    worker: int | None = None,
 ) -> RunDir:
-    """Open and prepare a run directory, as a run does that then fails."""
-    with RunLock(launcher) as lock:
+    """Open and prepare a run directory, as a run does that then fails. The launcher is its own worker by default."""
+    with RunLock(launcher, launcher if worker is None else worker, restarts, dump(config)) as lock:
         opened = open_run_dir(config, recipes, lock, warn)
         prepare_run_dir(opened, config, lock)
     return opened
@@ -189,13 +194,40 @@ def test_restarted_processes_resume_their_own_run(
     settings = config(dir="mine" if named else "", resume=resume)
     open_and_start(config(), ["other"], launcher=os.getpid())  # another run, under another launcher
     first = open_and_start(settings, launcher=os.getppid())
-    assert open_and_start(settings, launcher=os.getppid()) == RunDir(first.folder, None, same_run=False)
+    assert open_and_start(settings, launcher=os.getppid(), restarts=1) == RunDir(first.folder, None, same_run=False)
     path = add_checkpoint(first.folder, 3)
     (first.folder / "metrics.jsonl").write_text("{}\n")
-    again = open_and_start(settings, launcher=os.getppid())
+    again = open_and_start(settings, launcher=os.getppid(), restarts=2)
     assert again.checkpoint is not None
     assert (again.folder, again.checkpoint.folder, again.same_run) == (first.folder, path, True)
     assert (first.folder / "metrics.jsonl").exists()
+
+
+def test_another_worker_of_the_same_launcher_is_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When machines join or leave, torchrun restarts its processes and counts no restart."""
+    monkeypatch.chdir(tmp_path)
+    first = open_and_start(config(), launcher=os.getppid(), worker=1)
+    path = add_checkpoint(first.folder, 3)
+    again = open_and_start(config(), launcher=os.getppid(), worker=os.getpid())
+    assert again.checkpoint is not None
+    assert (again.folder, again.checkpoint.folder, again.same_run) == (first.folder, path, True)
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_second_run_under_the_same_launcher_gets_its_own_folder(
+    resume: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook, or a script under `accelerate launch --no_python`, trains several runs: same settings or others."""
+    monkeypatch.chdir(tmp_path)
+    first = open_and_start(config(seed=1, resume=resume), launcher=os.getppid())
+    add_checkpoint(first.folder, 3)
+    again = open_and_start(config(seed=1, resume=resume), launcher=os.getppid())
+    second = open_and_start(config(seed=2, resume=resume), launcher=os.getppid())
+    restarted = open_and_start(config(seed=2, resume=resume), launcher=os.getppid(), restarts=1)
+    assert len({first.folder, again.folder, second.folder}) == 3
+    assert restarted.folder == second.folder
+    assert [run.checkpoint for run in (again, second, restarted)] == [None] * 3
+    assert len(list((first.folder / "checkpoints").iterdir())) == 1
 
 
 @pytest.mark.parametrize("launcher", [0, os.getpid()], ids=["none", "another"])
@@ -227,9 +259,12 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path, name: str) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as error:
         resolve_checkpoint(tmp_path / name, pytest.fail)
-    assert str(error.value) == (
-        f"run.resume={tmp_path / name}: holds no whole checkpoint; give a checkpoint's folder or a run directory"
-    )
+    what = {
+        "absent": "no such folder; give auto, never, last, a checkpoint or a run directory",
+        "file": "holds no whole checkpoint; give a checkpoint's folder or a run directory",
+        "empty": "holds no whole checkpoint; give a checkpoint's folder or a run directory",
+    }
+    assert str(error.value) == f"run.resume={tmp_path / name}: {what[name]}"
 
 
 # The same run

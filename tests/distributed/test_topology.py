@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -67,8 +69,25 @@ def test_accelerates_use_cpu(text: str, use_cpu: bool) -> None:
 
 
 @pytest.mark.parametrize("mark", ["TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"])
-def test_the_launcher_is_the_parent_process(mark: str) -> None:
-    assert read_topology({mark: "x"}).launcher_pid == os.getppid()
+def test_a_shell_that_kept_a_launchers_variables_is_no_launcher(mark: str) -> None:
+    assert read_topology({mark: "x"}).launcher_pid == 0
+
+
+CHILD = "from mnist_dist.distributed.launcher import find_launcher; print(*find_launcher())"
+PARENT = """
+import os, subprocess, sys
+child = subprocess.Popen(["sh", "-c", 'echo $$; "$0" -c "$1"; true', sys.executable, sys.argv[-1]])
+child.wait()
+print(os.getpid())
+"""
+
+
+def test_the_launcher_may_start_a_shell_in_between() -> None:
+    """As `accelerate launch --no_python script.sh`. The worker is the process that the launcher started."""
+    command = [sys.executable, "-u", "-c", PARENT, "torchrun", CHILD]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout.split()
+    shell, found_launcher, found_worker, launcher = lines
+    assert (found_launcher, found_worker) == (launcher, shell)
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])

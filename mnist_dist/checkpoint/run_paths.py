@@ -1,0 +1,69 @@
+"""Paths of run directories: creating one, and refusing a folder that is not for runs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from mnist_dist.utils.errors import UserError
+
+RUNS = Path("runs")
+"""Parent of the run directories that are named by the program."""
+CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
+PROFILE = "profile"
+
+
+def create_folder(path: Path) -> Path:
+    """Create a folder, its parents too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def create_new_folder(path: Path) -> Path:
+    """Create a folder that did not exist: `path`, or the first free one of `path-2`, `path-3` and so on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    candidates = itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
+    for candidate in candidates:
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            continue
+        break
+    return candidate
+
+
+def check_not_foreign(folder: Path) -> None:
+    """Refuse a folder that holds something, but no run. Hidden files do not count, nor does ext4's lost+found.
+
+    Raises:
+        UserError: names one of the things that it holds. OSError: the folder cannot be read.
+    """
+    names = sorted(
+        path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != "lost+found"
+    )
+    if names and not {CHECKPOINTS, METRICS, SUMMARY} & set(names):
+        raise UserError(
+            f"run.dir={folder}: holds no run, but {names[0]}{' and others' if len(names) > 1 else ''}; choose another "
+            "--run.dir, or use it all the same with --run.resume=never"
+        )
+
+
+def not_writable(folder: Path, error: OSError) -> UserError:
+    """The error to raise where the system refuses to create or write a run directory."""
+    return UserError(
+        f"run.dir={folder}: cannot be written ({blocker(folder) or error.strerror}); choose another --run.dir"
+    )
+
+
+def blocker(folder: Path) -> str:
+    """The file or dangling link that stands where a folder is needed, in words; empty without one."""
+    with suppress(OSError):
+        for path in (folder, *folder.parents):
+            if path.is_symlink() and not path.exists():
+                return f"{path} is a link to {os.readlink(path)}, which does not exist"
+            if path.exists() and not path.is_dir():
+                return f"{path} is a file"
+    return ""
