@@ -10,9 +10,9 @@ ASKS = re.compile(r"device\.type|device_type|is_cuda|torch\.cuda\.|torch\.accele
 
 UNTESTED = ""
 BRANCHES: dict[str, tuple[int, str]] = {
-    "commands/doctor_checks.py": (5, UNTESTED),
+    "commands/doctor_torch_checks.py": (5, UNTESTED),
     "data/augment.py": (1, "tests/training/test_no_wait.py"),
-    "distributed/ddp.py": (1, UNTESTED),
+    "distributed/ddp.py": (2, UNTESTED),
     "distributed/device.py": (13, UNTESTED),
     "distributed/fixed_shards.py": (1, "tests/training/test_no_wait.py"),
     "distributed/fsdp.py": (1, UNTESTED),

@@ -68,7 +68,7 @@ def test_all_processes_refuse_what_the_main_process_refuses_and_leave_nothing(wo
     outcomes = try_ranks(2, refused_at_home, work, "--run.resume=nowhere", machines=2)
     for outcome in outcomes:
         assert isinstance(outcome.error, UserError), outcome.trace
-        assert "run.resume=nowhere: holds no whole checkpoint" in str(outcome.error)
+        assert "run.resume=nowhere: no such folder" in str(outcome.error)
     assert [*(work / "0").iterdir(), *(work / "1").iterdir()] == []
 
 

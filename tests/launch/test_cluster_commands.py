@@ -43,7 +43,9 @@ def mounted(words: Sequence[str], volumes: Path, run_name: str) -> list[str]:
     words = [sys.executable if word == "python" else word for word in words]
     words = [word.replace("=/data", f"={volumes}/data/mnist_dist") for word in words]
     words = [word.replace("=/runs/mnist", f"={volumes}/runs/{run_name}") for word in words]
-    assert sum(str(volumes) in word for word in words) == 2
+    assert any(str(volumes) in word for word in words)
+    if not any(word.startswith("--data.root=") for word in words):  # XDG_CACHE_HOME=/data in the file
+        words.append(f"--data.root={volumes}/data/mnist_dist")
     return [*TORCHRUN, *words[1:], *SMALL] if words[0] == "torchrun" else [*words, *SMALL]
 
 

@@ -55,6 +55,7 @@ def announce_joining(topology: Topology, timeout: float, find_missing: Callable[
             yield
     finally:
         notice.cancel()
+        notice.join()
 
 
 def describe_stale_variables(topology: Topology, environment: Mapping[str, str] = os.environ) -> str:
