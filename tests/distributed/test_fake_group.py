@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def train(world_size: int, strategy: str, folder: Path) -> tuple[str, int, list[
 @pytest.mark.parametrize("world_size", [8, 64])
 def test_one_of_many_ranks_trains_evaluates_logs_and_saves(world_size: int, strategy: str, tmp_path: Path) -> None:
     """Its share of each global batch is that of the sampler; the last one of an epoch has 44 images for all ranks."""
+    if strategy == "fsdp" and version("torch").startswith("2.10."):
+        pytest.skip("the fake group of torch 2.10 leaves reduced gradients uninitialised; install a newer torch")
     ((described, seen, rows, checkpoints),) = run_ranks(1, train, world_size, strategy, tmp_path)
     assert str(world_size) in described
     full, last = BATCH // world_size, (IMAGES % BATCH) // world_size
