@@ -160,6 +160,23 @@ class RunLock:
                 path.rmdir()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock on a run directory."""
+    try:
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
 def is_file_at(file: int, path: Path) -> bool:
     """Whether an open file descriptor is still the file at a path."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -17,8 +18,9 @@ from typing import Any
 
 import psutil
 
+from mnist_dist.checkpoint.run_lock import is_locked
 from mnist_dist.config.validation import shown
-from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.errors import EXIT_FAILED, UserError
 from mnist_dist.utils.files import atomic_write, read_json
 from mnist_dist.utils.strict_json import dump_strict
 
@@ -29,6 +31,8 @@ DONE = (FINISHED, STOPPED_EARLY)
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
 """From SIGTERM to SIGKILL: time for a checkpoint and for wandb."""
+PR_SET_PDEATHSIG = 1
+"""prctl(2): send a signal to the calling process when its parent ends."""
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]  # of this Python, whatever PATH says
 
 
@@ -112,6 +116,7 @@ def execute(
         stopping: whether the sweep is to stop; the run then writes a checkpoint and ends.
         should_prune: whether the run is to end early; asked after new values.
     """
+    wait_until_free(folder, stopping)
     started = time.monotonic()
     log = folder.with_suffix(".log")
     run.state, run.error = RUNNING, ""
@@ -132,6 +137,16 @@ def execute(
         run.state, run.error = FAILED, describe_failure(log, process.returncode)
 
 
+def wait_until_free(folder: Path, stopping: Callable[[], bool]) -> None:
+    """Wait until no process has the run's folder: after a sweep was killed, its run still writes a checkpoint.
+
+    After GRACE_SECONDS the run is started all the same, and says who has the folder.
+    """
+    deadline = time.monotonic() + GRACE_SECONDS
+    while is_locked(folder) and time.monotonic() < deadline and not stopping():
+        time.sleep(POLL_SECONDS)
+
+
 def resolve_program(command: list[str]) -> list[str]:
     """The command with this Python's own accelerate and interpreter."""
     replaced = {"accelerate": ACCELERATE, "python": [sys.executable]}
@@ -142,19 +157,27 @@ def resolve_program(command: list[str]) -> list[str]:
 def start_process(command: list[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Start a command that Ctrl-C does not reach. On leaving: SIGTERM, then SIGKILL to all that is left of its tree.
 
+    On Linux it gets SIGTERM also if this process is killed.
+
     Raises:
         UserError: there is no such program.
     """
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=stop_with_parent(),
         )
     except OSError as error:
         raise UserError(f"command: {command[0]}: {error.strerror}") from None
+    root = psutil.Process(process.pid)  # knows its start time: another process with this id is never taken for it
     tree: list[psutil.Process] = []
     try:
         yield process
-        tree = process_tree(process.pid)
+        tree = process_tree(root)
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -162,17 +185,30 @@ def start_process(command: list[str], output: Any) -> Iterator[subprocess.Popen[
                 process.wait(GRACE_SECONDS)  # before psutil waits, which would take the exit code
             psutil.wait_procs(tree[1:], timeout=GRACE_SECONDS)
     finally:
-        for member in tree or process_tree(process.pid):
+        for member in tree or process_tree(root):
             with contextlib.suppress(psutil.Error):
                 member.kill()
         process.wait()
 
 
-def process_tree(pid: int) -> list[psutil.Process]:
+def stop_with_parent() -> Callable[[], None] | None:
+    """What a new process calls to get SIGTERM when this one ends, however it ends; None except on Linux."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def request() -> None:
+        prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it has ended already
+            os._exit(EXIT_FAILED)
+
+    return request
+
+
+def process_tree(root: psutil.Process) -> list[psutil.Process]:
     """A process and its descendants; nothing if it is gone."""
     with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
+        return [root, *root.children(recursive=True)]
     return []
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.comm_timer import CommTimer
 from mnist_dist.distributed.device import configure_torch, fingerprint, restored_torch_state, should_use_cpu
-from mnist_dist.distributed.launcher import is_ancestor
+from mnist_dist.distributed.launcher import is_ancestor, is_called_by_launcher
 from mnist_dist.distributed.mixed_precision import MixedPrecision
 from mnist_dist.distributed.network import set_gloo_interface
 from mnist_dist.distributed.rendezvous import (
@@ -295,7 +295,9 @@ def join_process_group(config: Config, topology: Topology) -> Iterator[Runtime]:
                 )
             runtime = Runtime(accelerator, topology, threads, shards, timedelta(seconds=config.run.timeout))
             peer_monitor = open_peer_monitor(topology, config.run.timeout, runtime.all_gather_object)
-        with stop_on_signals(runtime.request_stop), peer_monitor, runtime.thread_pool, runtime.on_exit:
+        # A notebook's Ctrl-C reaches its processes from the system, and milliseconds later from notebook_launcher.
+        signals = stop_on_signals(runtime.request_stop, repeat_seconds=1.0 if is_called_by_launcher() else 0.0)
+        with signals, peer_monitor, runtime.thread_pool, runtime.on_exit:
             with runtime.finish_stop_exchange():
                 yield runtime
     finally:

@@ -6,8 +6,9 @@ The run stops later, at a step boundary that all ranks agree on, because a signa
 from __future__ import annotations
 
 import contextlib
-import itertools
+import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ PROC_STATUS = Path("/proc/self/status")
 
 
 @contextlib.contextmanager
-def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
+def stop_on_signals(request_stop: Callable[[], None], repeat_seconds: float = 0.0) -> Iterator[None]:
     """Call `request_stop` on the signals of ASKS_TO_STOP, and on those of WOULD_KILL whose action is the default one.
 
     A second Ctrl-C or Ctrl-\\ raises KeyboardInterrupt. The previous handlers are restored at the end. Handlers that
@@ -32,12 +33,16 @@ def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[None]:
 
     Args:
         request_stop: runs inside the signal handler, so it may only set a flag.
+        repeat_seconds: a second interrupt within this time of the first is the same one, sent again by a launcher.
     """
-    interrupts = itertools.count()
+    first = math.inf
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if signal.Signals(number).name in INTERRUPTS and next(interrupts):
-            raise KeyboardInterrupt
+        nonlocal first
+        if signal.Signals(number).name in INTERRUPTS:
+            if time.monotonic() >= first + repeat_seconds:
+                raise KeyboardInterrupt
+            first = min(first, time.monotonic())
         request_stop()
 
     before: dict[int, Any] = {}

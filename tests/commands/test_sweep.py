@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from programs import LAUNCH, PYTHON, run, started, write_digits
 
 from mnist_dist.__main__ import main as mnist_dist
 from mnist_dist.checkpoint import run_dir
+from mnist_dist.checkpoint.run_lock import RunLock
 from mnist_dist.commands import sweep_config, sweep_runs
 from mnist_dist.commands.sweep import SweepRunner, main, rank, show
 from mnist_dist.commands.sweep_config import Sweep, parse_early_terminate, read_sweep
@@ -343,6 +345,54 @@ def test_a_stop_ends_the_run_in_progress_and_the_same_call_goes_on(
     runs = SweepRunner(sweep, tmp_path, threading.Event()).run_all()
     assert [run.state for run in runs] == [FINISHED] * 3
     assert [len(calls(tmp_path / name)) for name in ("001", "002", "003")] == [1, 2, 1]
+
+
+START = """
+import sys
+from mnist_dist.commands.sweep_runs import start_process
+with start_process(["sleep", "600"], None) as process:
+    print(process.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_a_run_does_not_outlive_a_sweep_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sweep:
+        assert sweep.stdout is not None
+        run_ends = os.pidfd_open(int(sweep.stdout.readline()))
+        try:
+            sweep.kill()
+            assert select.select([run_ends], [], [], 20)[0]
+        finally:
+            os.close(run_ends)
+
+
+def test_a_run_waits_until_no_process_has_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that a killed sweep left behind still writes its checkpoint there."""
+    held = RunLock()
+    waits: list[float] = []
+
+    def release_at_the_second(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            held.__exit__(None, None, None)
+
+    monkeypatch.setattr(sweep_runs.time, "sleep", release_at_the_second)
+    sweep_runs.wait_until_free(tmp_path, lambda: False)
+    held.acquire(tmp_path, pytest.fail)
+    sweep_runs.wait_until_free(tmp_path, lambda: True)
+    assert waits == []
+    sweep_runs.wait_until_free(tmp_path, lambda: False)
+    assert len(waits) == 2
+
+
+def test_a_program_that_got_the_process_id_of_an_ended_run_is_left_alone() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        with sweep_runs.start_process(["true"], None) as process:
+            process.wait()
+            process.pid = other.pid
+        assert other.communicate(b"alive")[0] == b"alive"
 
 
 def test_hyperband_ends_a_run_that_is_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,3 +92,11 @@ def interrupt_twice(first: str, second: str) -> str:
 )
 def test_the_second_one_from_the_keyboard_interrupts_at_once(first: str, second: str, ending: str) -> None:
     assert run_ranks(1, interrupt_twice, first, second) == [ending]
+
+
+def test_an_interrupt_that_a_launcher_sends_again_is_the_same_one() -> None:
+    requests: list[int] = []
+    with stop_on_signals(lambda: requests.append(1), repeat_seconds=60):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert len(requests) == 2
