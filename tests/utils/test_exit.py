@@ -117,6 +117,7 @@ def test_a_rank_that_was_left_in_the_shell_hides_no_error(
 ) -> None:
     """LOCAL_RANK=1 without a launcher: nobody else reports, and nobody ends this process while it waits for that."""
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(exit_module._local_main_reports, "is_set", lambda: False)  # whatever ran in this process before
     assert run_to_exit_code(fail(UserError("x"))) == 2
     assert (capsys.readouterr().err, sleeps) == ("mnist_dist: error: x\n", [2])
 
