@@ -53,7 +53,11 @@ def is_launcher(process: psutil.Process) -> bool:
 
 def is_ancestor(pid: int) -> bool:
     """Whether a process is an ancestor of this one. It no longer is once it, or one in between, has ended."""
-    return os.getppid() == pid or any(ancestor.pid == pid for ancestor in psutil.Process().parents())
+    ancestor = os.getppid()
+    with contextlib.suppress(psutil.Error):
+        while ancestor not in (0, 1, pid):  # hop by hop: each training step asks, and the launcher is near
+            ancestor = psutil.Process(ancestor).ppid()
+    return ancestor == pid
 
 
 def is_called_by_launcher() -> bool:

@@ -70,7 +70,7 @@ def test_a_run_with_a_killed_worker_equals_an_uninterrupted_one(
     rank: int, data: Path, uninterrupted: tuple[dict[str, Any], list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     with started(command(data), work=tmp_path) as (program,):
-        program.wait_for_line(f"step 12/{STEPS} ")
+        program.wait_for_line(f"step 17/{STEPS} ")  # the write of step 15 has begun, so that of step 10 has ended
         kill_rank(program, rank)
         ended = program.end()
         assert ended.code == EXIT_DONE, ended.err

@@ -26,7 +26,7 @@ RECIPE = ["--data.source=local", "--data.val_size=0", "--run.threads=1", "--trai
 JOB_SECONDS = 240.0
 """For a job to end."""
 TRAIN_SECONDS = 50.0
-"""Slurm checks time limits every 30 s, so the signal comes 20 to 50 s after the start of a job."""
+"""Slurm checks time limits every 30 s, so the signal comes 30 to 60 s after the start of a job."""
 
 
 class Slurm:
@@ -116,8 +116,10 @@ def test_a_job_is_requeued_at_its_time_limit_and_ends_with_the_weights_of_an_uni
     steps = int(200 * TRAIN_SECONDS / float(str(short["train.seconds"])))
     job = slurm.submit(
         f"--train.max_steps={steps}",
-        options=("--nodes=2", "--cpus-per-task=1", "--time=1", "--signal=B:USR1@40"),
+        options=("--nodes=2", "--cpus-per-task=1", "--time=60", "--signal=B:USR1@90"),
     )
+    slurm.wait(job, lambda: "\nstep " in slurm.output(job))  # else there would be nothing to resume from
+    slurm.command("scontrol", "update", f"JobId={job}", "TimeLimit=2")
     slurm.wait(job, lambda: slurm.field(job, "Restarts") == "1")
     slurm.command("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     assert slurm.wait_for_end(job) == "COMPLETED", slurm.output(job)
