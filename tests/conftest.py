@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+"""Threads that wait leave their core to the other test processes. OpenMP reads it when torch is imported."""
 LAUNCHER_PREFIXES = (
     "RANK",
     "WORLD_SIZE",
@@ -29,8 +31,9 @@ LAUNCHER_PREFIXES = (
     "PET_",
 )
 
-LONG_WAITS = ("tests/slurm/", "tests/machines/")
-"""Tests that mostly wait, for Slurm's time limits and cut connections. They start first: others run meanwhile."""
+LONG_WAITS = ("tests/slurm/", "tests/machines/", "tests/tracking/test_wandb_online.py")
+"""Tests that mostly wait: for Slurm's time limits, cut connections, slow servers. They start first: others run
+meanwhile."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
