@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ImageClassifier(nn.Module):
-    """Images float (B, 1, 28, 28) to logits (B, 10).
+    """Images float (B, 1, 28, 28) to logits (B, K).
 
     Args:
         body: from images to flat features (B, F).
@@ -19,14 +19,14 @@ class ImageClassifier(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 10)."""
+        """Logits (B, K)."""
         return self.head(self.body(images))
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, 10), and the flat features (B, F) that the head was given."""
+        """Logits (B, K), and the flat features (B, F) that the head was given."""
         features = self.body(images)
         return self.head(features), features
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Class probabilities, float32 (B, 10), from what `forward` returned."""
+        """Class probabilities, float32 (B, K), from what `forward` returned."""
         return logits.float().softmax(dim=1)

@@ -20,9 +20,9 @@ def deep_body() -> nn.Sequential:
     )
 
 
-def deep_layers() -> list[nn.Module]:
-    """From 2000 features to 500 and to 10 logits."""
-    return [nn.Linear(20 * 10 * 10, 500), nn.ReLU(), nn.Linear(500, 10)]
+def deep_layers(num_classes: int) -> list[nn.Module]:
+    """From 2000 features to 500 and to the logits."""
+    return [nn.Linear(20 * 10 * 10, 500), nn.ReLU(), nn.Linear(500, num_classes)]
 
 
 class SoftmaxClassifier(ImageClassifier):
@@ -34,12 +34,12 @@ class SoftmaxClassifier(ImageClassifier):
 
 
 @register_model
-def deep_head() -> ImageClassifier:
+def deep_head(num_classes: int = 10) -> ImageClassifier:
     """As published, with its mistake: ReLU and softmax after the last layer, though the loss expects logits."""
-    return SoftmaxClassifier(deep_body(), nn.Sequential(*deep_layers(), nn.ReLU(), nn.Softmax(dim=1)))
+    return SoftmaxClassifier(deep_body(), nn.Sequential(*deep_layers(num_classes), nn.ReLU(), nn.Softmax(dim=1)))
 
 
 @register_model
-def deep_head_fixed() -> ImageClassifier:
+def deep_head_fixed(num_classes: int = 10) -> ImageClassifier:
     """deep_head without the last ReLU and softmax: the head gives logits, as the loss expects."""
-    return ImageClassifier(deep_body(), nn.Sequential(*deep_layers()))
+    return ImageClassifier(deep_body(), nn.Sequential(*deep_layers(num_classes)))

@@ -31,15 +31,15 @@ def plain_body(channels: tuple[int, int], kernel: int, padding: int) -> nn.Seque
 
 
 @register_model
-def cnn() -> ImageClassifier:
+def cnn(num_classes: int = 10) -> ImageClassifier:
     """16 and 32 filters of 5x5, padded: 28x28 -> 14x14 -> 7x7, 1568 features."""
-    return ImageClassifier(plain_body((16, 32), kernel=5, padding=2), nn.Linear(32 * 7 * 7, 10))
+    return ImageClassifier(plain_body((16, 32), kernel=5, padding=2), nn.Linear(32 * 7 * 7, num_classes))
 
 
 @register_model
-def convnet() -> ImageClassifier:
+def convnet(num_classes: int = 10) -> ImageClassifier:
     """8 and 16 filters of 3x3, padded, 784 features; weights drawn with variance 0.01, biases 0."""
-    model = ImageClassifier(plain_body((8, 16), kernel=3, padding=1), nn.Linear(16 * 7 * 7, 10))
+    model = ImageClassifier(plain_body((8, 16), kernel=3, padding=1), nn.Linear(16 * 7 * 7, num_classes))
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.1)  # the tutorial's N(0, 0.01), read as a variance
@@ -49,6 +49,6 @@ def convnet() -> ImageClassifier:
 
 
 @register_model
-def basic() -> ImageClassifier:
+def basic(num_classes: int = 10) -> ImageClassifier:
     """10 and 20 filters of 5x5, not padded: 24x24 -> 12x12 -> 8x8 -> 4x4, 320 features."""
-    return ImageClassifier(plain_body((10, 20), kernel=5, padding=0), nn.Linear(20 * 4 * 4, 10))
+    return ImageClassifier(plain_body((10, 20), kernel=5, padding=0), nn.Linear(20 * 4 * 4, num_classes))

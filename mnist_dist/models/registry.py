@@ -12,13 +12,15 @@ from typing import TypeVar
 
 from mnist_dist.models.classifier import ImageClassifier
 
-Builder = TypeVar("Builder", bound=Callable[[], ImageClassifier])
+Builder = TypeVar("Builder", bound=Callable[..., ImageClassifier])
 
-_BUILDERS: dict[str, Callable[[], ImageClassifier]] = {}
+_BUILDERS: dict[str, Callable[..., ImageClassifier]] = {}
 
 
 def register_model(builder: Builder) -> Builder:
-    """Decorator: register a function without arguments that returns a new ImageClassifier, under the function's name.
+    """Decorator: register a function that returns a new ImageClassifier, under the function's name.
+
+    It takes the number of classes as `num_classes`, by default 10.
 
     Raises:
         ValueError: a model of that name is registered already.
@@ -44,10 +46,13 @@ def describe_model(name: str) -> str:
     return (_BUILDERS[name].__doc__ or "").strip().splitlines()[0]
 
 
-def create_model(name: str) -> ImageClassifier:
+def create_model(name: str, num_classes: int = 10) -> ImageClassifier:
     """A new model on the CPU, its weights drawn from torch's global random generator.
+
+    Args:
+        num_classes: number of logits.
 
     Raises:
         KeyError: no model of that name.
     """
-    return _BUILDERS[name]()
+    return _BUILDERS[name](num_classes)

@@ -26,7 +26,7 @@ class PixelUnshuffle(nn.Module):
 
 
 @register_model
-def unshuffle() -> ImageClassifier:
+def unshuffle(num_classes: int = 10) -> ImageClassifier:
     """Pixels of 2x2 patches as channels, 32 and 64 filters of 3x3, 128 hidden units: the default."""
     body = nn.Sequential(
         PixelUnshuffle(),
@@ -38,4 +38,4 @@ def unshuffle() -> ImageClassifier:
         nn.ReLU(),
         nn.Flatten(),
     )
-    return ImageClassifier(body, nn.Sequential(nn.Linear(64 * 3 * 3, 128), nn.ReLU(), nn.Linear(128, 10)))
+    return ImageClassifier(body, nn.Sequential(nn.Linear(64 * 3 * 3, 128), nn.ReLU(), nn.Linear(128, num_classes)))

@@ -68,12 +68,12 @@ def test_the_configuration_knows_exactly_the_registered_names() -> None:
 def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
 
-    def mine() -> ImageClassifier:
+    def mine(num_classes: int = 10) -> ImageClassifier:
         """What it is.
 
         More of it.
         """
-        return ImageClassifier(nn.Sequential(nn.Flatten()), nn.Linear(784, 10))
+        return ImageClassifier(nn.Sequential(nn.Flatten()), nn.Linear(784, num_classes))
 
     assert register_model(mine) is mine
     assert "mine" in list_models()
@@ -83,6 +83,11 @@ def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
         register_model(mine)
     with pytest.raises(KeyError):
         create_model("yours")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_model_takes_the_number_of_classes(name: str) -> None:
+    assert create_model(name, num_classes=47)(torch.zeros(2, 1, 28, 28)).shape == (2, 47)
 
 
 # Layers
