@@ -1,0 +1,193 @@
+"""The report of one or several runs: one HTML file that needs no network, no script and no other file.
+
+Imports neither torch nor matplotlib; `render` needs matplotlib (`pip install 'mnist_dist[report]'`). jinja2 fills the
+page in `report.html`, and escapes all that comes from a run.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mnist_dist.tracking.media import Example
+from mnist_dist.tracking.run_record import MISSING, RunRecord, differing_settings
+from mnist_dist.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+
+INSTALL = "reports need the package matplotlib: pip install 'mnist_dist[report]'"
+MAX_TABLE_CLASSES = 100
+SHOWN_PROBABILITIES = 3
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What a report shows of a trained model; everything is empty if only the run's files were read."""
+
+    mistakes: Sequence[Example] = ()
+    """Misclassified test images, by falling loss."""
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """For each convolution, its feature maps of one image: uint8 (H, W)."""
+    filters: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """For each convolution, its filters in one image: uint8 (H, W)."""
+    layers: Sequence[tuple[str, str, str, str]] = ()
+    """Name, kind, output shape and number of parameters of each layer."""
+
+
+def can_render() -> bool:
+    """Whether matplotlib and jinja2 are installed."""
+    return find_spec("matplotlib") is not None and find_spec("jinja2") is not None
+
+
+def write_report(path: Path, records: Sequence[RunRecord], views: Sequence[ModelView]) -> None:
+    """Write the report to a file, whole or not at all.
+
+    Args:
+        records: the runs, at least one.
+        views: one for each run.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    page = render(records, views)
+    with atomic_write(path) as aside:
+        aside.write_text(page, encoding="utf-8")
+
+
+def render(records: Sequence[RunRecord], views: Sequence[ModelView]) -> str:
+    """The page as HTML; arguments as in `write_report`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from mnist_dist.tracking.report_figures import draw_curves
+
+    environment = Environment(
+        loader=PackageLoader("mnist_dist.tracking", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.2f} %"
+    differing = differing_settings(records) if len(records) > 1 else {}
+    return environment.get_template("report.html").render(
+        records=records,
+        results=results(records),
+        by_step=draw_curves(records, by_time=False),
+        by_time=draw_curves(records, by_time=True),
+        differing=differing,
+        runs=[describe_run(number, *pair) for number, pair in enumerate(zip(records, views, strict=True))],
+    )
+
+
+def results(records: Sequence[RunRecord]) -> dict[str, list[str]]:
+    """The table of results: for each line a value per run; without lines that no run has."""
+    lines: dict[str, tuple[str, Any]] = {
+        "test accuracy": ("test.accuracy", "{:.2%}"),
+        "test loss": ("test.loss", "{:.4f}"),
+        "validation accuracy": ("val.accuracy", "{:.2%}"),
+        "steps": ("train.steps", "{}"),
+        "training time": ("train.seconds", "{:.1f} s"),
+        "images per second": ("train.images_per_second", "{:,.0f}"),
+        "parameters": ("model.parameters", "{:,}"),
+        "processes": ("world_size", "{}"),
+        "device": ("device", "{}"),
+        "precision": ("precision", "{}"),
+        "weights (SHA-256)": ("weights_sha256", "{:.12}"),
+    }
+    table = {
+        name: [MISSING if (value := record.last(key)) is None else text.format(value) for record in records]
+        for name, (key, text) in lines.items()
+    }
+    table["state"] = ["finished" if record.summary else f"not finished: step {record.step}" for record in records]
+    return {name: values for name, values in table.items() if set(values) != {MISSING}}
+
+
+def describe_run(number: int, record: RunRecord, view: ModelView) -> dict[str, Any]:
+    """What the template needs of one run."""
+    from mnist_dist.tracking.report_figures import draw_confusion, draw_rank_times
+
+    split = next((name for name in ("test", "val") if record.last(f"{name}.confusion")), "")
+    confusion = record.last(f"{split}.confusion") or []
+    names = list(map(str, record.config.get("data.classes") or ()))
+    classes = names if len(names) == len(confusion) else list(map(str, range(len(confusion))))
+    return {
+        "id": f"run-{number + 1}",
+        "record": record,
+        "split": {"test": "test", "val": "validation"}.get(split, ""),
+        "confusion": draw_confusion(confusion, classes) if confusion else "",
+        "classes": class_table(confusion, classes),
+        "mix_ups": mix_ups(confusion, classes),
+        "mistakes": [describe_mistake(example, classes) for example in view.mistakes],
+        "maps": {name: as_png(image) for name, image in view.maps.items()},
+        "filters": {name: as_png(image) for name, image in view.filters.items()},
+        "layers": view.layers,
+        "rank_times": draw_rank_times(record),
+        "facts": {key: value for key, value in record.summary.items() if is_fact(key)},
+        "versions": {key[9:]: value for key, value in record.summary.items() if key.startswith("versions.")},
+        "yaml": to_yaml(record.config),
+    }
+
+
+def class_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[tuple[str, int, str, str]]:
+    """For each class: name, images, precision and recall, the last two as text."""
+    rows = []
+    for label, counts in enumerate(confusion):
+        predicted, images = sum(row[label] for row in confusion), sum(counts)
+        ratios = [f"{counts[label] / whole:.2%}" if whole else MISSING for whole in (predicted, images)]
+        rows.append((classes[label], images, ratios[0], ratios[1]))
+    return rows
+
+
+def mix_ups(confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 10) -> list[tuple[int, str, str]]:
+    """The most frequent mistakes: number of images, true class, predicted class."""
+    found = [
+        (-images, label, predicted)
+        for label, row in enumerate(confusion)
+        for predicted, images in enumerate(row)
+        if images and predicted != label
+    ]
+    return [(-images, classes[label], classes[predicted]) for images, label, predicted in sorted(found)[:most]]
+
+
+def describe_mistake(example: Example, classes: Sequence[str]) -> dict[str, Any]:
+    """A misclassified image for the gallery."""
+    likeliest = sorted(range(len(example.probabilities)), key=lambda label: -example.probabilities[label])
+    return {
+        "index": example.index,
+        "image": as_png(example.image),
+        "label": classes[example.label],
+        "predicted": classes[example.predicted],
+        "probabilities": [(classes[label], example.probabilities[label]) for label in likeliest[:SHOWN_PROBABILITIES]],
+    }
+
+
+def is_fact(key: str) -> bool:
+    """Whether a value of the summary is shown among the facts of its run: not as a result, a table or a version."""
+    parts = key.split(".")
+    return parts[0] not in ("test", "val", "versions") and parts[-1] not in ("precision", "recall", "confusion")
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """Settings with dotted keys as a YAML file of sections."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in config.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+
+
+def as_png(image: np.ndarray) -> str:
+    """A grey picture uint8 (H, W) as a data URL."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
