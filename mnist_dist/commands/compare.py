@@ -1,4 +1,4 @@
-"""`mnist-dist compare A B`: what differs between two runs, in settings, data, versions, rows and bits; and from where on."""
+"""`mnist-dist compare A B`: what differs between two runs, in settings, data, versions, rows and bits."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def build_parser() -> Parser:
     """The parser of this command."""
     parser = Parser(
         prog="mnist-dist compare",
-        description="Say what differs between two runs: settings, data, versions, rows of metrics and weights, and from "
-        "which step on. Times and speeds are not compared.",
+        description="Say what differs between two runs: settings, data, versions, rows of metrics and weights, and "
+        "from which step on. Times and speeds are not compared.",
         examples=["mnist-dist compare runs/one runs/two", "mnist-dist compare runs/one runs/two --json"],
     )
     parser.add_argument("one", metavar="A", help="folder of a run")
@@ -61,15 +61,12 @@ def build_parser() -> Parser:
 
 def compare(one: RunRecord, other: RunRecord) -> dict[str, Any]:
     """What differs: keys with the pair of values, the first row that differs, and the weights."""
-    both = one.summary.keys() | other.summary.keys()
+    keys = sorted(one.summary.keys() | other.summary.keys())
+    digests = [key for key in keys if key.startswith("data.") and key.endswith("_sha256")]
     return {
-        "settings": {key: values for key, values in differing_settings([one, other]).items()},
-        "data": pairs(
-            one.summary,
-            other.summary,
-            sorted(key for key in both if key.endswith("_sha256") and key.startswith("data.")),
-        ),
-        "versions": pairs(one.summary, other.summary, sorted(key for key in both if key.startswith("versions."))),
+        "settings": differing_settings([one, other]),
+        "data": pairs(one.summary, other.summary, digests),
+        "versions": pairs(one.summary, other.summary, [key for key in keys if key.startswith("versions.")]),
         "results": pairs(one.summary, other.summary, RESULTS),
         "rows": compare_rows(one, other),
         "weights": compare_weights(one, other),

@@ -15,7 +15,7 @@ NOT_OF_A_RECIPE = ("run.", "tracking.", "data.root", "data.source")
 
 
 def nearest_recipe(config: Mapping[str, Any]) -> str:
-    """The name of the recipe with the fewest settings that differ, with their number: `default`, or `default, 2 changed`.
+    """The name of the recipe with the fewest settings that differ: `default`, or `default, 2 changed`.
 
     Args:
         config: settings with dotted keys; empty if they are not known.

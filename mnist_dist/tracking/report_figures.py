@@ -96,7 +96,7 @@ def draw_run(axes: Any, record: RunRecord, curves: Sequence[Curve], number: int,
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """A confusion matrix: true classes down, predicted ones across. Right answers blue, mistakes red, by share of the row."""
+    """A confusion matrix: true classes down, predicted ones across; right answers blue, mistakes red."""
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         count = len(classes)
         side = min(2 + 0.5 * count, 9)
