@@ -1,0 +1,165 @@
+"""The figures of `mnist-dist explain`, by matplotlib."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from mnist_dist.commands.load_model import LoadedModel
+from mnist_dist.data.loader import normalize
+from mnist_dist.models.attribution import integrated_gradients, occlusion
+from mnist_dist.models.embedding import penultimate_features, principal_components
+from mnist_dist.models.feature_maps import montage
+from mnist_dist.models.summary import describe_layer
+
+WIDTH = 10.0  # inches
+MAPS_ACROSS = 16
+BATCH = 1000
+Layer = tuple[str, str, Tensor]
+"""A layer's name, its kind in words, and its output for one image without the batch dimension."""
+
+
+def explanation_figure(loaded: LoadedModel, image: Tensor, name: str) -> tuple[Figure, int, float]:
+    """How the model sees an image: the image, the pixels that decided, and the output of every layer.
+
+    Args:
+        image: uint8 (28, 28).
+        name: of the image, for the title.
+
+    Returns:
+        The figure, the predicted class and its probability.
+    """
+    model, config = loaded.model, loaded.config.data
+    pixels = normalize(image[None, None], config)[0]
+    logits, layers = run_layers(model, pixels)
+    probabilities = model.probabilities(logits)[0]
+    predicted = int(probabilities.argmax())
+    background = (0.0 - config.mean) / config.std
+
+    heights = [2.2, *(row_height(output) for _, _, output in layers)]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.35 * len(heights)), layout="constrained")
+    figure.suptitle(f"{name}: {config.classes[predicted]} ({100 * float(probabilities[predicted]):.2f} %)")
+    rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    draw_input(
+        rows[0],
+        image,
+        occlusion(model, pixels, background, predicted),
+        integrated_gradients(model, pixels, background, predicted),
+        probabilities,
+        config.classes,
+    )
+    for row, layer in zip(rows[1:], layers, strict=True):
+        draw_layer(row, *layer)
+    return figure, predicted, float(probabilities[predicted])
+
+
+@torch.no_grad()
+def run_layers(model: nn.Module, pixels: Tensor) -> tuple[Tensor, list[Layer]]:
+    """Logits (1, K) of a normalised image (1, H, W), and the output of each layer in the order of computation."""
+    layers: list[Layer] = []
+    names = {module: name for name, module in model.named_modules() if not list(module.children())}
+
+    def record(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            layers.append((names[module], describe_layer(module), output[0].float().clone()))  # a later layer may overwrite it
+
+    handles = [module.register_forward_hook(record) for module in names]
+    try:
+        return model(pixels[None]), layers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def row_height(output: Tensor) -> float:
+    """Height of a layer's row in inches: as its maps need, or that of one strip."""
+    if output.ndim != 3:
+        return 0.35
+    across = min(MAPS_ACROSS, len(output))
+    return max(WIDTH / MAPS_ACROSS * math.ceil(len(output) / across), 0.5)
+
+
+def draw_input(
+    row: Any, image: Tensor, hidden: Tensor, shares: Tensor, probabilities: Tensor, classes: tuple[str, ...]
+) -> None:
+    """The image, the two maps of the pixels that decided, and the probabilities of the likeliest classes."""
+    picture, by_occlusion, by_gradients, bars = row.subplots(1, 4)
+    picture.imshow(image, cmap="gray", vmin=0, vmax=255)
+    picture.set_title("image", fontsize=9)
+    for axes, values, title in (
+        (by_occlusion, hidden, "occlusion: what hiding\n5x5 pixels costs"),
+        (by_gradients, shares, "integrated gradients:\neach pixel's share"),
+    ):
+        largest = max(float(values.abs().max()), 1e-12)
+        axes.imshow(image, cmap="gray_r", vmin=0, vmax=700)
+        axes.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.8)
+        axes.set_title(title, fontsize=9)
+    for axes in (picture, by_occlusion, by_gradients):
+        axes.set_axis_off()
+    chosen = probabilities.argsort(descending=True)[:10].sort().values.tolist()
+    bars.barh([classes[label] for label in chosen], [100 * float(probabilities[label]) for label in chosen])
+    bars.set_xlim(0, 100)
+    bars.invert_yaxis()
+    bars.tick_params(labelsize=8)
+    bars.set_title("probability (%)", fontsize=9)
+
+
+def draw_layer(row: Any, name: str, kind: str, output: Tensor) -> None:
+    """The output of one layer: its maps, each from its minimum (black) to its maximum (white), or a strip of values."""
+    axes = row.subplots()
+    shape = " x ".join(map(str, output.shape))
+    axes.set_title(f"{name}  {kind}: {shape}", fontsize=9, loc="left")
+    axes.set_axis_off()
+    if output.ndim == 3:
+        side = output.shape[-1] + 1
+        across = min(MAPS_ACROSS, len(output))
+        maps = montage(output, width=across * side, rows=math.ceil(len(output) / across))
+        axes.imshow(maps, cmap="gray", interpolation="nearest")
+        axes.set_anchor("W")
+    else:
+        axes.imshow(output.flatten()[None], cmap="gray", aspect="auto", interpolation="nearest")
+
+
+def embedding_figure(loaded: LoadedModel, images: Tensor, labels: Tensor, method: str) -> tuple[Figure, int]:
+    """The features of images in two dimensions, coloured by class; mistakes are crosses in the colour of the truth.
+
+    Args:
+        images: uint8 (N, 28, 28).
+        labels: (N,) of any integer type.
+        method: `pca` or `umap`.
+
+    Returns:
+        The figure, and the number of right predictions.
+    """
+    import matplotlib as mpl
+
+    config = loaded.config.data
+    parts = [penultimate_features(loaded.model, normalize(part[:, None], config)) for part in images.split(BATCH)]
+    logits, features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    right = logits.argmax(1) == labels
+    if method == "umap":
+        import umap
+
+        points = torch.from_numpy(umap.UMAP(random_state=0).fit_transform(features.numpy())).double()
+        names = ["UMAP 1", "UMAP 2"]
+    else:
+        points, fractions = principal_components(features)
+        names = [f"component {i + 1} ({100 * fraction:.0f} % of the variance)" for i, fraction in enumerate(fractions)]
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axes = figure.subplots()
+    colours = mpl.colormaps["tab10" if len(config.classes) <= 10 else "turbo"]
+    for label, name in enumerate(config.classes):
+        colour = colours(label if len(config.classes) <= 10 else label / (len(config.classes) - 1))
+        ours = labels == label
+        axes.scatter(*points[ours & right].T, s=4, color=colour, alpha=0.5, linewidths=0, label=name, rasterized=True)
+        axes.scatter(*points[ours & ~right].T, s=40, color=colour, marker="x", linewidths=1.5, rasterized=True)
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    axes.set_title(f"features of {len(images)} images; {int((~right).sum())} mistakes are crosses")
+    if len(config.classes) <= 30:
+        axes.legend(title="class", markerscale=3, fontsize=8)
+    return figure, int(right.sum())
