@@ -24,8 +24,8 @@ def main(arguments: list[str]) -> int:
     topology = resolve_topology()
     set_omp_wait_policy()
 
+    from mnist_dist.checkpoint.load_model import load_model
     from mnist_dist.checkpoint.tensors import weights_sha256
-    from mnist_dist.commands.load_model import load_model
     from mnist_dist.console.console import open_console
     from mnist_dist.data.dataset import read_splits
     from mnist_dist.data.identity import check_split_data, short, summary_keys
