@@ -1,25 +1,30 @@
 """Train a model on MNIST: `accelerate launch -m mnist_dist.train [--config NAME|PATH]... [--section.key=value]...`.
 
-This file builds a run from top to bottom. torch is imported only after the settings are checked, so that help and
-errors of the configuration appear at once.
+From Python: `mnist_dist.train(config)`. This file builds a run from top to bottom. torch is imported only after the
+settings are checked, so that help and errors of the configuration appear at once.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+from mnist_dist.checkpoint.run_paths import CONFIG
 from mnist_dist.checkpoint.state import check_config_readable
+from mnist_dist.config.arguments import check_config
 from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
 from mnist_dist.config.schema import Config
 from mnist_dist.distributed.launcher import is_called_by_launcher
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking
+from mnist_dist.utils.environment import restored_environment
 from mnist_dist.utils.errors import EXIT_DONE, Stopped
 from mnist_dist.utils.exit import exit_with, run_to_exit_code
 from mnist_dist.utils.resume_command import resume_command
-from mnist_dist.utils.stdio import ignore_output_errors
+from mnist_dist.utils.stdio import guarded_streams, ignore_output_errors
 
 if TYPE_CHECKING:
     from mnist_dist.checkpoint.run_dir import RunDir
@@ -58,13 +63,41 @@ def start(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[str]) -> Run:
+@guarded_streams()
+@restored_environment()
+def train(config: Config) -> Run:
+    """Train as `mnist-dist train` does, in this process: the same files, the same weights bit for bit.
+
+    Under a launcher (torchrun, `accelerate launch`, accelerate's notebook_launcher and debug_launcher) each process
+    calls it. At the end, handlers of signals, threads, environment variables and torch's settings are as they were.
+
+    Args:
+        config: as `Config.from_recipe` gives it.
+
+    Raises:
+        UserError: a setting, the data, the run directory or the launcher is wrong; nothing was written.
+        Stopped: the run was asked to stop, as by a first Ctrl-C; a checkpoint is written, and the message says how to
+            go on.
+        KeyboardInterrupt: a second Ctrl-C.
+        TrainingError: the run cannot continue.
+
+    >>> from mnist_dist import Config, train
+    >>> run = train(Config.from_recipe("debug", {"run.seed": 3, "run.quiet": True}))  # doctest: +ELLIPSIS
+    runs/debug-...
+    >>> run.folder, run.summary["train.steps"], run.summary["test.count"]  # doctest: +ELLIPSIS
+    (PosixPath('runs/debug-...'), 40, 1000)
+    """
+    topology = resolve_topology()
+    return run_training(check_config(config, topology.world_size, topology.fsdp), topology, None)
+
+
+def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[str] | None) -> Run:
     """Build a run: settings, data files, runtime, data, run directory, checkpoint, model, training state.
 
     Then train and test it. torch is imported once the settings are checked.
 
     Args:
-        arguments: the command line, for the command that resumes a stopped run.
+        arguments: the command line, for the command that resumes a stopped run; None if there is none.
 
     Raises:
         UserError: something is wrong with a setting, wandb's setup, the launcher, the data, the run directory or the
@@ -162,15 +195,31 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
     return run
 
 
-def how_to_go_on(config: Config, topology: Topology, arguments: Sequence[str], run_dir: RunDir) -> str:
-    """The command by which a stopped run goes on, in words."""
+def how_to_go_on(config: Config, topology: Topology, arguments: Sequence[str] | None, run_dir: RunDir) -> str:
+    """The command, or the call, by which a stopped run goes on, in words."""
     # The folder may have been named by the program, and run.resume is for the first start.
+    if arguments is None:
+        overrides = {"run.dir": str(run_dir.folder), "run.resume": "auto"}
+        return f"to go on: train(Config.from_recipe({str(run_dir.folder / CONFIG)!r}, {overrides}))"
     extra = [] if config.run.dir else [f"--run.dir={run_dir.folder}"]
     extra += [] if config.run.resume == "auto" else ["--run.resume=auto"]
     by_other_launcher = not topology.launcher_pid and topology.world_size > 1
     command = resume_command(arguments, extra, topology.launcher_pid, by_other_launcher)
     return f"to go on: {command}" + (" (likewise on the other machines)" if topology.machines > 1 else "")
 
+
+class CallableModule(ModuleType):
+    """This module, which `from mnist_dist import train` gives too once it was imported: a call is one of `train`."""
+
+    def __call__(self, config: Config) -> Run:
+        return self.train(config)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a launch function may send it to the processes that it starts
+        return import_module, (self.__name__,)
+
+
+CallableModule.__call__.__doc__ = train.__doc__
+sys.modules[__name__].__class__ = CallableModule
 
 if __name__ == "__main__":
     exit_with(main)
