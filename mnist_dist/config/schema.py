@@ -189,6 +189,9 @@ class TrackingConfig(FrozenModel):
     """Epochs between recordings of examples, histograms and charts per class; also in the first and last epoch."""
     artifacts: bool = True
     """Store the model with its configuration as a wandb artifact, with the aliases `latest` and `best`."""
+    alerts: bool = False
+    """Send a wandb alert, which reaches you by e-mail or Slack as your wandb settings say, when the run finishes,
+    fails, is stopped or leaves out an update, and when a rank falls behind the others."""
     log_steps: int = Field(default=50, ge=1)
     """Steps between rows of training metrics, in metrics.jsonl and wandb."""
     timeout: float = Field(default=30.0, ge=1)
