@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mnist_dist.api import evaluate, load_model
+    from mnist_dist.checkpoint.hub_model import HubModel
     from mnist_dist.checkpoint.trained_model import TrainedModel
     from mnist_dist.config.schema import Config
     from mnist_dist.train import train
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Config",
+    "HubModel",
     "Metrics",
     "Run",
     "Stopped",
@@ -34,6 +36,7 @@ __all__ = [
 
 MODULES = {
     "Config": "config.schema",
+    "HubModel": "checkpoint.hub_model",
     "Metrics": "training.metrics",
     "Run": "training.run",
     "Stopped": "utils.errors",

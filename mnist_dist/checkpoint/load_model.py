@@ -123,7 +123,7 @@ def describe_checkpoints(root: Path) -> str:
     return f"it has {more}{', '.join(names[-MAX_LISTED:])}" if names else "it has none"
 
 
-def read_config(saved: dict[str, dict[str, Any]], source: Path) -> Config:
+def read_config(saved: dict[str, dict[str, Any]], source: Path | str) -> Config:
     """The configuration that a checkpoint's state holds. A setting that it lacks is newer, and gets its default.
 
     Raises:

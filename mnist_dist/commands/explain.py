@@ -15,7 +15,7 @@ from mnist_dist.utils.files import atomic_write, expand_home
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mnist_dist.commands.load_model import LoadedModel
+    from mnist_dist.checkpoint.load_model import LoadedModel
 
 INSTALL = "figures need the package matplotlib: pip install 'mnist_dist[report]'"
 FORMATS = (".svg", ".png", ".pdf")
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     if find_spec("matplotlib") is None:
         raise UserError(INSTALL)
 
-    from mnist_dist.commands.load_model import load_model
+    from mnist_dist.checkpoint.load_model import load_model
 
     loaded = load_model(options.run, options.checkpoint)
     if options.embedding:

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from mnist_dist.commands.load_model import LoadedModel
+from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.data.loader import normalize
 from mnist_dist.models.attribution import integrated_gradients, occlusion
 from mnist_dist.models.embedding import penultimate_features, principal_components

@@ -1,0 +1,171 @@
+"""The folder that `mnist-dist export --to hub` writes: weights, settings, and a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import mnist_dist
+from mnist_dist.checkpoint.hub_model import HubModel
+from mnist_dist.checkpoint.load_model import LoadedModel
+from mnist_dist.commands.export_formats import BATCH
+from mnist_dist.models.summary import count_parameters
+
+NOT_SHARED = ("run.dir", "data.root", "tracking.project", "tracking.entity", "tracking.notes", "tracking.group")
+"""Settings that say where the run was, or who made it."""
+
+
+def write_hub_folder(
+    folder: Path, loaded: LoadedModel, facts: dict[str, Any], reference: Tensor, images: Tensor, labels: Tensor
+) -> Tensor:
+    """Write the folder, and read it back by `from_pretrained`; the logits (N, K) of what was read.
+
+    Args:
+        facts: as from `export_formats.facts_of`.
+        reference: logits float32 (N, K) of the run's model.
+        images: the test set, uint8 (N, 28, 28).
+        labels: (N,) of any integer type.
+    """
+    settings = loaded.config.to_dict()
+    for key in NOT_SHARED:
+        section, _, name = key.partition(".")
+        settings[section][name] = type(settings[section][name])()
+    model = HubModel(settings, loaded.step)
+    model.model.load_state_dict(loaded.model.state_dict())
+    model.save_pretrained(folder)
+    (folder / "README.md").write_text(card(loaded, facts, settings, reference.argmax(1), labels), encoding="utf-8")
+    read = HubModel.from_pretrained(str(folder))
+    with torch.inference_mode():
+        return torch.cat([read(part) for part in images.split(BATCH)])
+
+
+def card(
+    loaded: LoadedModel,
+    facts: dict[str, Any],
+    settings: dict[str, dict[str, Any]],
+    predicted: Tensor,
+    labels: Tensor,
+) -> str:
+    """The model card: metadata for the Hub in YAML, then text for people."""
+    config, classes = loaded.config, loaded.config.data.classes
+    right, count = int((predicted == labels).sum()), len(labels)
+    confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    confusion.index_put_((labels.long(), predicted), torch.ones(count, dtype=torch.int64), accumulate=True)
+    metadata = {
+        "library_name": "mnist_dist",
+        "license": "mit",
+        "pipeline_tag": "image-classification",
+        "tags": ["mnist", "image-classification", "pytorch", "safetensors"],
+        "datasets": ["ylecun/mnist"] if is_mnist(classes) else [],
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": f"mnist_dist {config.model.name}",
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {"name": "MNIST" if is_mnist(classes) else "its own", "type": "mnist", "split": "test"},
+                        "metrics": [{"type": "accuracy", "value": right / count, "verified": False}],
+                    }
+                ],
+            }
+        ],
+    }
+    return CARD.format(
+        metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
+        model=config.model.name,
+        parameters=f"{count_parameters(loaded.model):,}",
+        classes=", ".join(classes),
+        step=loaded.step,
+        seed=config.run.seed,
+        accuracy=f"{100 * right / count:.2f} % ({right} of {count})",
+        validation=f"{config.data.val_size} images held out by the seed" if config.data.val_size else "none",
+        digests="\n".join(f"- {key[5:-7]}: `{value}`" for key, value in facts.items() if key.startswith("data.")),
+        weights=facts["weights_sha256"],
+        confusion=confusion_rows(confusion.tolist(), classes),
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100),
+        version=mnist_dist.__version__,
+    )
+
+
+def is_mnist(classes: Sequence[str]) -> bool:
+    """Whether the classes are the ten digits."""
+    return tuple(classes) == tuple("0123456789")
+
+
+def confusion_rows(confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 12) -> str:
+    """The confusion matrix as a Markdown table; with more classes than `most`, the most frequent mistakes."""
+    if len(classes) <= most:
+        head = f"| true \\ predicted | {' | '.join(classes)} |\n|---|{'---:|' * len(classes)}\n"
+        return head + "\n".join(
+            f"| {name} | {' | '.join(map(str, row))} |" for name, row in zip(classes, confusion, strict=True)
+        )
+    wrong = [
+        (images, classes[label], classes[guess])
+        for label, row in enumerate(confusion)
+        for guess, images in enumerate(row)
+        if images and label != guess
+    ]
+    head = "| true | predicted | images |\n|---|---|---:|\n"
+    rows = sorted(wrong, key=lambda item: -item[0])[:most]
+    return head + "\n".join(f"| {label} | {guess} | {images} |" for images, label, guess in rows)
+
+
+CARD = """---
+{metadata}---
+
+# mnist_dist {model}
+
+A network of {parameters} parameters that classifies grey images of 28x28 pixels, white on black, as one of: {classes}.
+
+| | |
+|---|---|
+| accuracy on the test set, in float32 | {accuracy} |
+| steps of training | {step} |
+| seed | {seed} |
+| validation set | {validation} |
+
+## How to load it
+
+```python
+from mnist_dist import HubModel
+
+model = HubModel.from_pretrained("FOLDER or user/name")
+labels = model.predict(images)  # uint8, or float from 0 to 1: (B, 28, 28) or (B, 1, 28, 28)
+```
+
+Normalisation is part of the model. The files hold no code: weights are safetensors, settings are JSON.
+
+## Training
+
+Trained by mnist_dist {version} with the settings below. The same settings, versions and hardware give the same weights,
+bit for bit: their SHA-256 is `{weights}`.
+
+<details><summary>settings</summary>
+
+```yaml
+{settings}```
+
+</details>
+
+SHA-256 of images and labels:
+
+{digests}
+
+## Results
+
+Confusion on the test set:
+
+{confusion}
+
+## Limits
+
+The images of the training set are centred and scaled in one way, so other images must be prepared as those were:
+white on black, scaled into a box of 20x20 pixels, and centred by their mass in 28x28. The network gives an answer for
+any image, also for one that shows none of the classes. Probabilities are not calibrated.
+"""
