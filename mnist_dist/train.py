@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_dist.checkpoint.state import check_config_readable
 from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
 from mnist_dist.config.schema import Config, flat
-from mnist_dist.config.validation import describe_excess
+from mnist_dist.config.validation import describe_early_stopping, describe_excess
 from mnist_dist.distributed.launcher import is_called_by_launcher
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking, describe_tracking
@@ -82,17 +82,13 @@ def train(
         arguments: the command line, for the command that resumes a stopped run.
 
     Raises:
-        Stopped, TrainingError: see `train_and_test`.
+        Stopped, TrainingError: see `train_and_test`. TrainingError also: train.target_accuracy was not reached.
         UserError: something is wrong with the launcher, the data, the run directory or the checkpoint.
     """
     import torch
 
-    from mnist_dist.checkpoint.run_dir import (
-        check_resumable,
-        open_run_dir,
-        prepare_run_dir,
-        warn_if_other_hardware,
-    )
+    from mnist_dist.checkpoint.resume_checks import check_resumable, warn_if_other_hardware
+    from mnist_dist.checkpoint.run_dir import open_run_dir, prepare_run_dir
     from mnist_dist.checkpoint.run_lock import RunLock
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
@@ -103,6 +99,7 @@ def train(
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
+    from mnist_dist.training.early_stopping import check_target, how_to_train_longer, is_finished
     from mnist_dist.training.state import TrainingState
     from mnist_dist.training.train_step import TrainStep
 
@@ -151,17 +148,15 @@ def train(
 
         # Up to here only the lock was written: an error above leaves no other file in the run directory.
         was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock))
-        if was_finished and state.progress.step >= state.last_step:
-            console.print(
-                f"{run_dir.folder} holds this run, finished; to train longer, give more --train.epochs and another "
-                "--run.dir; --run.resume=never starts this one over"
-            )
+        if was_finished and is_finished(state):
+            console.print(f"{run_dir.folder} holds this run, finished; {how_to_train_longer(state, run_dir.folder)}")
         else:
             try:
                 train_and_test(train_step, data, console, run_dir, run_id, key_check)
             except Stopped as stopped:
                 raise Stopped(f"{stopped}; {how_to_go_on(config, topology, arguments, run_dir)}") from stopped
         lock.mark_finished()
+    check_target(config, state.progress)
     return EXIT_DONE
 
 
@@ -237,7 +232,8 @@ def train_and_test(
     facts = {"data": data.describe(), "tracking": tracking, "run": str(folder)}
     console.header(runtime.describe() | state.describe() | facts)
     processes = runtime.topology.local_world_size
-    for line in describe_excess(config, len(data.train), len(data.test), processes, os.cpu_count() or 1):
+    excess = describe_excess(config, len(data.train), len(data.test), processes, os.cpu_count() or 1)
+    for line in (*excess, *describe_early_stopping(config, len(state.sampler), state.last_step)):
         console.warn(line)
     if resumed_from:
         console.print(f"resuming from {resumed_from}")

@@ -14,17 +14,15 @@ import pytest
 from small_checkpoint import is_same, saved
 
 from mnist_dist.checkpoint.manager import save_checkpoint
+from mnist_dist.checkpoint.resume_checks import RESUME_OVERRIDABLE, check_resumable, warn_if_other_hardware
 from mnist_dist.checkpoint.run_dir import (
-    RESUME_OVERRIDABLE,
     RunDir,
-    check_resumable,
     delete_old_run,
     newest_run,
     open_run_dir,
     prepare_run_dir,
     read_summary,
     resolve_checkpoint,
-    warn_if_other_hardware,
     write_config,
     write_summary,
 )
