@@ -58,7 +58,7 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
         del differing["train.epochs"]
     if not differing:
         return
-    if has_more_epochs and len(differing) == 1:
+    if has_more_epochs and [*differing] == ["train.epochs"]:
         raise UserError(
             f"{checkpoint}: was written with other settings: {differing['train.epochs']}, which would have given other "
             "learning rates from the start (except with optim.schedule=constant and optim.warmup=0); start a new run "

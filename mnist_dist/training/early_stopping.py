@@ -6,6 +6,7 @@ at which they end a run and its weights. The time is that of rank 0, which tells
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.state import TrainingState
 from mnist_dist.utils.errors import TrainingError
 
-MAX_STEPS_UNCHECKED = 10_000  # train.max_minutes is looked at least this often
+MIN_STEP_SECONDS = 1e-4  # no step is faster
 
 
 class EarlyStopping:
@@ -33,7 +34,8 @@ class EarlyStopping:
         self.config, self.progress, self.runtime = config, progress, runtime
         self.limit = 60 * config.max_minutes  # seconds; 0: none
         self.start = time.monotonic() - progress.wall_seconds
-        self.checked = (progress.step, time.monotonic())  # step and time of the last `check_time` that asked rank 0
+        self.checked = (progress.step, time.monotonic())  # step and time when rank 0 was asked
+        self.step_seconds = math.inf  # since the time before; not known yet
         self.next_check = progress.step + 1  # step
         timed_out = progress.stop_reason == "max_minutes" and 0 < self.limit <= progress.wall_seconds
         progress.stop_reason = "max_minutes" if timed_out else self.reason_by_metrics()
@@ -75,11 +77,11 @@ class EarlyStopping:
             return
         self.note_time()
         (step, seconds), now = self.checked, time.monotonic()
-        step_seconds = (now - seconds) / max(progress.step - step, 1)
-        half = (self.limit - progress.wall_seconds) / 2
-        steps = min(int(half / max(step_seconds, 1e-9)), MAX_STEPS_UNCHECKED)
+        if progress.step > step:
+            self.checked, self.step_seconds = (progress.step, now), (now - seconds) / (progress.step - step)
+        steps = int((self.limit - progress.wall_seconds) / 2 / max(self.step_seconds, MIN_STEP_SECONDS))
         progress.wall_seconds, steps = self.runtime.broadcast((progress.wall_seconds, steps))
-        self.checked, self.next_check = (progress.step, now), progress.step + max(steps, 1)
+        self.next_check = progress.step + max(steps, 1)
         if progress.wall_seconds >= self.limit:
             progress.stop_reason = "max_minutes"
 
