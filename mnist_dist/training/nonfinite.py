@@ -145,9 +145,9 @@ def apply_policy(
     if guard.scaler_streak >= MAX_STREAK > found.streak:
         scale = state.runtime.mixed_precision.state_dict()["scale"]
         raise TrainingError(
-            f"the fp16 gradient overflowed in {guard.scaler_streak} updates in a row up to step {progress.step}, at last "
-            f"with the loss scaled by {scale:.3g} (they changed no weight): no scale helps; use --train.precision=bf16 or "
-            "no",
+            f"the fp16 gradient overflowed in {guard.scaler_streak} updates in a row up to step {progress.step}, "
+            f"at last with the loss scaled by {scale:.3g} (they changed no weight): no scale helps; use "
+            "--train.precision=bf16 or no",
             everywhere=True,
         )
     reason = found.describe("the loss" if guard.has_scaler else "the gradient", progress.step)

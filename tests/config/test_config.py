@@ -510,9 +510,7 @@ def test_settings_that_ask_for_more_than_there_is_cost_a_line(
         ),
         (
             ["--train.target_accuracy=0.9", "--train.patience=2", "--data.val_size=0"],
-            [
-                "train.patience=2 and train.target_accuracy=0.9: data.val_size=0, so the test set decides when the run ends"
-            ],
+            ["train.patience=2 and train.target_accuracy=0.9: data.val_size=0, so the test set decides"],
         ),
     ],
 )
