@@ -221,6 +221,19 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     write_text(folder / SUMMARY, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def delete_summary(folder: Path) -> None:
+    """Delete summary.json: the run trains on, and is not finished any more.
+
+    Raises:
+        TrainingError: it cannot be deleted.
+    """
+    path = folder / SUMMARY
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be deleted ({error.strerror})", everywhere=True) from error
+
+
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished run; None without a readable one."""
     try:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mnist_dist.checkpoint.resume_checks import is_extendable
 from mnist_dist.checkpoint.state import TrainProgress
-from mnist_dist.config.schema import Config, TrainConfig
+from mnist_dist.config.schema import TrainConfig
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.state import TrainingState
@@ -104,22 +106,6 @@ def is_target_reached(config: TrainConfig, progress: TrainProgress) -> bool:
     return 0 < config.target_accuracy <= progress.highest_accuracy
 
 
-def check_target(config: Config, progress: TrainProgress) -> None:
-    """Fail a finished run that did not reach train.target_accuracy.
-
-    Raises:
-        TrainingError: with exit code 1, on every rank.
-    """
-    train = config.train
-    if train.target_accuracy and not is_target_reached(train, progress):
-        split = "validation split" if config.data.val_size else "test set"
-        raise TrainingError(
-            f"train.target_accuracy={train.target_accuracy:g} is not reached: after {progress.step} steps the highest "
-            f"accuracy on the {split} is {progress.highest_accuracy:.6g}; the run is complete otherwise",
-            everywhere=True,
-        )
-
-
 def is_finished(state: TrainingState) -> bool:
     """Whether nothing is left to train, given a state that was restored from a checkpoint."""
     stopping = EarlyStopping(state.config.train, state.progress, state.runtime)
@@ -144,9 +130,30 @@ def how_to_train_longer(state: TrainingState, folder: Path) -> str:
     return f"{way}; --run.resume=never starts this one over"
 
 
-def summary_keys(config: TrainConfig, progress: TrainProgress, last_step: int) -> dict[str, str | bool | None]:
+def summary_keys(state: TrainingState) -> dict[str, str | float | bool | None]:
     """How the run ended, for summary.json: a function of the checkpoint and the settings alone."""
+    train, progress = state.config.train, state.progress
     return {
-        "train.stop_reason": progress.stop_reason if progress.step < last_step else "last_step",
-        "train.target_reached": is_target_reached(config, progress) if config.target_accuracy else None,
+        "train.stop_reason": progress.stop_reason if progress.step < state.last_step else "last_step",
+        "train.target_accuracy": train.target_accuracy or None,
+        "train.target_reached": is_target_reached(train, progress) if train.target_accuracy else None,
+        "train.highest_accuracy": progress.highest_accuracy,
     }
+
+
+def check_target(summary: Mapping[str, Any]) -> None:
+    """Fail a finished run that did not reach train.target_accuracy.
+
+    Args:
+        summary: of the run, with `summary_keys`.
+
+    Raises:
+        TrainingError: with exit code 1, on every rank.
+    """
+    if summary["train.target_reached"] is False:
+        target, highest = summary["train.target_accuracy"], summary["train.highest_accuracy"]
+        raise TrainingError(
+            f"train.target_accuracy={target:g} is not reached: after {summary['train.steps']} steps the highest accuracy "
+            f"on the held-out set is {highest:.6g}; all else of the run is complete",
+            everywhere=True,
+        )

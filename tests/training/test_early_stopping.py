@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from harness import run_ranks
 from measured_keys import MEASURED_ROW_KEYS
+from recorded_run import Row, Run, comparable, config, start, stop_after
 from small_training import BASICS, open_trainer, synthetic_images
-from test_trainer import Row, Run, comparable, config, start, stop_after, weights_sha256
 
 from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint, newest_checkpoint
 from mnist_dist.checkpoint.state import TrainProgress
+from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.data.dataset import Splits
 from mnist_dist.distributed.runtime import start_runtime
@@ -51,7 +52,7 @@ def test_patience_ends_the_run_after_that_many_evaluations_without_a_new_best(
     assert [at for at, _ in run.values("train.loss")][-1] == step  # the row of the last steps
     assert run.values("val.loss")[-1][0] == step
     assert newest_checkpoint(tmp_path, pytest.fail) == tmp_path / f"step-{step:08d}"
-    assert summary_keys(run.trainer.config.train, run.trainer.progress, 36)["train.stop_reason"] == "patience"
+    assert summary_keys(run.trainer.state)["train.stop_reason"] == "patience"
 
 
 def test_a_lower_loss_at_equal_accuracy_is_a_new_best() -> None:
@@ -67,18 +68,18 @@ def test_the_target_ends_the_run_at_the_evaluation_that_reaches_it(tmp_path: Pat
     run = start(config(LEARNS, epochs=3, eval_steps=1, target_accuracy=target), tmp_path / "run", DATA)
     assert ended(run)[:2] == (step, "target_accuracy")
     assert run.values("val.accuracy") == [row for row in whole if row[0] <= step]
-    check_target(run.trainer.config, run.trainer.progress)
+    check_target(summary_keys(run.trainer.state))
 
 
 def test_a_target_that_is_not_reached_is_an_error_of_all_ranks(tmp_path: Path) -> None:
     run = start(config(FROZEN, target_accuracy=0.99), tmp_path, DATA)
-    with pytest.raises(TrainingError, match=r"^train\.target_accuracy=0\.99 is not reached: after 8 steps the hi") as e:
-        check_target(run.trainer.config, run.trainer.progress)
-    assert e.value.everywhere
-    assert summary_keys(run.trainer.config.train, run.trainer.progress, 8) == {
-        "train.stop_reason": "last_step",
-        "train.target_reached": False,
-    }
+    summary = summary_keys(run.trainer.state) | {"train.steps": 8}
+    assert (summary["train.stop_reason"], summary["train.target_reached"]) == ("last_step", False)
+    with pytest.raises(
+        TrainingError, match=r"^train\.target_accuracy=0\.99 is not reached: after 8 steps the hi"
+    ) as error:
+        check_target(summary)
+    assert error.value.everywhere
 
 
 SETTINGS = {
