@@ -153,7 +153,7 @@ def check_target(summary: Mapping[str, Any]) -> None:
     if summary["train.target_reached"] is False:
         target, highest = summary["train.target_accuracy"], summary["train.highest_accuracy"]
         raise TrainingError(
-            f"train.target_accuracy={target:g} is not reached: after {summary['train.steps']} steps the highest accuracy "
-            f"on the held-out set is {highest:.6g}; all else of the run is complete",
+            f"train.target_accuracy={target:g} is not reached: after {summary['train.steps']} steps the "
+            f"highest accuracy on the held-out set is {highest:.6g}; all else of the run is complete",
             everywhere=True,
         )
