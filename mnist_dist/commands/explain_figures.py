@@ -65,7 +65,9 @@ def run_layers(model: nn.Module, pixels: Tensor) -> tuple[Tensor, list[Layer]]:
 
     def record(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            layers.append((names[module], describe_layer(module), output[0].float().clone()))  # a later layer may overwrite it
+            layers.append(
+                (names[module], describe_layer(module), output[0].float().clone())
+            )  # a later layer may overwrite it
 
     handles = [module.register_forward_hook(record) for module in names]
     try:

@@ -111,9 +111,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(INSTALL)
 
 
-def write(
-    loaded: LoadedModel, options: argparse.Namespace, images: Tensor, labels: Tensor, path: Path
-) -> list[str]:
+def write(loaded: LoadedModel, options: argparse.Namespace, images: Tensor, labels: Tensor, path: Path) -> list[str]:
     """Write the model to a path and compare it with the run's model.
 
     Args:

@@ -69,7 +69,11 @@ def card(
                 "results": [
                     {
                         "task": {"type": "image-classification"},
-                        "dataset": {"name": "MNIST" if is_mnist(classes) else "its own", "type": "mnist", "split": "test"},
+                        "dataset": {
+                            "name": "MNIST" if is_mnist(classes) else "its own",
+                            "type": "mnist",
+                            "split": "test",
+                        },
                         "metrics": [{"type": "accuracy", "value": right / count, "verified": False}],
                     }
                 ],

@@ -53,12 +53,27 @@ def read_picture(path: str | os.PathLike[str], note: Callable[[str], None] = lam
     Raises:
         UserError: the file is missing, not a picture, damaged, blank, or has too many pixels.
     """
-    grey = read_grey(Path(path), note)
+    return grey_to_image(read_grey(Path(path), note), path, note)
+
+
+def grey_to_image(
+    grey: Tensor, name: str | os.PathLike[str] = "drawing", note: Callable[[str], None] = lambda text: None
+) -> Tensor:
+    """A picture in grey levels as an image like MNIST's: uint8 (28, 28), white on black.
+
+    Args:
+        grey: float (H, W) in [0, 1].
+        name: of the picture, for errors.
+        note: as in `read_picture`.
+
+    Raises:
+        UserError: the picture is blank.
+    """
     border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     background = border.median()
     brighter, darker = grey.max() - background, background - grey.min()
     if max(brighter, darker) < MIN_CONTRAST:
-        raise UserError(f"{path}: the picture is blank; give one of a single digit that stands out from its background")
+        raise UserError(f"{name}: the picture is blank; give one of a single digit that stands out from its background")
     white_on_black = bool(brighter > darker)
     ink = (grey - background if white_on_black else background - grey) / max(brighter, darker)
     ink = crop_to_ink(((ink - MIN_INK) / (1 - MIN_INK)).clamp(min=0))
