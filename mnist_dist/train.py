@@ -65,8 +65,15 @@ def start(arguments: Sequence[str]) -> int:
     # Machines may have different keys and environments, of which rank 0's count: `check_ranks` checks these.
     if topology.machines == 1:
         check_tracking(loaded.config)
-    key_check = WandbKeyCheck(loaded.config) if topology.is_main else None
     set_omp_wait_policy()
+    if loaded.config.run.as_processes:
+        from mnist_dist.training.dry_run import dry_run
+
+        loaded_as_processes = dry_run(loaded, topology)
+        if loaded_as_processes is None:
+            return EXIT_DONE
+        loaded = loaded_as_processes
+    key_check = WandbKeyCheck(loaded.config) if topology.is_main else None
     return train(loaded, topology, key_check, arguments)
 
 

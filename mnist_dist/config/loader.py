@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from mnist_dist.config.fsdp import FSDPConfig
+from mnist_dist.config.fsdp import FSDPConfig, read_fsdp
 from mnist_dist.config.hints import hint_for_argument
 from mnist_dist.config.schema import FIELDS, SECTIONS, Config
-from mnist_dist.config.validation import check_fsdp, check_key, check_together, shown
+from mnist_dist.config.validation import check_key, check_together, shown
 from mnist_dist.config.values import COMMAND_LINE, field_schema, parse_value
 from mnist_dist.config.yaml_files import Setting, find_recipe, list_recipes, read_yaml
 from mnist_dist.utils.errors import UserError
@@ -58,9 +58,9 @@ def load(arguments: Sequence[str], world_size: int = 1, fsdp: FSDPConfig | None 
         values[section][key] = parse_value(setting)
     config = Config.model_validate(values)
     origins = {setting.key: setting.origin for setting in settings}
-    check_together(config, world_size, origins)
-    if fsdp:
-        check_fsdp(config, os.environ, origins)
+    if config.run.as_processes > 1:
+        fsdp = read_fsdp(os.environ)  # a single process ignores it
+    check_together(config, world_size, fsdp, origins)
     return LoadedConfig(config, tuple(path.stem for path in files), print_config)
 
 

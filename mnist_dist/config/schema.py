@@ -62,6 +62,9 @@ class RunConfig(FrozenModel):
     """Seconds that a process waits for the others, at the start and in each collective, before the run ends."""
     quiet: bool = False
     """Print only errors and the path of the run directory."""
+    as_processes: int = Field(default=0, ge=0, le=4096)
+    """Dry run: in one process, check what this many would meet, and print their shares, memory and traffic as a table.
+    Then train as they would if they had fixed shards, which gives the same weights; otherwise end. 0: off."""
 
 
 class DataConfig(FrozenModel):

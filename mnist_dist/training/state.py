@@ -42,7 +42,9 @@ class TrainingState:
         self.local_model = self.strategy.local_model
         self.ema = build_ema(self.local_model, config.optim.ema)
         self.optimizer = build_optimizer(self.local_model, config.optim, fused=can_fuse(runtime))
-        self.sampler = build_sampler(config, runtime, images)
+        self.sampler = build_sampler(
+            config, images, rank=runtime.rank, world_size=runtime.world_size, shards=runtime.shards
+        )
         self.total_steps = config.train.epochs * len(self.sampler)
         self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
         self.progress = TrainProgress()
@@ -133,8 +135,12 @@ class TrainingState:
         self.epoch_counts.restore(saved.state["epoch_counts"], keep=self.runtime.is_main)
 
 
-def build_sampler(config: Config, runtime: Runtime, images: int) -> GlobalBatchSampler:
-    """The sampler of the training images, for this rank.
+def build_sampler(config: Config, images: int, *, rank: int, world_size: int, shards: int) -> GlobalBatchSampler:
+    """The sampler of the training images, for a rank.
+
+    Args:
+        images: number of training images.
+        shards: number of fixed shards of a global batch; 0 without them.
 
     Raises:
         UserError: with data.drop_last there is no full batch to train on.
@@ -142,9 +148,9 @@ def build_sampler(config: Config, runtime: Runtime, images: int) -> GlobalBatchS
     sampler = GlobalBatchSampler(
         images,
         config.train.batch_size,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        shards=runtime.shards,
+        rank=rank,
+        world_size=world_size,
+        shards=shards,
         accumulate=config.train.accumulate,
         seed=config.run.seed,
         shuffle=not config.train.overfit_batches,
