@@ -75,7 +75,7 @@ def train(config: Config) -> Run:
         config: as `Config.from_recipe` gives it.
 
     Raises:
-        UserError: a setting, the data, the run directory or the launcher is wrong; nothing was written. Also after a dry
+        UserError: a setting, the data, the run directory or the launcher is wrong; nothing was written. After a dry
             run (run.as_processes) without fixed shards, which trains nothing.
         Stopped: the run was asked to stop, as by a first Ctrl-C; a checkpoint is written, and the message says how to
             go on.
