@@ -43,8 +43,8 @@ def dry_run(loaded: LoadedConfig, topology: Topology) -> LoadedConfig | None:
         topology: of this process, which is alone.
 
     Returns:
-        The settings to train with in this process, to the weights of that many; None without fixed shards, where the
-        weights depend on the number of processes.
+        The settings to train with in this process, to the weights of that many. None without fixed shards, where the
+        weights depend on the number of processes, and if this machine lacks the device.
 
     Raises:
         UserError: the run would be refused. The message has all reasons that were found.
@@ -71,7 +71,7 @@ def dry_run(loaded: LoadedConfig, topology: Topology) -> LoadedConfig | None:
         raise refusal(count, reasons)
     assert plan is not None
     verdict = f"{describe_processes(count)}: would train"
-    if not plan.shards:
+    if not plan.shards or not plan.is_here:
         console.print(verdict)
         return None
     console.print(f"{verdict}; this process goes on as they would, to the same weights")

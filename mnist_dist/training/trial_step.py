@@ -13,8 +13,9 @@ from mnist_dist.config.schema import Config
 from mnist_dist.data.dataset import ImageSet
 from mnist_dist.data.loader import Batch, DeviceLoader
 from mnist_dist.data.sampler import BatchSlice
-from mnist_dist.distributed.fake_group import FakeGroupRuntime, TrafficCounter
+from mnist_dist.distributed.fake_group import TrafficCounter
 from mnist_dist.distributed.fixed_shards import FixedShardStrategy
+from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.distributed.step_output import image_losses
 from mnist_dist.models import create_model
 from mnist_dist.optim.optimizer import optimizer_tensors
@@ -43,8 +44,8 @@ class StepCost:
     """Bytes that a process sends, and receives, in a step."""
 
 
-def measure_step(config: Config, runtime: FakeGroupRuntime, data: ImageSet, shares: RankShares) -> StepCost:
-    """Do a step of each size that some rank meets, and measure the first one.
+def measure_step(config: Config, runtime: Runtime, data: ImageSet, shares: RankShares) -> StepCost:
+    """Do a step of each size that some rank meets, and measure the first one. Every rank must call it.
 
     Args:
         data: the training images, on the device.
@@ -82,7 +83,7 @@ def measure_step(config: Config, runtime: FakeGroupRuntime, data: ImageSet, shar
     return StepCost(strategy, sum(p.numel() for p in outline.parameters()), memory, microbatch, counter.sent)
 
 
-def trial_batches(config: Config, runtime: FakeGroupRuntime, data: ImageSet, shares: RankShares) -> Iterator[Batch]:
+def trial_batches(config: Config, runtime: Runtime, data: ImageSet, shares: RankShares) -> Iterator[Batch]:
     """Global batches, as some rank sees them: the first of an epoch, and the last with the fewest and the most images.
 
     Of equal shares only one is yielded.
@@ -108,14 +109,14 @@ def cut(batch: Batch) -> Batch:
     return Batch(batch.size, tuple(shards), batch.gather)
 
 
-def measure_activations(model: nn.Module, config: Config, runtime: FakeGroupRuntime, images: int) -> int:
+def measure_activations(model: nn.Module, config: Config, runtime: Runtime, images: int) -> int:
     """Bytes that a forward pass over so many images keeps for the backward pass, besides parameters and buffers."""
     few, more = MEASURED_IMAGES
     least, most = (saved_bytes(model.train(), config, runtime, count) for count in MEASURED_IMAGES)
     return round(least + (most - least) / (more - few) * (images - few))
 
 
-def saved_bytes(model: nn.Module, config: Config, runtime: FakeGroupRuntime, images: int) -> int:
+def saved_bytes(model: nn.Module, config: Config, runtime: Runtime, images: int) -> int:
     """Bytes that autograd keeps for the backward pass over so many images, besides the model's own tensors."""
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     saved: dict[int, int] = {}
