@@ -31,7 +31,7 @@ COMPRESSED = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class FakeGroupRuntime(Runtime):
     """A `Runtime` whose collectives are those of the fake group."""
 
-    def open_control_group(self, timeout: timedelta) -> Any:
+    def create_control_group(self, timeout: timedelta) -> Any:
         """A fake group, too."""
         return dist.new_group(backend="fake")
 

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 
 from mnist_dist.checkpoint.manager import VerifiedCheckpoint, newest_verified
-from mnist_dist.checkpoint.run_dir import check_resumable, newest_run_to_resume, resolve_checkpoint
+from mnist_dist.checkpoint.resume_checks import check_resumable
+from mnist_dist.checkpoint.run_dir import newest_run_to_resume, resolve_checkpoint
 from mnist_dist.checkpoint.run_paths import CHECKPOINTS, check_not_foreign, not_writable
 from mnist_dist.config.loader import LoadedConfig
 from mnist_dist.config.schema import Config
