@@ -54,20 +54,21 @@ def describe_ranks(found: DryRun) -> dict[str, str]:
     plan, config = found.plan, found.config
     count, per_machine = plan.topology.world_size, plan.topology.local_world_size
     machines = plan.topology.machines
-    place = f"{machines} machines with {per_machine} GPUs each" if plan.device != "cpu" else "one machine"
-    if not plan.is_here:
-        place = "one GPU each"
+    place = f"{machines} machine{'s' * (machines > 1)} with {per_machine} GPU{'s' * (per_machine > 1)} each"
     threads = f"{max(plan.cores // per_machine, 1)} per process with {per_machine} on a machine like this one"
     if per_machine > 1:
         threads += f", {plan.cores} with one"
-    start = f"resumes {found.checkpoint.folder}" if found.checkpoint else "from step 0"
-    absent = ", which this machine does not have; measured on its CPU"
+    if plan.device == "cpu":
+        place = "one machine"
+    elif not plan.is_here:
+        place, threads = "one GPU each", "a machine's cores divided by its processes"
+    absent = "; this machine has none, so steps were tried on its CPU"
     return {
-        "processes": f"{count} on {place}" if plan.is_here else f"{count}, {place}",
+        "processes": f"{count}, {place}",
         "device": f"{plan.device}, {plan.precision.replace('no', 'fp32')}{'' if plan.is_here else absent}",
         "threads": f"{config.run.threads} per process" if config.run.threads else threads,
         "gradients": found.cost.strategy if found.cost else "not tried",
-        "run": start,
+        "run": f"resumes {found.checkpoint.folder}" if found.checkpoint else "from step 0",
     }
 
 
@@ -130,7 +131,7 @@ def find_notes(found: DryRun) -> Iterator[str]:
     if without := sum(not share for share in shares.last_batch):
         yield f"{without} processes wait during an epoch's last batch; data.drop_last=true leaves that batch out"
     if not plan.shards and count > 1:
-        advice = f"; with --train.shards={count} they would not, and this command trains them here"
+        advice = f"; with --train.shards={count} they would not{', and are trained here' if plan.is_here else ''}"
         can_shard = not plan.topology.fsdp and config.train.compile == "no" and config.train.compress == "no"
         yield f"the last bits of the weights depend on the number of processes{advice if can_shard else ''}"
     if found.cost is None:
