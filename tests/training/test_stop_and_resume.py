@@ -53,7 +53,7 @@ def test_a_run_stopped_after_every_step_equals_an_uninterrupted_one(tmp_path: Pa
     assert resumed.sha256 == uninterrupted.sha256
     assert weights_sha256(resumed.trainer.state.model) == weights_sha256(uninterrupted.trainer.state.model)
     assert comparable(rows + resumed.rows) == comparable(uninterrupted.rows)
-    ends = [replace(run.trainer.progress, seconds=0.0) for run in (resumed, uninterrupted)]
+    ends = [replace(run.trainer.progress, seconds=0.0, wall_seconds=0.0) for run in (resumed, uninterrupted)]
     assert ends[0] == ends[1]
     assert {total, int(resumed.trainer.progress.best["step"])} <= set(steps_of(tmp_path / "stopped"))
 
