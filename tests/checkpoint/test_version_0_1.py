@@ -14,7 +14,7 @@ from harness import run_ranks
 from programs import write_digits
 from small_checkpoint import corruption, replace_file, saved, state_of
 
-from mnist_dist.checkpoint.manager import load_checkpoint, newest_verified, save_checkpoint
+from mnist_dist.checkpoint.manager import load_verified, newest_verified, save_checkpoint
 from mnist_dist.checkpoint.state import TrainProgress, check_state, upgrade_state
 from mnist_dist.train import main
 from mnist_dist.utils.errors import EXIT_DONE
@@ -59,7 +59,7 @@ def test_its_progress_is_read_under_todays_names(folder: Path) -> None:
     assert {*OLD_NAMES.values()} < old["position"].keys()
     write_state(folder, old)
     assert corruption(folder) is None
-    state = load_checkpoint(folder).state
+    state = load_verified(folder).parse().state
     assert state == new
     assert TrainProgress(**state["progress"]) == PROGRESS
 

@@ -674,7 +674,7 @@ def test_shards_that_cannot_be_are_refused(arguments: list[str], world_size: int
         ([], 4, True, 4),
         ([], 8, True, 0),
         ([], 1, False, 0),
-        (["--train.batch_size=50"], 1, True, 0),
+        (["--config=debug"], 2, True, 0),  # 50 images a batch
         (["--train.accumulate=128"], 1, True, 0),
         (["--train.shards=0"], 1, True, 0),
         (["--train.shards=8"], 8, False, 8),

@@ -22,7 +22,7 @@ from small_checkpoint import FILES, corruption, is_same, replace_file, saved, st
 
 from mnist_dist.checkpoint import state as checkpoint_state
 from mnist_dist.checkpoint.format import MAX_TENSOR_BYTES
-from mnist_dist.checkpoint.manager import load_checkpoint, newest_verified, save_checkpoint, serialize
+from mnist_dist.checkpoint.manager import load_verified, newest_verified, save_checkpoint, serialize
 from mnist_dist.checkpoint.state import TrainProgress, check_state
 from mnist_dist.checkpoint.tensors import parse_tensors
 from mnist_dist.utils.errors import UserError
@@ -114,7 +114,7 @@ def test_any_damage_is_named_and_the_one_before_is_used(
         f"({each}: " in warning for each in ([name] if inflict is not swap and name != "manifest.json" else EACH)
     )
     with pytest.raises(UserError) as error:
-        load_checkpoint(folder)
+        load_verified(folder).parse()
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) < 500
 
@@ -324,9 +324,9 @@ def test_a_valid_state_is_accepted(state: dict[str, Any]) -> None:
 
 def test_a_checkpoint_without_norms_or_digests_is_read_with_empty_ones(folder: Path) -> None:
     replace_file(folder, "state.json", without("norms"))
-    assert load_checkpoint(folder).state["norms"] == {"count": 0, "nonfinite": 0, "total": 0.0, "most": 0.0}
+    assert load_verified(folder).parse().state["norms"] == {"count": 0, "nonfinite": 0, "total": 0.0, "most": 0.0}
     replace_file(folder, "state.json", without("data"))
-    assert load_checkpoint(folder).state["data"] == {}
+    assert load_verified(folder).parse().state["data"] == {}
 
 
 @dataclass
@@ -422,7 +422,7 @@ def check_reader(folder: Path) -> None:
     """Assert that the reader accepts a checkpoint, or refuses it in one short line."""
     reason = corruption(folder)
     if reason is None:
-        found = load_checkpoint(folder)
+        found = load_verified(folder).parse()
         check_state(found.state, 7)
         assert all(isinstance(value, torch.Tensor) for value in (found.model | found.optimizer | found.ema).values())
     else:
