@@ -121,7 +121,7 @@ def how_to_train_longer(state: TrainingState, folder: Path) -> str:
     train, reason = state.config.train, state.progress.stop_reason
     if reason:
         way = f"it was ended by train.{reason}={getattr(train, reason):g}; another value lets it train on"
-    elif state.last_step < state.total_steps:
+    elif state.progress.step < state.total_steps:
         way = "a higher --train.max_steps lets it train on"
     elif is_extendable(state.config.optim):
         way = "more --train.epochs let it train on"
