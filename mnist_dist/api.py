@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from mnist_dist.distributed.topology import resolve_topology, set_omp_wait_policy
-from mnist_dist.utils.environment import restored_environment
+from mnist_dist.utils.environment import restored_environment, restored_process
 from mnist_dist.utils.stdio import guarded_streams
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def load_model(run: Run | str | os.PathLike[str], checkpoint: str = "last") -> T
 
 
 @guarded_streams()
-@restored_environment()
+@restored_process()
 def evaluate(
     run: Run | str | os.PathLike[str],
     split: Literal["test", "val", "train"] = "test",

@@ -20,7 +20,7 @@ from mnist_dist.config.schema import Config
 from mnist_dist.distributed.launcher import is_called_by_launcher
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking
-from mnist_dist.utils.environment import restored_environment
+from mnist_dist.utils.environment import restored_process
 from mnist_dist.utils.errors import EXIT_DONE, Stopped
 from mnist_dist.utils.exit import exit_with, run_to_exit_code
 from mnist_dist.utils.resume_command import resume_command
@@ -68,7 +68,7 @@ def start(arguments: Sequence[str]) -> int:
 
 
 @guarded_streams()
-@restored_environment()
+@restored_process()
 def train(config: Config) -> Run:
     """Train as `mnist-dist train` does, in this process: the same files, the same weights bit for bit.
 
