@@ -22,6 +22,8 @@ from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.files import expand_home, read_bounded
 
+SUFFIX = ".safetensors"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -79,7 +81,7 @@ def read_source(config: Config, run_dir: Path) -> Source:
     named = config.model.init_from
     try:
         path = newest_run(but=run_dir) if named == "last" else expand_home(named)
-        if path.is_file():
+        if path.is_file() or path.suffix == SUFFIX:
             return Source(str(path), read_file(path), False, "", ())
         checkpoint = find_checkpoint(str(path), "last")
     except UserError as error:
@@ -106,9 +108,9 @@ def read_file(path: Path) -> bytes:
     Raises:
         UserError: it cannot be read, or has another suffix.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix != SUFFIX:
         raise UserError(
-            f"{path}: is not a .safetensors file, and no other is loaded, since a pickled one may run code; convert "
+            f"{path}: is not a {SUFFIX} file, and no other is loaded, since a pickled one may run code; convert "
             "it by safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
         )
     try:
