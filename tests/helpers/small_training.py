@@ -17,7 +17,6 @@ from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config, DataConfig
 from mnist_dist.console.console import Console
 from mnist_dist.data.dataset import ImageSet, Splits
-from mnist_dist.data.idx import write_idx
 from mnist_dist.distributed.runtime import Runtime, start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import create_model
@@ -40,15 +39,6 @@ def synthetic_images(count: int, seed: int) -> ImageSet:
     images[torch.arange(count), 0, 4 + 2 * labels] = 255
     images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(count) // 256, torch.arange(count) % 256
     return ImageSet(images, labels)
-
-
-def write_digits(folder: Path) -> None:
-    """The IDX files of a training set of 200 synthetic images and a test set of 50."""
-    folder.mkdir()
-    for name, count in (("train", 200), ("t10k", 50)):
-        images = synthetic_images(count, seed=count)
-        write_idx(folder / f"{name}-images-idx3-ubyte", images.images[:, 0])
-        write_idx(folder / f"{name}-labels-idx1-ubyte", images.labels.to(torch.uint8))
 
 
 def decode_indices(images: Tensor, config: DataConfig) -> list[int]:

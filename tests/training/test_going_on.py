@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from forked_training import run_forked
-from programs import Ended
-from small_training import write_digits
+from programs import Ended, write_digits
 
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER
 
@@ -22,7 +21,8 @@ CONSTANT = ("--optim.schedule=constant", "--optim.warmup=0")
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    write_digits(tmp_path / "digits")
+    (tmp_path / "digits").mkdir()
+    write_digits(tmp_path / "digits", train=200, test=50)
     return tmp_path
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from harness import run_ranks
+from programs import write_digits
 from safetensors.torch import save_file
-from small_training import write_digits
 
 from mnist_dist.checkpoint.manager import load_checkpoint
 from mnist_dist.checkpoint.state import TrainingImages
@@ -61,7 +61,8 @@ def summary(run: Path) -> dict[str, Any]:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run `source`, which has an average of weights."""
     top = tmp_path_factory.mktemp("initial")
-    write_digits(top / "digits")
+    (top / "digits").mkdir()
+    write_digits(top / "digits", train=200, test=50)
     (top / "work").mkdir()
     assert run_ranks(1, train, top / "work", "--run.dir=source", "--optim.ema=0.5", "--optim.lr=0.05") == [EXIT_DONE]
     return top / "work"
