@@ -74,13 +74,16 @@ class EarlyStopping:
 
         Only some calls ask rank 0, about as often as the time that is left can be halved until it is one step.
         """
-        progress = self.progress
-        if not self.limit or progress.step < self.next_check or progress.stop_reason:
+        progress, (step, seconds) = self.progress, self.checked
+        was_rolled_back = progress.step < step
+        if not self.limit or progress.stop_reason or (progress.step < self.next_check and not was_rolled_back):
             return
         self.note_time()
-        (step, seconds), now = self.checked, time.monotonic()
+        now = time.monotonic()
         if progress.step > step:
-            self.checked, self.step_seconds = (progress.step, now), (now - seconds) / (progress.step - step)
+            self.step_seconds = (now - seconds) / (progress.step - step)
+        if progress.step != step:
+            self.checked = progress.step, now
         steps = int((self.limit - progress.wall_seconds) / 2 / max(self.step_seconds, MIN_STEP_SECONDS))
         progress.wall_seconds, steps = self.runtime.broadcast((progress.wall_seconds, steps))
         self.next_check = progress.step + max(steps, 1)
