@@ -147,6 +147,7 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
     from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
     from mnist_dist.training.early_stopping import is_finished
+    from mnist_dist.training.initial_weights import load_initial_weights
     from mnist_dist.training.rank_checks import check_ranks
     from mnist_dist.training.run import finished_run, train_and_test
     from mnist_dist.training.state import TrainingState
@@ -188,7 +189,10 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         model = runtime.to_device(create_model(config.model.name))
 
         # The training state: restored from the checkpoint, then wrapped for training.
-        state = TrainingState(model, config, runtime, images=len(data.train))
+        initial_weights = None
+        if config.model.init_from and not saved:
+            initial_weights = load_initial_weights(model, config, data, run_dir.folder, runtime, console)
+        state = TrainingState(model, config, runtime, len(data.train), initial_weights)
         if saved and source:
             state.restore(saved, str(source))
             warn_if_other_hardware(saved.state["machine"], runtime.fingerprint(), console.warn)

@@ -88,6 +88,9 @@ class ModelConfig(FrozenModel):
 
     name: Literal["unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "unshuffle"
     """Registered model; `mnist-dist models` describes each one."""
+    init_from: str = ""
+    """Weights to start a new run from, in place of random ones: a run (its newest checkpoint), a checkpoint, a
+    .safetensors file, or last: the newest run in runs/. Their head may have another number of classes. Empty: none."""
 
 
 class OptimConfig(FrozenModel):
