@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Run:
 
     folder: Path
     """The run directory."""
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
     """The content of its summary.json."""
 
 
