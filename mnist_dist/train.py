@@ -51,7 +51,7 @@ def start(arguments: Sequence[str]) -> int:
     """Train by a command line, and return the exit code.
 
     Raises:
-        UserError, Stopped, TrainingError: see `run_training`.
+        UserError, Stopped, TrainingError: see `run_training`. TrainingError also: train.target_accuracy is not reached.
     """
     topology = resolve_topology()
     loaded = load(arguments, topology.world_size, topology.fsdp)
@@ -59,7 +59,11 @@ def start(arguments: Sequence[str]) -> int:
         if topology.is_main:
             print_config(loaded.config)
         return EXIT_DONE
-    run_training(loaded, topology, arguments)
+    run = run_training(loaded, topology, arguments)
+
+    from mnist_dist.training.early_stopping import check_target
+
+    check_target(run.summary)
     return EXIT_DONE
 
 
@@ -113,13 +117,8 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
 
     import torch
 
-    from mnist_dist.checkpoint.run_dir import (
-        check_resumable,
-        open_run_dir,
-        prepare_run_dir,
-        read_summary,
-        warn_if_other_hardware,
-    )
+    from mnist_dist.checkpoint.resume_checks import check_resumable, warn_if_other_hardware
+    from mnist_dist.checkpoint.run_dir import open_run_dir, prepare_run_dir
     from mnist_dist.checkpoint.run_lock import RunLock
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
@@ -130,8 +129,9 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
+    from mnist_dist.training.early_stopping import is_finished
     from mnist_dist.training.rank_checks import check_ranks
-    from mnist_dist.training.run import Run, train_and_test
+    from mnist_dist.training.run import finished_run, train_and_test
     from mnist_dist.training.state import TrainingState
     from mnist_dist.training.train_step import TrainStep
 
@@ -179,12 +179,8 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
 
         # Up to here only the lock was written: an error above leaves no other file in the run directory.
         was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock))
-        if was_finished and state.progress.step >= state.last_step:
-            console.print(
-                f"{run_dir.folder} holds this run, finished; to train longer, give more --train.epochs and another "
-                "--run.dir; --run.resume=never starts this one over"
-            )
-            run = Run(run_dir.folder, runtime.run_on_main(lambda: read_summary(run_dir.folder) or {}))
+        if was_finished and is_finished(state):
+            run = finished_run(state, run_dir, console)
         else:
             try:
                 run = train_and_test(train_step, data, console, run_dir, run_id, key_check)

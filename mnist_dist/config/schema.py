@@ -134,6 +134,14 @@ class TrainConfig(FrozenModel):
     """Passes over the training images. They also set the length of the learning-rate schedule."""
     max_steps: int = Field(default=0, ge=0)
     """Step after which the run ends; the schedule does not change. 0: the end of the last epoch."""
+    patience: int = Field(default=0, ge=0)
+    """Early stopping: evaluations of the held-out set in a row without a new best accuracy (at equal accuracy: loss)
+    after which the run ends. 0: off."""
+    target_accuracy: float = Field(default=0.0, ge=0, le=1)
+    """Accuracy on the held-out set, as a fraction, at which the run ends. If it ends without, its exit code is 1. 0:
+    off."""
+    max_minutes: float = Field(default=0.0, ge=0)
+    """Minutes after which the run ends, evaluations and the time before a resume included. 0: no limit."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Mixed precision. auto: the launcher's, otherwise bf16 where the device computes it natively, otherwise fp32. no:
     fp32."""
@@ -189,6 +197,9 @@ class TrackingConfig(FrozenModel):
     """Epochs between recordings of examples, histograms and charts per class; also in the first and last epoch."""
     artifacts: bool = True
     """Store the model with its configuration as a wandb artifact, with the aliases `latest` and `best`."""
+    alerts: bool = False
+    """Send a wandb alert, which reaches you by e-mail or Slack as your wandb settings say, when the run finishes,
+    fails, is stopped or leaves out an update, and when a rank falls behind the others."""
     log_steps: int = Field(default=50, ge=1)
     """Steps between rows of training metrics, in metrics.jsonl and wandb."""
     timeout: float = Field(default=30.0, ge=1)

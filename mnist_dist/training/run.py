@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.checkpoint.run_dir import RunDir, write_config, write_summary
+from mnist_dist.checkpoint.run_dir import RunDir, delete_summary, read_summary, write_config, write_summary
 from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE
-from mnist_dist.config.validation import describe_excess
+from mnist_dist.config.validation import describe_early_stopping, describe_excess
 from mnist_dist.console.console import Console
 from mnist_dist.console.tee import TeeConsole
 from mnist_dist.data.dataset import Splits
 from mnist_dist.tracking.metrics_file import MetricsFile
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, describe_tracking
+from mnist_dist.training.early_stopping import how_to_train_longer, summary_keys
 from mnist_dist.training.metric_logger import MetricLogger
 from mnist_dist.training.profiler import measure_peak_flops
+from mnist_dist.training.state import TrainingState
 from mnist_dist.training.summary import describe_resolved, summarize
 from mnist_dist.training.train_step import TrainStep
 from mnist_dist.training.trainer import Trainer
@@ -60,13 +62,15 @@ def train_and_test(
     facts = {"data": data.describe(), "tracking": tracking, "run": str(folder)}
     console.header(runtime.describe() | state.describe() | facts)
     processes = runtime.topology.local_world_size
-    for line in describe_excess(config, len(data.train), len(data.test), processes, os.cpu_count() or 1):
+    excess = describe_excess(config, len(data.train), len(data.test), processes, os.cpu_count() or 1)
+    for line in (*excess, *describe_early_stopping(config, len(state.sampler), state.last_step)):
         console.warn(line)
     if resumed_from:
         console.print(f"resuming from {resumed_from}")
 
     metrics_file: MetricsFile | None = None
     if runtime.is_main:
+        delete_summary(folder)
         write_config(folder, config)
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
     resolved = describe_resolved(state, data) | versions()
@@ -106,6 +110,18 @@ def train_and_test(
         write_summary(folder, summary)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
     return Run(folder, as_in_json(summary))
+
+
+def finished_run(state: TrainingState, run_dir: RunDir, console: Console) -> Run:
+    """The run that the run directory holds, which has nothing left to train. Every rank must call it.
+
+    Args:
+        state: restored from its last checkpoint.
+    """
+    folder = run_dir.folder
+    console.print(f"{folder} holds this run, finished; {how_to_train_longer(state, folder)}")
+    summary = state.runtime.run_on_main(lambda: read_summary(folder) or {})
+    return Run(folder, summary | summary_keys(state))  # train.target_accuracy may be another one
 
 
 def as_in_json(summary: dict[str, Any]) -> dict[str, Any]:
