@@ -17,14 +17,14 @@ from mnist_dist.checkpoint.state import check_config_readable
 from mnist_dist.config.arguments import check_config
 from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
 from mnist_dist.config.schema import Config
-from mnist_dist.distributed.launcher import is_called_by_launcher
+from mnist_dist.distributed.launcher import is_called_by_launcher, is_inside_launch_function
+from mnist_dist.distributed.openmp import release_threads_before_forks
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking
-from mnist_dist.utils.environment import restored_process
 from mnist_dist.utils.errors import EXIT_DONE, Stopped, UserError
-from mnist_dist.utils.exit import exit_with, run_to_exit_code
+from mnist_dist.utils.exit import exit_with, library_function, run_to_exit_code
 from mnist_dist.utils.resume_command import resume_command
-from mnist_dist.utils.stdio import guarded_streams, ignore_output_errors
+from mnist_dist.utils.stdio import ignore_output_errors
 
 if TYPE_CHECKING:
     from mnist_dist.checkpoint.run_dir import RunDir
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             they ignore what it returns.
     """
     code = run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
-    if code and is_called_by_launcher():
+    if code and (is_called_by_launcher() or is_inside_launch_function()):
         raise SystemExit(code)
     return code
 
@@ -66,8 +66,7 @@ def start(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-@guarded_streams()
-@restored_process()
+@library_function
 def train(config: Config) -> Run:
     """Train as `mnist-dist train` does, in this process: the same files, the same weights bit for bit.
 
@@ -236,6 +235,8 @@ class CallableModule(ModuleType):
 
 CallableModule.__call__.__doc__ = train.__doc__
 sys.modules[__name__].__class__ = CallableModule
+__qualname__ = train.__qualname__  # notebook_launcher asks for it
+release_threads_before_forks()
 
 if __name__ == "__main__":
     exit_with(main)

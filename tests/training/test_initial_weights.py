@@ -16,7 +16,7 @@ from harness import run_ranks
 from programs import write_digits
 from safetensors.torch import save_file
 
-from mnist_dist.checkpoint.manager import load_checkpoint
+from mnist_dist.checkpoint.manager import load_verified
 from mnist_dist.checkpoint.state import TrainingImages
 from mnist_dist.checkpoint.tensors import tensors_sha256
 from mnist_dist.config.loader import load
@@ -107,7 +107,7 @@ def test_a_run_resumes_without_its_source(work: Path) -> None:
     for key in ("weights_sha256", "init_from", "init_sha256", "test.loss"):
         assert parts[key] == whole[key]
     assert parts["resumed_from"] == "parts/checkpoints/step-00000003"
-    state = load_checkpoint(work / "parts/checkpoints/step-00000008").state["initial_weights"]
+    state = load_verified(work / "parts/checkpoints/step-00000008").parse().state["initial_weights"]
     assert state["trained_on"] == [
         {"sha256": parts["data.train_sha256"], "seed": 0, "val_size": 40, "limit": 0},
     ]
@@ -122,7 +122,7 @@ def test_a_head_with_other_classes_is_new_and_all_else_is_loaded(work: Path) -> 
     save_file(other, work / "seven.safetensors", metadata={"format": "pt"})
     (work / "link.safetensors").symlink_to("seven.safetensors")
     assert run_ranks(1, train, work, "--run.dir=ten", "--model.init_from=link.safetensors", *FROZEN) == [EXIT_DONE]
-    found = load_checkpoint(work / "ten/checkpoints/step-00000004").model
+    found = load_verified(work / "ten/checkpoints/step-00000004").parse().model
     torch.manual_seed(0)
     fresh = create_model("basic").state_dict()
     for name, tensor in found.items():
