@@ -221,6 +221,7 @@ def train_and_test(
     from mnist_dist.checkpoint.run_dir import write_config, write_summary
     from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE
     from mnist_dist.console.tee import TeeConsole
+    from mnist_dist.distributed.accelerate_trackers import start_tracker
     from mnist_dist.tracking.metrics_file import MetricsFile
     from mnist_dist.tracking.tracker import open_tracker
     from mnist_dist.training.metric_logger import MetricLogger
@@ -248,7 +249,7 @@ def train_and_test(
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
     resolved = describe_resolved(state, data) | versions()
     has_media = wants_media(config, tracked, runtime)
-    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved)
+    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved, start_tracker)
     if isinstance(console, TeeConsole):
         console.copy_lines_to(tracker.write_logs)
 
