@@ -8,21 +8,11 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from mnist_dist import __version__
+from mnist_dist.commands.command_list import COMMANDS
 from mnist_dist.utils.errors import EXIT_DONE, UserError
 from mnist_dist.utils.exit import exit_with, run_to_exit_code
 from mnist_dist.utils.help_text import help_width, wrap, wrap_commands
 
-COMMANDS = {
-    "train": "train a network; the same as python -m mnist_dist.train",
-    "evaluate": "compute a run's metrics on a split, on any number of processes",
-    "predict": "classify pictures, or images of MNIST, with a run's network",
-    "models": "list the networks: parameters, FLOPs, layers and their shapes",
-    "data": "fetch, check or show the data",
-    "config": "print the JSON schema of the settings, for editors",
-    "doctor": "check whether a run would work here, and say what to do if not",
-    "sweep": "start runs that differ in some settings: wandb's sweeps, no server",
-    "dashboard": "make a wandb workspace and report, as JSON or on a server",
-}
 EXAMPLES = """\
 examples:
   mnist-dist train --config debug --run.dir=runs/debug

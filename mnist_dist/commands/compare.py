@@ -51,7 +51,11 @@ def build_parser() -> Parser:
         prog="mnist-dist compare",
         description="Say what differs between two runs: settings, data, versions, rows of metrics and weights, and "
         "from which step on. Times and speeds are not compared.",
-        examples=["mnist-dist compare runs/one runs/two", "mnist-dist compare runs/one runs/two --json"],
+        examples=[
+            "mnist-dist compare runs/one runs/two",
+            "mnist-dist compare runs/one runs/two --json",
+            "mnist-dist compare runs/digits sweeps/lr/3",
+        ],
     )
     parser.add_argument("one", metavar="A", help="folder of a run")
     parser.add_argument("other", metavar="B", help="folder of another run")

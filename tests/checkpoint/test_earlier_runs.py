@@ -10,41 +10,25 @@ It is three epochs of four steps on `write_set`, stopped at step 6:
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from harness import run_ranks
+from kept_run import KEPT, copy_kept_run
 from small_checkpoint import replace_file
 
 from mnist_dist.__main__ import main
 from mnist_dist.config.schema import Config
-from mnist_dist.data.idx import write_idx
 from mnist_dist.train import main as train
 from mnist_dist.utils.errors import EXIT_DONE
 
-KEPT = Path(__file__).parent / "run_of_0_1_0"
 STEP = "checkpoints/step-00000006"
-
-
-def write_set(folder: Path) -> None:
-    """The data of the kept run: a pattern that needs no random numbers, and a bright row whose place is the class."""
-    folder.mkdir()
-    for name, count in (("train", 200), ("t10k", 50)):
-        index, row, column = torch.arange(count).view(-1, 1, 1), torch.arange(28).view(-1, 1), torch.arange(28)
-        images, labels = (index * 7 + row * 13 + column * 29) % 60, torch.arange(count) % 10
-        images[torch.arange(count), 4 + 2 * labels] = 255
-        write_idx(folder / f"{name}-images-idx3-ubyte", images.to(torch.uint8))
-        write_idx(folder / f"{name}-labels-idx1-ubyte", labels.to(torch.uint8))
 
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the run in `run` and its data in `digits`; the working directory."""
-    shutil.copytree(KEPT, tmp_path / "run")
-    write_set(tmp_path / "digits")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(copy_kept_run(tmp_path))
     return tmp_path
 
 
