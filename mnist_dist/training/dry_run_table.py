@@ -29,8 +29,6 @@ class DryRun:
     config: Config
     plan: RankPlan
     data: Splits
-    data_is_here: bool
-    """False: MNIST would be downloaded; `data` has as many blank images."""
     shares: RankShares
     cost: StepCost | None
     """None: not measured."""
@@ -78,9 +76,8 @@ def describe_images(found: DryRun) -> dict[str, str]:
     epochs, steps = config.train.epochs, shares.steps_per_epoch
     total = min(config.train.max_steps or epochs * steps, epochs * steps)
     microbatches = f" in {config.train.accumulate} microbatches" if config.train.accumulate > 1 else ""
-    assumed = "" if found.data_is_here else "; of MNIST, which each machine would download"
     facts = {
-        "data": data.describe() + assumed,
+        "data": data.describe(),
         "steps": f"{total:,} ({epochs} epoch{'s' * (epochs > 1)} x {steps:,})",
         "each batch": f"{sum(shares.batch):,} images: {describe_shares(shares.batch)}{microbatches}",
     }

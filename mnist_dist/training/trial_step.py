@@ -20,7 +20,7 @@ from mnist_dist.distributed.step_output import image_losses
 from mnist_dist.models import create_model
 from mnist_dist.optim.optimizer import optimizer_tensors
 from mnist_dist.training.rank_shares import RankShares
-from mnist_dist.training.state import TrainingState, build_sampler
+from mnist_dist.training.state import TrainingState, sampler_of_rank
 from mnist_dist.training.train_step import TrainStep
 
 MAX_IMAGES = 64
@@ -93,8 +93,7 @@ def trial_batches(config: Config, runtime: Runtime, data: ImageSet, shares: Rank
     for share in (min(last), max(last)):
         chosen.setdefault(share, (last.index(share), shares.steps_per_epoch - 1))
     for rank, start in chosen.values():
-        size, shards = runtime.world_size, runtime.shards
-        sampler = build_sampler(config, len(data), rank=rank, world_size=size, shards=shards)
+        sampler = sampler_of_rank(config, len(data), rank, runtime.world_size, runtime.shards)
         sampler.load_state_dict({"epoch": 0, "start": start})
         loader = DeviceLoader(data, sampler, config.data, augment=not config.train.overfit_batches)
         yield next(iter(loader))
