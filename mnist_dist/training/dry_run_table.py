@@ -94,7 +94,10 @@ def describe_memory(found: DryRun) -> dict[str, str]:
     cost, data, count = found.cost, found.data, found.plan.topology.world_size
     if cost is None:
         return {}
-    about = {"activations": f" for {cost.microbatch:,} images", "gathered": " from all processes, for a part of a step"}
+    about = {
+        "activations": f" for {cost.microbatch:,} image{'s' * (cost.microbatch > 1)}",
+        "gathered": " from all processes, for a part of a step",
+    }
     parts = {f"  {name}": f"{format_bytes(size)}{about.get(name, '')}" for name, size in cost.memory.items() if size}
     images = sum(split.images.nbytes + split.labels.nbytes for split in (data.train, data.val, data.test))
     facts = {
