@@ -10,20 +10,24 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import torch
+
 from mnist_dist.checkpoint.manager import VerifiedCheckpoint, newest_verified
 from mnist_dist.checkpoint.resume_checks import check_resumable
 from mnist_dist.checkpoint.run_dir import newest_run_to_resume, resolve_checkpoint
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS, check_not_foreign, not_writable
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, RUNS, check_not_foreign, not_writable
 from mnist_dist.config.loader import LoadedConfig
 from mnist_dist.config.schema import Config
 from mnist_dist.config.validation import describe_processes, refusal
-from mnist_dist.console.console import open_console
-from mnist_dist.data.dataset import ImageSet, Splits, read_splits
+from mnist_dist.console.console import Console, open_console
+from mnist_dist.data.dataset import Splits, read_splits
 from mnist_dist.data.identity import check_resumable_data
 from mnist_dist.data.prepare import provide_files, resolve_root
 from mnist_dist.distributed.fake_group import start_fake_runtime
 from mnist_dist.distributed.topology import Topology
+from mnist_dist.models import create_model
 from mnist_dist.training.dry_run_table import DryRun, print_dry_run
+from mnist_dist.training.initial_weights import load_initial_weights
 from mnist_dist.training.rank_plan import RankPlan, plan_ranks
 from mnist_dist.training.rank_shares import RankShares, find_rank_shares
 from mnist_dist.training.trial_step import StepCost, measure_step
@@ -61,7 +65,7 @@ def dry_run(loaded: LoadedConfig, topology: Topology) -> LoadedConfig | None:
         if plan is not None:
             shares = find_rank_shares(config, data, count, plan.shards)
             with noted(reasons):
-                cost = try_step(config, plan, data.train, shares)
+                cost = try_step(config, plan, data, shares, checkpoint is not None, console)
             print_dry_run(DryRun(config, plan, data, shares, cost, checkpoint), console)
     if reasons:
         raise refusal(count, reasons)
@@ -119,18 +123,28 @@ def find_checkpoint(config: Config, data: Splits, warn: Callable[[str], None]) -
     return checkpoint
 
 
-def try_step(config: Config, plan: RankPlan, data: ImageSet, shares: RankShares) -> StepCost | None:
+def try_step(
+    config: Config, plan: RankPlan, data: Splits, shares: RankShares, is_resumed: bool, console: Console
+) -> StepCost | None:
     """Do steps as rank 0, on this machine's GPU if the processes would have one; None if torch has no fake group.
 
+    Args:
+        is_resumed: whether a checkpoint has the weights, so that model.init_from does not count.
+
     Raises:
-        UserError: a step fails.
+        UserError: the weights of model.init_from do not fit, or a step fails.
     """
     cpu = plan.device == "cpu" or not plan.is_here
     precision = "no" if cpu and plan.precision == "fp16" else plan.precision
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     try:
         with start_fake_runtime(config, plan.topology, plan.shards, cpu) as runtime:
-            return measure_step(config, runtime, data.to(runtime.device), shares)
+            torch.manual_seed(config.run.seed)
+            model = runtime.to_device(create_model(config.model.name))
+            if config.model.init_from and not is_resumed:
+                folder = expand_home(config.run.dir or str(RUNS / "new"), "run.dir=")
+                load_initial_weights(model, config, data, folder, runtime, console)
+            return measure_step(model, config, runtime, data.train.to(runtime.device), shares)
     except ImportError:
         return None
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
