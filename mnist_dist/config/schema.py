@@ -173,11 +173,14 @@ class TrainConfig(FrozenModel):
 
 
 class TrackingConfig(FrozenModel):
-    """What is recorded in wandb, besides metrics.jsonl, which is always written."""
+    """What is recorded in wandb and other trackers, besides metrics.jsonl, which is always written."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Mode of wandb. auto: as given to wandb itself (WANDB_MODE, WANDB_DISABLED, `wandb offline`), otherwise online if
     a key is configured, otherwise offline. It never prompts."""
+    also: tuple[Literal["tensorboard", "trackio", "mlflow"], ...] = ()
+    """Trackers beside wandb, through accelerate. Each records rows, settings and images in a folder of its name in
+    run.dir; trackio and mlflow elsewhere if TRACKIO_DIR, TRACKIO_SERVER_URL or MLFLOW_TRACKING_URI say so."""
     project: str = "mnist_dist"
     """wandb project. If not set, WANDB_PROJECT; likewise WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS and
     WANDB_NOTES below."""
