@@ -259,7 +259,7 @@ def test_max_minutes_counts_the_time_before_a_resume(tmp_path: Path, monkeypatch
 
 def test_the_time_is_kept_without_a_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(config(FROZEN, max_steps=3), tmp_path, DATA, before=Clock(monkeypatch).tick(5.0))
-    assert load_checkpoint(tmp_path / "step-00000003").state["progress"]["wall_seconds"] == 15.0
+    assert load_verified(tmp_path / "step-00000003").parse().state["progress"]["wall_seconds"] == 15.0
 
 
 # Several ranks
