@@ -21,8 +21,8 @@ from mnist_dist.distributed.launcher import is_called_by_launcher, is_inside_lau
 from mnist_dist.distributed.openmp import release_threads_before_forks
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking
-from mnist_dist.utils.errors import EXIT_DONE, Stopped, UserError
-from mnist_dist.utils.exit import exit_with, library_function, run_to_exit_code
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError
+from mnist_dist.utils.exit import exit_with, library_function, report, run_to_exit_code
 from mnist_dist.utils.resume_command import resume_command
 from mnist_dist.utils.stdio import ignore_output_errors
 
@@ -91,7 +91,12 @@ def train(config: Config) -> Run:
     (PosixPath('runs/debug-...'), 40, 1000)
     """
     topology = resolve_topology()
-    run = run_training(check_config(config, topology.world_size, topology.fsdp), topology, None)
+    try:
+        run = run_training(check_config(config, topology.world_size, topology.fsdp), topology, None)
+    except Stopped as stopped:
+        if topology.is_main and is_called_by_launcher():
+            report(stopped, EXIT_STOPPED, "stopped")  # notebook_launcher raises only that it got the signal
+        raise
     if run is None:
         raise UserError(
             f"run.as_processes={config.run.as_processes}: without fixed shards there is no run to return; set "

@@ -50,9 +50,7 @@ class TrainingState:
         self.local_model = self.strategy.local_model
         self.ema = build_ema(self.local_model, config.optim.ema)
         self.optimizer = build_optimizer(self.local_model, config.optim, fused=can_fuse(runtime))
-        self.sampler = build_sampler(
-            config, images, rank=runtime.rank, world_size=runtime.world_size, shards=runtime.shards
-        )
+        self.sampler = build_sampler(config, runtime, images)
         self.total_steps = config.train.epochs * len(self.sampler)
         self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
         self.progress = TrainProgress()
@@ -146,8 +144,13 @@ class TrainingState:
         self.epoch_counts.restore(saved.state["epoch_counts"], keep=self.runtime.is_main)
 
 
-def build_sampler(config: Config, images: int, *, rank: int, world_size: int, shards: int) -> GlobalBatchSampler:
-    """The sampler of the training images, for a rank.
+def build_sampler(config: Config, runtime: Runtime, images: int) -> GlobalBatchSampler:
+    """The sampler of the training images, for this rank. Raises UserError as `sampler_of_rank`."""
+    return sampler_of_rank(config, images, runtime.rank, runtime.world_size, runtime.shards)
+
+
+def sampler_of_rank(config: Config, images: int, rank: int, world_size: int, shards: int) -> GlobalBatchSampler:
+    """The sampler of the training images, for any rank.
 
     Args:
         images: number of training images.
