@@ -1,6 +1,6 @@
 """Draw the plots of docs/scaling.md from the files in benchmarks/results/. It measures nothing.
 
-It needs matplotlib: pip install -e '.[plots]'
+It needs matplotlib: pip install -e '.[report]'
 
 examples:
   python benchmarks/scaling_plots.py                        docs/scaling-*.svg anew: seconds
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
     """Draw the plots; the exit code."""
     options = PARSER.parse_args(arguments)
     names = choose(list(PLOTS), options.only)
-    common.require("matplotlib", install="pip install -e '.[plots]'")
+    common.require("matplotlib", install="pip install -e '.[report]'")
     import matplotlib as mpl
 
     mpl.use("Agg")

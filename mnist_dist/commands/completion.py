@@ -38,8 +38,8 @@ def build_parser() -> Parser:
     """The parser of this command."""
     parser = Parser(
         prog="mnist-dist completion",
-        description="Print a script by which a shell completes mnist-dist: commands, options, settings with their values, "
-        "and recipes. It works from the next shell on.",
+        description="Print a script by which a shell completes mnist-dist: commands, options, settings with their "
+        "values, and recipes. It works from the next shell on.",
         examples=[
             "mnist-dist completion bash > ~/.local/share/bash-completion/completions/mnist-dist",
             "mnist-dist completion zsh > ~/.zfunc/_mnist-dist",

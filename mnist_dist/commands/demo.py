@@ -41,8 +41,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="mnist-dist demo",
         description="Serve a page on which a digit is drawn by mouse, touch or keys, and recognised while it is drawn: "
-        "probabilities, what the network is given, and its feature maps. Only this machine can reach it, it loads nothing "
-        "from elsewhere, and nothing is stored.",
+        "probabilities, what the network is given, and its feature maps. Only this machine can reach it, it loads "
+        "nothing from elsewhere, and nothing is stored.",
         examples=[
             "mnist-dist demo last",
             "mnist-dist demo runs/digits --port 0",

@@ -90,15 +90,15 @@ def draw_input(
 ) -> None:
     """The image, the two maps of the pixels that decided, and the probabilities of the likeliest classes."""
     picture, by_occlusion, by_gradients, bars = row.subplots(1, 4)
-    picture.imshow(image, cmap="gray", vmin=0, vmax=255)
+    picture.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
     picture.set_title("image", fontsize=9)
     for axes, values, title in (
         (by_occlusion, hidden, "occlusion: what hiding\n5x5 pixels costs"),
         (by_gradients, shares, "integrated gradients:\neach pixel's share"),
     ):
         largest = max(float(values.abs().max()), 1e-12)
-        axes.imshow(image, cmap="gray_r", vmin=0, vmax=700)
-        axes.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.8)
+        axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=700)
+        axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest, alpha=0.8)
         axes.set_title(title, fontsize=9)
     for axes in (picture, by_occlusion, by_gradients):
         axes.set_axis_off()
@@ -120,10 +120,10 @@ def draw_layer(row: Any, name: str, kind: str, output: Tensor) -> None:
         side = output.shape[-1] + 1
         across = min(MAPS_ACROSS, len(output))
         maps = montage(output, width=across * side, rows=math.ceil(len(output) / across))
-        axes.imshow(maps, cmap="gray", interpolation="nearest")
+        axes.imshow(maps.numpy(), cmap="gray", interpolation="nearest")
         axes.set_anchor("W")
     else:
-        axes.imshow(output.flatten()[None], cmap="gray", aspect="auto", interpolation="nearest")
+        axes.imshow(output.flatten()[None].numpy(), cmap="gray", aspect="auto", interpolation="nearest")
 
 
 def embedding_figure(loaded: LoadedModel, images: Tensor, labels: Tensor, method: str) -> tuple[Figure, int]:
@@ -157,8 +157,10 @@ def embedding_figure(loaded: LoadedModel, images: Tensor, labels: Tensor, method
     for label, name in enumerate(config.classes):
         colour = colours(label if len(config.classes) <= 10 else label / (len(config.classes) - 1))
         ours = labels == label
-        axes.scatter(*points[ours & right].T, s=4, color=colour, alpha=0.5, linewidths=0, label=name, rasterized=True)
-        axes.scatter(*points[ours & ~right].T, s=40, color=colour, marker="x", linewidths=1.5, rasterized=True)
+        axes.scatter(
+            *points[ours & right].T.numpy(), s=4, color=colour, alpha=0.5, linewidths=0, label=name, rasterized=True
+        )
+        axes.scatter(*points[ours & ~right].T.numpy(), s=40, color=colour, marker="x", linewidths=1.5, rasterized=True)
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     axes.set_title(f"features of {len(images)} images; {int((~right).sum())} mistakes are crosses")

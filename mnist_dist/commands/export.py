@@ -65,8 +65,8 @@ def build_parser() -> Parser:
     """The parser of this command."""
     parser = Parser(
         prog="mnist-dist export",
-        description="Write the trained model of a run for other programs. Normalisation is part of the model: images go "
-        "in as they are, and logits and probabilities come out, for any number of images. The file is read back and "
+        description="Write the trained model of a run for other programs. Normalisation is part of the model: images "
+        "go in as they are, and logits and probabilities come out, for any number of images. The file is read back and "
         "compared with the run's own model on the whole test set; if it classifies one image otherwise, it is refused.",
         examples=[
             "mnist-dist export last --to onnx",

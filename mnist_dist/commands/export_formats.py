@@ -111,7 +111,7 @@ def quantize(path: Path, images: Tensor, facts: dict[str, Any]) -> None:
 
     pixels = images.numpy() if facts["input"] == "uint8" else (images.numpy() / 255).astype(np.float32)
 
-    class Batches(CalibrationDataReader):  # type: ignore[misc]
+    class Batches(CalibrationDataReader):
         """Images for the ranges of activations, a hundred at a time."""
 
         def __init__(self) -> None:

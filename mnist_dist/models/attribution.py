@@ -1,4 +1,4 @@
-"""Which pixels decided: occlusion (Zeiler and Fergus 2014, arXiv:1311.2901), integrated gradients (arXiv:1703.01365)."""
+"""Which pixels decided: occlusion (Zeiler and Fergus, arXiv:1311.2901), integrated gradients (arXiv:1703.01365)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,139 @@
+"""`mnist-dist export`: what is written classifies as the run does, and is refused otherwise."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from kept_run import copy_kept_run
+
+from mnist_dist.__main__ import main
+from mnist_dist.checkpoint.hub_model import HubModel
+from mnist_dist.checkpoint.load_model import load_model
+from mnist_dist.commands import export_formats
+from mnist_dist.commands.exported_model import open_exported
+from mnist_dist.data.idx import read_pair
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER
+
+HAS_ONNX = all(map(find_spec, ("onnx", "onnxscript", "onnxruntime")))
+needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra `export`")
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(copy_kept_run(tmp_path))
+    return tmp_path
+
+
+def images_of(work: Path) -> torch.Tensor:
+    folder = work / "digits"
+    return read_pair(folder / "t10k-images-idx3-ubyte", folder / "t10k-labels-idx1-ubyte")[0]
+
+
+@pytest.mark.parametrize("input", ["uint8", "float"])
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=needs_onnx), "torch-export"])
+def test_a_graph_gives_the_logits_of_the_run_for_any_number_of_images(
+    work: Path, to: str, input: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "run", "--to", to, "--input", input]) == EXIT_DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "test accuracy in float32: 100.00 % (50 of 50), the same prediction for each image"
+    path = work / ("model.onnx" if to == "onnx" else "model.pt2")
+    assert lines[-1] == f"written: {path.name}"
+    assert sorted(entry.name for entry in work.iterdir()) == sorted(["digits", path.name, "run"])
+    exported, images = open_exported(path), images_of(work)
+    expected = export_formats.reference_logits(load_model("run"), images)
+    for count in (0, 1, 3, 50):
+        logits, probabilities = exported(images[:count])
+        torch.testing.assert_close(logits, expected[:count], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(probabilities, expected[:count].softmax(1), atol=1e-5, rtol=1e-4)
+    assert exported.classes == tuple("0123456789")
+    assert exported.facts["input"] == input
+    assert exported.facts["step"] == 6
+
+
+@needs_onnx
+def test_int8_says_what_it_costs(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "run", "--to", "onnx", "--int8", "--out", "small.onnx"]) == EXIT_DONE
+    assert "int8: " in capsys.readouterr().out
+    model = open_exported(work / "small.onnx")
+    assert model.facts["int8"] is True
+    assert int((model(images_of(work))[0].argmax(1) == torch.arange(50) % 10).sum()) > 40
+    assert sorted(entry.name for entry in work.iterdir()) == ["digits", "run", "small.onnx"]
+
+
+def test_safetensors_have_the_weights_and_the_settings(work: Path) -> None:
+    from safetensors import safe_open
+
+    assert main(["export", "run", "--to", "safetensors"]) == EXIT_DONE
+    loaded = load_model("run")
+    with safe_open(work / "model.safetensors", "pt") as file:
+        assert {name: file.get_tensor(name).tolist() for name in file.keys()} == {  # noqa: SIM118: it is no mapping
+            name: tensor.tolist() for name, tensor in loaded.model.state_dict().items()
+        }
+        assert json.loads(file.metadata()["config"])["model"]["name"] == "basic"
+
+
+def test_a_hub_folder_is_loaded_by_from_pretrained(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "run", "--to", "hub", "--out", "digits-model"]) == EXIT_DONE
+    assert capsys.readouterr().out.splitlines()[-1] == "written: digits-model/"
+    folder = work / "digits-model"
+    assert sorted(entry.name for entry in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    model, images = HubModel.from_pretrained(str(folder)), images_of(work)
+    expected = load_model("run")
+    torch.testing.assert_close(model(images), export_formats.reference_logits(expected, images), atol=0, rtol=0)
+    assert not model.training
+    card = (folder / "README.md").read_text()
+    assert "100.00 % (50 of 50)" in card
+    assert model.weights_sha256 in card
+    assert str(work) not in card + (folder / "config.json").read_text()
+
+
+def test_a_model_that_classifies_otherwise_is_refused(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forward(self: export_formats.ImageGraph, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = -self.model(images.unsqueeze(1).float())
+        return logits, logits.softmax(1)
+
+    monkeypatch.setattr(export_formats.ImageGraph, "forward", forward)
+    assert main(["export", "run", "--to", "torch-export"]) == EXIT_FAILED
+    assert "are classified otherwise" in capsys.readouterr().err
+    assert sorted(entry.name for entry in work.iterdir()) == ["digits", "run"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--to", "torch-export", "--int8"], "--int8: only with --to onnx"),
+        (["--to", "torch-export", "--out", "x.bin"], "must end in .pt2"),
+        (["--to", "hub", "--out", "digits"], "is there already"),
+        (["--to", "torch-export", "--out", "run/config.yaml/x.pt2"], "cannot be written"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    work: Path, arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "run", *arguments]) == EXIT_USER
+    (line,) = capsys.readouterr().err.splitlines()
+    assert what in line
+
+
+def test_without_onnx_the_error_says_how_to_install_it(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mnist_dist.commands.export.find_spec", lambda name: None)
+    assert main(["export", "run", "--to", "onnx"]) == EXIT_USER
+    assert "pip install 'mnist_dist[export]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.pt2", pytest.param("model.onnx", marks=needs_onnx)])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"x" * 1000])
+def test_another_file_is_no_exported_model(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Exception, match="is not a model that `mnist-dist export` wrote") as caught:
+        open_exported(tmp_path / name)
+    assert type(caught.value).__name__ == "UserError"
