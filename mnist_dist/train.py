@@ -87,6 +87,7 @@ def train(
     """
     import torch
 
+    from mnist_dist.checkpoint.model_files import check_resumable_code
     from mnist_dist.checkpoint.run_dir import (
         check_resumable,
         open_run_dir,
@@ -101,8 +102,8 @@ def train(
     from mnist_dist.data.prepare import is_default_root, provide_files, resolve_root
     from mnist_dist.distributed.consistency import check_ranks_agree
     from mnist_dist.distributed.runtime import start_runtime
-    from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
+    from mnist_dist.training.build_model import build_model, find_model
     from mnist_dist.training.state import TrainingState
     from mnist_dist.training.train_step import TrainStep
 
@@ -123,6 +124,7 @@ def train(
         files = provide_files(root, "local", console.print)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
         check_ranks_agree(runtime, {"the data set": data.shown_digests})
+        builder = find_model(config, runtime)
 
         # The run directory, locked, and the checkpoint to resume from. Rank 0 opens and reads them for all ranks, which
         # may be on machines without this directory.
@@ -130,6 +132,7 @@ def train(
         saved, source = run_dir.load(), run_dir.checkpoint.folder if run_dir.checkpoint else None
         if saved and source:
             check_resumable(config, saved.state["config"], source)
+            check_resumable_code(saved.state["code"], builder.digests, source)
             saved_root = saved.state["config"].get("data", {}).get("root", "")
             check_resumable_data(saved.state["data"], saved_root, data.digests, root, source, console.warn)
         if saved and run_dir.same_run:
@@ -137,13 +140,13 @@ def train(
         else:
             run_id = runtime.run_on_main(lambda: new_run_id(config, run_dir.folder))
 
-        # The model: the same on all ranks, because each initialises it from the same seed.
-        torch.manual_seed(config.run.seed)
+        # The model: the same on all ranks.
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
-        model = runtime.to_device(create_model(config.model.name))
+        num_classes = len(config.data.classes)
+        model = build_model(builder, config, runtime, num_classes, len(data.train), console.warn)
 
         # The training state: restored from the checkpoint, then wrapped for training.
-        state = TrainingState(model, config, runtime, images=len(data.train))
+        state = TrainingState(model, config, runtime, images=len(data.train), code=builder.files)
         if saved and source:
             state.restore(saved, str(source))
             warn_if_other_hardware(saved.state["machine"], runtime.fingerprint(), console.warn)
@@ -218,6 +221,7 @@ def train_and_test(
         Stopped: a rank was asked to stop; a checkpoint is written.
         TrainingError: train.nonfinite ends the run, or a file cannot be written.
     """
+    from mnist_dist.checkpoint.model_files import write_model_files
     from mnist_dist.checkpoint.run_dir import write_config, write_summary
     from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE
     from mnist_dist.console.tee import TeeConsole
@@ -245,6 +249,7 @@ def train_and_test(
     metrics_file: MetricsFile | None = None
     if runtime.is_main:
         write_config(folder, config)
+        write_model_files(folder, state.code)
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
     resolved = describe_resolved(state, data) | versions()
     has_media = wants_media(config, tracked, runtime)

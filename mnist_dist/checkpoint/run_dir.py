@@ -5,6 +5,7 @@
         config.yaml    the resolved configuration, ready for `--config`
         metrics.jsonl  see `tracking.metrics_file`
         checkpoints/   see `checkpoint.manager`
+        model/         only with a model of the user's own: its source files
         profile/       only with train.profile
         summary.json   written last: a run directory with it holds a finished run
 
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mnist_dist.checkpoint.format import MANIFEST
@@ -37,6 +38,7 @@ from mnist_dist.checkpoint.run_paths import (
     CHECKPOINTS,
     CONFIG,
     METRICS,
+    MODEL,
     PROFILE,
     RUNS,
     SUMMARY,
@@ -46,7 +48,7 @@ from mnist_dist.checkpoint.run_paths import (
     not_writable,
 )
 from mnist_dist.config.loader import dump
-from mnist_dist.config.schema import Config
+from mnist_dist.config.schema import Config, flat, flatten
 from mnist_dist.utils.errors import TrainingError, UserError
 from mnist_dist.utils.files import atomic_write, expand_home, read_json
 from mnist_dist.utils.strict_json import dump_strict
@@ -189,18 +191,27 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
     Raises:
         UserError: names the settings that differ.
     """
-    before = {section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()}
+    before = flatten({section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()})
+    now = flat(config)
     differing = [
-        f"{section}.{key}={value!r} (was {repr(before[section][key])[:60]})"
-        for section, values in config.to_dict().items()
-        for key, value in values.items()
-        if section != "tracking" and f"{section}.{key}" not in RESUME_OVERRIDABLE and before[section][key] != value
+        (f"{key}={now[key]!r}" if key in now else f"no {key}")
+        + f" (was {repr(before[key])[:60] if key in before else 'not given'})"
+        for key in now | before
+        if not key.startswith("tracking.") and key not in RESUME_OVERRIDABLE and not is_same(key, now, before)
     ]
     if differing:
         raise UserError(
             f"{checkpoint}: was written with other settings: {', '.join(differing[:4])}"
             f"{' ...' if len(differing) > 4 else ''}; give the same, or start anew in another --run.dir"
         )
+
+
+def is_same(key: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a setting has the same value; the file of a model may have moved, since its content is compared."""
+    value, old = now.get(key), before.get(key)
+    if key == "model.name":
+        return PurePath(str(value)).name == PurePath(str(old)).name
+    return value == old and (key in now) == (key in before)
 
 
 def warn_if_other_hardware(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:
@@ -240,7 +251,7 @@ def prepare_run_dir(run_dir: RunDir, config: Config, lock: RunLock) -> bool:
 
 
 def delete_old_run(folder: Path) -> None:
-    """Delete the checkpoints (incomplete ones too), profile, metrics and summary of an earlier run; nothing else.
+    """Delete the checkpoints (incomplete ones too), profile, code, metrics and summary of an earlier run; nothing else.
 
     Raises:
         OSError: one of them cannot be deleted.
@@ -248,8 +259,9 @@ def delete_old_run(folder: Path) -> None:
     recover(folder / CHECKPOINTS)
     for checkpoint in list_checkpoints(folder / CHECKPOINTS):
         shutil.rmtree(checkpoint)
-    if (folder / PROFILE).is_dir():
-        shutil.rmtree(folder / PROFILE)
+    for name in (PROFILE, MODEL):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
     for name in (METRICS, SUMMARY):
         (folder / name).unlink(missing_ok=True)
 

@@ -109,6 +109,8 @@ class CheckpointState:
     data: dict[str, str]
     """SHA-256 of the training set (`train`) and of the test set (`test`); empty if the version that wrote it kept none.
     """
+    code: dict[str, str]
+    """SHA-256 of the source files of a model of the user's own, by relative path; empty with a registered model."""
 
 
 def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
     if isinstance(position, dict) and "progress" not in state and not position.keys() & {*PROGRESS_FIELDS_0_1.values()}:
         progress = {PROGRESS_FIELDS_0_1.get(name, name): value for name, value in position.items()}
         state = {name: value for name, value in state.items() if name != "position"} | {"progress": progress}
-    return {"norms": asdict(NormSums()), "data": {}, **state}  # the first checkpoints had neither
+    return {"norms": asdict(NormSums()), "data": {}, "code": {}, **state}  # the first checkpoints had none
 
 
 def check_state(state: dict[str, Any], step: int) -> None:
@@ -165,6 +167,8 @@ def invalid_value(state: dict[str, Any], step: int) -> str | None:
         return "scaler is not the state of a gradient scaler"
     if state["data"] and (state["data"].keys() != DATA_KEYS or not all(map(SHA256.fullmatch, state["data"].values()))):
         return "data does not hold the SHA-256 of train and test"
+    if not all(map(SHA256.fullmatch, state["code"].values())):
+        return "code does not hold SHA-256s"
     if len(state["window"]) != len(state["epoch_counts"]):
         return f"window holds {len(state['window'])} counts, epoch_counts {len(state['epoch_counts'])}"
     return None

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     from mnist_dist.training.evaluation import evaluate
     from mnist_dist.utils.strict_json import dump_strict
 
-    loaded = load_model(options.run, options.checkpoint)
+    loaded = load_model(options.run, options.checkpoint, options.model, options.trust)
     config = loaded.config
     if config.run.device != "cpu":  # an accelerator that training insisted on is not needed here
         config = config.model_copy(update={"run": config.run.model_copy(update={"device": "auto"})})
@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> int:
         files = provide_files(root, "local", console.print)
         splits = read_splits(files, config.data, config.run.seed, config.train_limit)
         model = runtime.to_device(loaded.model)
-        mine = {"the checkpoint": {"step": loaded.step, "weights": short(weights_sha256(model))}}
+        code = {"the model's code": {name: short(sha) for name, sha in loaded.code.items()}}
+        mine = code | {"the checkpoint": {"step": loaded.step, "weights": short(weights_sha256(model))}}
         check_ranks_agree(runtime, mine | {"the data set": splits.shown_digests})
         check_split_data(split, loaded.digests, splits.digests, root, console.warn)
         data = getattr(splits, split)
@@ -82,8 +83,8 @@ def build_parser() -> Parser:
         examples=[
             "mnist-dist evaluate runs/digits",
             "mnist-dist evaluate last --split val --checkpoint best",
-            "mnist-dist evaluate runs/digits --data.root=data",
-            "mnist-dist evaluate runs/digits --precision no --json",
+            "mnist-dist evaluate runs/digits --data.root=data --precision no --json",
+            "mnist-dist evaluate runs/mine --model my_net.py:build",
             "torchrun --nproc-per-node 2 -m mnist_dist evaluate runs/digits",
         ],
     )

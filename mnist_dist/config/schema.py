@@ -6,8 +6,9 @@ below a field is its manual: `--help` and the JSON schema print it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
@@ -17,6 +18,19 @@ AUTO_SHARDS = 4
 """Number of fixed shards that train.shards=-1 stands for, where it turns them on."""
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+MODELS = ("unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed")
+"""The registered models, by name: known here, so that a typo is found before torch is imported."""
+CODE_NAME = r"[^:\s][^:]*:[A-Za-z_][A-Za-z0-9_]*"
+"""Spelling of a model by its code: FILE.py:FUNCTION or MODULE:FUNCTION."""
+NAME_CHOICES: list[Any] = [{"enum": list(MODELS)}, {"pattern": f"^{CODE_NAME}$"}]
+MODEL_NAME = rf"^({'|'.join(MODELS)}|{CODE_NAME})$"
+
+Scalar = Union[bool, int, float, str]  # noqa: UP007  the spelling that pydantic and Python 3.10 share
+Argument = Union[Scalar, tuple[Scalar, ...]]  # noqa: UP007
+ARGUMENT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+ARGUMENTS = "model.args"
+"""The one setting that is a mapping; `model.args.width` is the key of one of its entries."""
 
 
 class FrozenModel(BaseModel):
@@ -34,9 +48,10 @@ class FrozenModel(BaseModel):
     @classmethod
     def check_printable(cls, value: Any) -> Any:
         """Refuse line breaks and control characters, which would break up error messages and tables."""
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and not text.isprintable():
-                raise ValueError("not printable")
+        for each in value.values() if isinstance(value, dict) else (value,):
+            for text in each if isinstance(each, tuple) else (each,):
+                if isinstance(text, str) and not text.isprintable():
+                    raise ValueError("not printable")
         return value
 
 
@@ -100,8 +115,12 @@ class DataConfig(FrozenModel):
 class ModelConfig(FrozenModel):
     """Which network is trained."""
 
-    name: Literal["unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "unshuffle"
-    """Registered model; `mnist-dist models` describes each one."""
+    name: Annotated[str, Field(pattern=MODEL_NAME, json_schema_extra={"anyOf": NAME_CHOICES})] = "unshuffle"
+    """Registered model (`mnist-dist models` describes each one), or a function of your own that returns a
+    torch.nn.Module, as FILE.py:FUNCTION or MODULE:FUNCTION."""
+    args: dict[Annotated[str, Field(pattern=ARGUMENT_NAME)], Argument] = {}
+    """Keyword arguments of the model's function, as in --model.args.width=64. Each is a number, true, false, a text
+    (in quotes if it looks like one of these), or a list of these in brackets. `mnist-dist models` lists them."""
 
 
 class OptimConfig(FrozenModel):
@@ -255,8 +274,18 @@ FIELDS: dict[str, FieldInfo] = {
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """The configuration as one dictionary with keys such as `optim.lr`."""
-    return {f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()}
+    """The configuration as one dictionary with keys such as `optim.lr` and `model.args.width`."""
+    return flatten(config.to_dict())
+
+
+def flatten(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Sections of settings as one dictionary; an empty mapping is left out."""
+    found: dict[str, Any] = {}
+    for section, values in sections.items():
+        for key, value in values.items():
+            entries = value.items() if isinstance(value, Mapping) else None
+            found |= {f"{section}.{key}": value} if entries is None else {f"{section}.{key}.{k}": v for k, v in entries}
+    return found
 
 
 class UntitledJsonSchema(GenerateJsonSchema):

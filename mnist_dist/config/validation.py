@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mnist_dist.config.fsdp import USE_FSDP
 from mnist_dist.config.hints import hint_for_option
-from mnist_dist.config.schema import FIELDS, SECTIONS, Config
+from mnist_dist.config.schema import ARGUMENTS, FIELDS, SECTIONS, Config
 from mnist_dist.utils.errors import UserError
 
 
@@ -126,7 +126,7 @@ def check_fsdp(config: Config, environment: Mapping[str, str], origins: Mapping[
 
 def check_key(key: str, origin: str) -> None:
     """Raise UserError, with a suggestion, unless `key` is a setting, such as `optim.lr`."""
-    if key in FIELDS:
+    if key in FIELDS or key.startswith(f"{ARGUMENTS}."):
         return
     section, dot, _ = key.partition(".")
     names = list(SECTIONS[section].model_fields) if section in SECTIONS else []
