@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mnist_dist.models.builder import ModelBuilder
 from mnist_dist.utils.errors import UserError
 
+SHARE = "with {} images, this process's share of an epoch's last batch (data.drop_last=true leaves that out):"
 IMAGES = 2  # of the batch with which a model is tried: one alone is too few for a batch norm
 
 
@@ -43,11 +44,10 @@ def check_model(
         raise UserError(f"{where}: has no parameter that requires a gradient, so there is nothing to train")
     for name, tensor in model.named_parameters():
         if tensor.dtype != torch.float32:
-            raise UserError(f"{where}: parameter {name} is {tensor.dtype}; use torch.float32, and train.precision")
+            raise UserError(f"{where}: parameter {name} is {tensor.dtype}, not torch.float32")
     device = next(iter(trained.values())).device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(IMAGES, 1, 28, 28, generator=generator).to(device)
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
 
     def try_batch(batch: Tensor, doing: str) -> Tensor:
         with builder.running(doing), autocast():
@@ -55,7 +55,7 @@ def check_model(
         check_output(logits, len(batch), num_classes, where)
         return logits
 
-    with torch.random.fork_rng(gpus):
+    with torch.random.fork_rng([]):  # that of the CPU: each step seeds the device's
         with builder.running("when it is copied:"):
             tried = copy.deepcopy(model)
         logits = try_batch(images, "")
@@ -66,7 +66,7 @@ def check_model(
             found = torch.autograd.grad(logits.float().sum(), [parameters[name] for name in trained], allow_unused=True)
         for size in sorted(set(batch_sizes) - {IMAGES}):
             batch = torch.randn(size, 1, 28, 28, generator=generator).to(device)
-            try_batch(batch, f"with a batch of {size}, the share of an epoch's last batch (see data.drop_last):")
+            try_batch(batch, SHARE.format(size))
         tried.eval()
         with torch.no_grad():
             try_batch(images, "in eval mode:")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from mnist_dist.checkpoint.format import MAX_TENSOR_BYTES
 from mnist_dist.checkpoint.tensors import dump_tensors, parse_tensors
 from mnist_dist.config.schema import Config
 from mnist_dist.data.identity import short
@@ -62,10 +63,15 @@ def try_model(
 ) -> list[str]:
     """Names of the parameters without a gradient. Uses no collective. Raises UserError as `build_model` does."""
     where = f"model.name={builder.name}"
+    size = sum(p.nbytes for p in model.parameters() if p.requires_grad) * 2  # Adam's moments
+    if size > MAX_TENSOR_BYTES:
+        raise UserError(
+            f"{where}: its checkpoints would have {size:,} bytes; at most {MAX_TENSOR_BYTES:,} could be read"
+        )
     try:
         parse_tensors(dump_tensors(model.state_dict()))
     except (ValueError, AttributeError) as error:  # what state_dict holds may be no tensor
-        raise UserError(f"{where}: could not be read from a checkpoint: {error}") from None
+        raise UserError(f"{where}: its checkpoints could not be read: {error}") from None
     if runtime.topology.fsdp:
         scalars = [name for name, parameter in model.named_parameters() if not parameter.ndim]
         if scalars:
