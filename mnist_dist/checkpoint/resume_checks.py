@@ -1,0 +1,92 @@
+"""With which settings and on which hardware a run may be resumed from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from mnist_dist.config.schema import Config, OptimConfig, flat, flatten
+from mnist_dist.utils.errors import UserError
+
+RESUME_OVERRIDABLE = {
+    "run.dir",
+    "run.resume",
+    "run.device",
+    "run.threads",
+    "run.timeout",
+    "run.quiet",
+    "data.root",
+    "data.source",
+    "data.classes",
+    "train.max_steps",
+    "train.patience",
+    "train.target_accuracy",
+    "train.max_minutes",
+    "train.eval_batch_size",
+    "train.checkpoint_steps",
+    "train.keep",
+    "train.profile",
+}
+"""Settings that a resumed run may change: none of them changes what it computes. Nor do those of `tracking`."""
+
+
+def is_extendable(optim: OptimConfig) -> bool:
+    """Whether a run may be resumed with more train.epochs: its learning rates so far do not depend on them."""
+    return optim.schedule == "constant" and not optim.warmup
+
+
+def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], checkpoint: Path) -> None:
+    """Refuse to resume with settings that would change what the run computes.
+
+    Args:
+        saved: the configuration in the checkpoint, by section. A setting that it lacks had its default.
+        checkpoint: the checkpoint's folder, for the message.
+
+    Raises:
+        UserError: names the settings that differ.
+    """
+    before = flatten({section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()})
+    now = flat(config)
+    differing = {
+        key: (f"{key}={now[key]!r}" if key in now else f"no {key}")
+        + f" (was {repr(before[key])[:60] if key in before else 'not given'})"
+        for key in now | before
+        if not key.startswith("tracking.") and key not in RESUME_OVERRIDABLE and not is_same(key, now, before)
+    }
+    has_more_epochs = "train.epochs" in differing and config.train.epochs > before["train.epochs"]
+    if has_more_epochs and is_extendable(config.optim):
+        del differing["train.epochs"]
+    if not differing:
+        return
+    if has_more_epochs and [*differing] == ["train.epochs"]:
+        raise UserError(
+            f"{checkpoint}: was written with other settings: {differing['train.epochs']}, which would have given other "
+            "learning rates from the start (except with optim.schedule=constant and optim.warmup=0); start a new run "
+            f"from its weights with --model.init_from={checkpoint} and another --run.dir"
+        )
+    shown = ", ".join([*differing.values()][:4])
+    raise UserError(
+        f"{checkpoint}: was written with other settings: {shown}{' ...' if len(differing) > 4 else ''}; give the same, "
+        "or start anew in another --run.dir"
+    )
+
+
+def is_same(key: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a setting has the same value; the file of a model may have moved, since its content is compared."""
+    value, old = now.get(key), before.get(key)
+    if key == "model.name":
+        return PurePath(str(value)).name == PurePath(str(old)).name
+    return value == old and (key in now) == (key in before)
+
+
+def warn_if_other_hardware(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:
+    """Warn if a run resumes with other versions or on other hardware, where kernels may round differently.
+
+    Args:
+        before: `machine` in the checkpoint's state.
+        now: the same facts of this process.
+    """
+    other = ", ".join(f"{key} {now[key]} instead of {before.get(key)}" for key in now if before.get(key) != now[key])
+    if other:
+        warn(f"this run resumes with {other}: its weights may differ, in the last bits, from an uninterrupted run's")
