@@ -47,11 +47,16 @@ def read_override(key: str, value: Any) -> Setting:
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     texts = [text_of(item) for item in items]
     if key.startswith(f"{ARGUMENTS}."):  # whose type is that of its spelling
-        texts = [json.dumps(text) if isinstance(item, str) else text for item, text in zip(items, texts, strict=True)]
+        texts = [quoted(item) if isinstance(item, str) else text for item, text in zip(items, texts, strict=True)]
     if None in texts:
         raise UserError(f"{key}={shown(repr(value))} ({ARGUMENT}): must be a number, true or false, a text or a list")
     known = [text for text in texts if text is not None]
     return Setting(key, known if isinstance(value, (list, tuple)) else known[0], ARGUMENT)
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, as YAML reads it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def text_of(value: Any) -> str | None:

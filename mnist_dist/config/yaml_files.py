@@ -219,5 +219,5 @@ def text_of(node: yaml.Node, key: str, origin: str) -> str:
     if node.tag not in YAML_TAGS:
         raise UserError(f"{key} ({origin}): has the tag {shown(node.tag)}; write a plain value")
     if node.style and key.startswith(f"{ARGUMENTS}."):  # it has no type of its own, so the quotes say that it is a text
-        return json.dumps(node.value)
+        return json.dumps(node.value, ensure_ascii=False)
     return str(node.value)
