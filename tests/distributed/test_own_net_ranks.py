@@ -12,7 +12,7 @@ from harness import run_ranks
 from programs import write_digits
 from test_fsdp import set_fsdp_environment
 
-from mnist_dist.checkpoint.manager import load_checkpoint
+from mnist_dist.checkpoint.manager import load_verified
 from mnist_dist.train import start
 from mnist_dist.utils.errors import UserError
 
@@ -97,7 +97,7 @@ def trained(work: Path, world_size: int, *options: str, name: str = "Net", fsdp:
     run = f"run-{world_size}-{len(list(work.iterdir()))}"
     assert run_ranks(world_size, train, work, name, options, fsdp, run) == [""] * world_size
     assert [path.name for path in (work / run / "model").iterdir()] == ["nets.py"]
-    saved = load_checkpoint(max((work / run / "checkpoints").iterdir()))
+    saved = load_verified(max((work / run / "checkpoints").iterdir())).parse()
     assert saved.state["code"].keys() == {"nets.py"}
     return saved.model | {"sha256": json.loads((work / run / "summary.json").read_text())["weights_sha256"]}
 
