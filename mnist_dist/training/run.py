@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,18 @@ from mnist_dist.utils.versions import versions
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. Every rank has the same one."""
+    """A finished run. Every rank has the same one.
+
+    >>> from mnist_dist import Config, train
+    >>> run = train(Config.from_recipe("debug", {"run.dir": "runs/other", "run.quiet": True}))
+    runs/other
+    >>> run, run.summary["test.count"]
+    (Run(folder=PosixPath('runs/other')), 1000)
+    """
 
     folder: Path
     """The run directory."""
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
     """The content of its summary.json."""
 
 
@@ -102,7 +109,7 @@ def train_and_test(
         trainer.train()
         already_tested = trainer.held_out_split == "test" and trainer.held_out_metrics
         test = already_tested or trainer.evaluate("test")
-        summary = summarize(trainer, test, resumed_from)
+        summary = runtime.broadcast(summarize(trainer, test, resumed_from))  # its times are those of rank 0
         code = EXIT_DONE
         tracker.alert("Run finished", f"{folder.name}: test accuracy {test.accuracy:.2%}", "INFO")
     except Stopped as stopped:
