@@ -21,6 +21,7 @@ from mnist_dist.tracking.queued_tracker import one_line
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, describe_tracking
 from mnist_dist.training.early_stopping import how_to_train_longer, summary_keys
+from mnist_dist.training.machine_load import share_load
 from mnist_dist.training.metric_logger import MetricLogger
 from mnist_dist.training.profiler import measure_peak_flops
 from mnist_dist.training.state import TrainingState
@@ -86,7 +87,10 @@ def train_and_test(
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
     resolved = describe_resolved(state, data) | versions()
     has_media = wants_media(config, tracked, runtime)
-    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved, start_tracker)
+    load = share_load(tracked, run_id, runtime, console.warn)
+    tracker = open_tracker(
+        tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved, start_tracker, load
+    )
     if isinstance(console, TeeConsole):
         console.copy_lines_to(tracker.write_logs)
 
