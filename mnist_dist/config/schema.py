@@ -43,6 +43,9 @@ class RunConfig(FrozenModel):
     """Seconds that a process waits for the others, at the start and in each collective, before the run ends."""
     quiet: bool = False
     """Print only errors and the path of the run directory."""
+    as_processes: int = Field(default=0, ge=0, le=4096)
+    """Dry run: in one process, check what this many would meet, and print their shares, memory and traffic as a table.
+    Then train as they would if they had fixed shards, which gives the same weights; otherwise end. 0: off."""
 
 
 class DataConfig(FrozenModel):
@@ -83,6 +86,9 @@ class ModelConfig(FrozenModel):
 
     name: Literal["unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "unshuffle"
     """Registered model; `mnist-dist models` describes each one."""
+    init_from: str = ""
+    """Weights to start a new run from, in place of random ones: a run (its newest checkpoint), a checkpoint, a
+    .safetensors file, or last: the newest run in runs/. Their head may have another number of classes. Empty: none."""
 
 
 class OptimConfig(FrozenModel):
@@ -167,11 +173,14 @@ class TrainConfig(FrozenModel):
 
 
 class TrackingConfig(FrozenModel):
-    """What is recorded in wandb, besides metrics.jsonl, which is always written."""
+    """What is recorded in wandb and other trackers, besides metrics.jsonl, which is always written."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Mode of wandb. auto: as given to wandb itself (WANDB_MODE, WANDB_DISABLED, `wandb offline`), otherwise online if
     a key is configured, otherwise offline. It never prompts."""
+    also: tuple[Literal["tensorboard", "trackio", "mlflow"], ...] = ()
+    """Trackers beside wandb, through accelerate. Each records rows, settings and images in a folder of its name in
+    run.dir; trackio and mlflow elsewhere if TRACKIO_DIR, TRACKIO_SERVER_URL or MLFLOW_TRACKING_URI say so."""
     project: str = "mnist_dist"
     """wandb project. If not set, WANDB_PROJECT; likewise WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS and
     WANDB_NOTES below."""
@@ -240,8 +249,8 @@ class Config(FrozenModel):
         Raises:
             UserError: one line that names the setting, its origin (`argument` for an override) and what would work.
 
-        >>> Config.from_recipe(["debug", "seeds/convnet"], {"optim.lr": 0.1, "data.classes": list("abcdefghij")}).model
-        ModelConfig(name='convnet')
+        >>> Config.from_recipe(["debug", "seeds/convnet"], {"optim.lr": 0.1, "data.classes": list("abcdefghij")}).model.name
+        'convnet'
         >>> Config.from_recipe("debug", {"optim.lrr": 0.1})
         Traceback (most recent call last):
         mnist_dist.utils.errors.UserError: optim.lrr (argument): unknown setting; did you mean optim.lr?

@@ -37,17 +37,7 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
         UserError: the device cannot compute in the precision that was asked for, accelerate refuses its environment, or
             it sees another number of processes.
     """
-    precision: str = config.train.precision
-    source = "train.precision"
-    if precision == "auto":
-        # `accelerate launch` sets "no" by default, so only its other values are a choice.
-        precision, source = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "what the launcher says"
-    if precision == "no" and config.train.precision == "auto":
-        precision, source = native_precision(cpu), "native on this machine"
-    if precision not in PRECISIONS:
-        raise UserError(f"mixed_precision={precision} ({source}): must be one of {', '.join(PRECISIONS)}")
-    if cpu and precision == "fp16":
-        raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
+    precision = resolve_precision(config, cpu, native_precision(cpu))
     # A single process under torchrun is wrapped in DDP too: the hook would round gradients that are never sent.
     compress = config.train.compress if topology.world_size > 1 else "no"
     asked = os.environ.pop(USE_FSDP, None)  # accelerate shards models on GPUs only; FSDPStrategy does it on any device
@@ -87,6 +77,30 @@ def open_control_group(timeout: timedelta) -> Any:
         timeout: of its collectives.
     """
     return dist.new_group(backend="gloo", timeout=timeout)
+
+
+def resolve_precision(config: Config, cpu: bool, native: str) -> str:
+    """Mixed precision of a run: `no`, `fp16` or `bf16`.
+
+    Args:
+        cpu: whether to train on the CPU.
+        native: what the device computes natively, for where nobody chose: see `native_precision`.
+
+    Raises:
+        UserError: the device cannot compute in the precision that was asked for.
+    """
+    precision: str = config.train.precision
+    source = "train.precision"
+    if precision == "auto":
+        # `accelerate launch` sets "no" by default, so only its other values are a choice.
+        precision, source = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "what the launcher says"
+    if precision == "no" and config.train.precision == "auto":
+        precision, source = native, "native on this machine"
+    if precision not in PRECISIONS:
+        raise UserError(f"mixed_precision={precision} ({source}): must be one of {', '.join(PRECISIONS)}")
+    if cpu and precision == "fp16":
+        raise UserError(f"fp16 ({source}) needs a GPU, and this run is on the CPU; use --train.precision=bf16 or no")
+    return precision
 
 
 def init_method(topology: Topology) -> str | None:

@@ -173,16 +173,10 @@ def read_ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
     Raises:
         UserError: they are not numbers, or contradict each other.
     """
-
-    def number(name: str, default: int) -> int:
-        text = environment.get(name, "")
-        try:
-            return int(text) if text else default
-        except ValueError:
-            raise UserError(f"{name}={text!r} (environment): must be a whole number, as the launcher sets it") from None
-
-    rank, world_size = number("RANK", 0), number("WORLD_SIZE", 1)
-    local_rank, local_world_size = number("LOCAL_RANK", rank), number("LOCAL_WORLD_SIZE", world_size)
+    rank = read_int(environment, "RANK", default=0)
+    world_size = read_int(environment, "WORLD_SIZE", default=1)
+    local_rank = read_int(environment, "LOCAL_RANK", default=rank)
+    local_world_size = read_int(environment, "LOCAL_WORLD_SIZE", default=world_size)
     if world_size > 1 and not environment.get("RANK"):
         raise UserError(f"RANK is not set (environment), but WORLD_SIZE={world_size} is; start with a launcher")
     if not 0 <= rank < world_size:

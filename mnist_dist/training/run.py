@@ -14,7 +14,9 @@ from mnist_dist.config.validation import describe_early_stopping, describe_exces
 from mnist_dist.console.console import Console
 from mnist_dist.console.tee import TeeConsole
 from mnist_dist.data.dataset import Splits
+from mnist_dist.distributed.accelerate_trackers import start_tracker
 from mnist_dist.tracking.metrics_file import MetricsFile
+from mnist_dist.tracking.queued_tracker import one_line
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, describe_tracking
 from mnist_dist.training.early_stopping import how_to_train_longer, summary_keys
@@ -82,7 +84,7 @@ def train_and_test(
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
     resolved = describe_resolved(state, data) | versions()
     has_media = wants_media(config, tracked, runtime)
-    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved)
+    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved, start_tracker)
     if isinstance(console, TeeConsole):
         console.copy_lines_to(tracker.write_logs)
 
@@ -105,8 +107,13 @@ def train_and_test(
         test = already_tested or trainer.evaluate("test")
         summary = runtime.broadcast(summarize(trainer, test, resumed_from))  # its times are those of rank 0
         code = EXIT_DONE
-    except Stopped:
+        tracker.alert("Run finished", f"{folder.name}: test accuracy {test.accuracy:.2%}", "INFO")
+    except Stopped as stopped:
         code = EXIT_STOPPED
+        tracker.alert("Run stopped", f"{folder.name}: {stopped}")
+        raise
+    except BaseException as error:
+        tracker.alert("Run failed", f"{folder.name}: {one_line(error)}", "ERROR")
         raise
     finally:
         console.close()
