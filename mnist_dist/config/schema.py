@@ -269,8 +269,8 @@ class Config(FrozenModel):
         Raises:
             UserError: one line that names the setting, its origin (`argument` for an override) and what would work.
 
-        >>> Config.from_recipe(["debug", "seeds/convnet"], {"optim.lr": 0.1, "data.classes": list("abcdefghij")}).model
-        ModelConfig(name='convnet', args={})
+        >>> Config.from_recipe(["debug", "seeds/convnet"], {"optim.lr": 0.1, "data.classes": list("abcdefghij")}).model.name
+        'convnet'
         >>> Config.from_recipe("debug", {"optim.lrr": 0.1})
         Traceback (most recent call last):
         mnist_dist.utils.errors.UserError: optim.lrr (argument): unknown setting; did you mean optim.lr?
