@@ -17,14 +17,14 @@ from mnist_dist.checkpoint.state import check_config_readable
 from mnist_dist.config.arguments import check_config
 from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
 from mnist_dist.config.schema import Config
-from mnist_dist.distributed.launcher import is_called_by_launcher
+from mnist_dist.distributed.launcher import is_called_by_launcher, is_inside_launch_function
+from mnist_dist.distributed.openmp import release_threads_before_forks
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking
-from mnist_dist.utils.environment import restored_process
-from mnist_dist.utils.errors import EXIT_DONE, Stopped, UserError
-from mnist_dist.utils.exit import exit_with, run_to_exit_code
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError
+from mnist_dist.utils.exit import exit_with, library_function, report, run_to_exit_code
 from mnist_dist.utils.resume_command import resume_command
-from mnist_dist.utils.stdio import guarded_streams, ignore_output_errors
+from mnist_dist.utils.stdio import ignore_output_errors
 
 if TYPE_CHECKING:
     from mnist_dist.checkpoint.run_dir import RunDir
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             they ignore what it returns.
     """
     code = run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
-    if code and is_called_by_launcher():
+    if code and (is_called_by_launcher() or is_inside_launch_function()):
         raise SystemExit(code)
     return code
 
@@ -66,8 +66,7 @@ def start(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-@guarded_streams()
-@restored_process()
+@library_function
 def train(config: Config) -> Run:
     """Train as `mnist-dist train` does, in this process: the same files, the same weights bit for bit.
 
@@ -92,7 +91,12 @@ def train(config: Config) -> Run:
     (PosixPath('runs/debug-...'), 40, 1000)
     """
     topology = resolve_topology()
-    run = run_training(check_config(config, topology.world_size, topology.fsdp), topology, None)
+    try:
+        run = run_training(check_config(config, topology.world_size, topology.fsdp), topology, None)
+    except Stopped as stopped:
+        if topology.is_main and is_called_by_launcher():
+            report(stopped, EXIT_STOPPED, "stopped")  # notebook_launcher raises only that it got the signal
+        raise
     if run is None:
         raise UserError(
             f"run.as_processes={config.run.as_processes}: without fixed shards there is no run to return; set "
@@ -148,6 +152,7 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
     from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
     from mnist_dist.training.early_stopping import is_finished
+    from mnist_dist.training.initial_weights import load_initial_weights
     from mnist_dist.training.rank_checks import check_ranks
     from mnist_dist.training.run import finished_run, train_and_test
     from mnist_dist.training.state import TrainingState
@@ -189,7 +194,10 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         model = runtime.to_device(create_model(config.model.name))
 
         # The training state: restored from the checkpoint, then wrapped for training.
-        state = TrainingState(model, config, runtime, images=len(data.train))
+        initial_weights = None
+        if config.model.init_from and not saved:
+            initial_weights = load_initial_weights(model, config, data, run_dir.folder, runtime, console)
+        state = TrainingState(model, config, runtime, len(data.train), initial_weights)
         if saved and source:
             state.restore(saved, str(source))
             warn_if_other_hardware(saved.state["machine"], runtime.fingerprint(), console.warn)
@@ -238,6 +246,8 @@ class CallableModule(ModuleType):
 
 CallableModule.__call__.__doc__ = train.__doc__
 sys.modules[__name__].__class__ = CallableModule
+__qualname__ = train.__qualname__  # notebook_launcher asks for it
+release_threads_before_forks()
 
 if __name__ == "__main__":
     exit_with(main)

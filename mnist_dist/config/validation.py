@@ -86,6 +86,11 @@ def find_conflicts(config: Config, world_size: int, origins: Mapping[str, str]) 
             f"{named('train.overfit_batches')} and {named('data.limit')} both choose the training images; "
             "set one of them to 0"
         )
+    if config.model.init_from and config.run.resume not in ("auto", "never", "last"):
+        raise UserError(
+            f"{named('model.init_from')} and {named('run.resume')} exclude each other: one starts a new run from "
+            "weights, the other continues a run; give one of them"
+        )
     if len(data.classes) != 10 or len(set(data.classes)) != 10:
         yield f"{named('data.classes')}: must be ten different names, one for each label"
 

@@ -226,7 +226,7 @@ def test_every_number_that_python_prints_is_read_exactly(number: float) -> None:
         ("--optim.lrr=1", "optim.lrr (command line): unknown setting; did you mean optim.lr?"),
         ("--lr=1", "lr (command line): unknown setting; did you mean optim.lr?"),
         ("--tracking=1", "tracking (command line): is a section; give one of its settings, as in --tracking.mode=..."),
-        ("--model.depth=1", "model.depth (command line): unknown setting; settings of model: name"),
+        ("--model.depth=1", "model.depth (command line): unknown setting; settings of model: name, init_from"),
         ("--nonsense=1", "nonsense (command line): unknown setting; --help lists all settings"),
         ("--optim.lr", "--optim.lr (command line) needs a value: --optim.lr=VALUE"),
         ("--config", "--config (command line) needs a value: --config=VALUE"),

@@ -239,11 +239,14 @@ def without(key: str) -> bytes:
     return json.dumps({k: v for k, v in state_of(7).items() if k != key}).encode()
 
 
+LATER_KEYS = ("norms", "data", "initial_weights")
+"""Keys that the first versions did not write."""
+INITIAL = state_of(7)["initial_weights"]
 SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 0}
 NORMS = state_of(7)["norms"]
 BEST = {"step": 5, "accuracy": 0.5, "loss": 1.5}
 STATES: dict[str, tuple[bytes, str]] = {
-    **{f"no {key}": (without(key), f"the state lacks '{key}'") for key in state_of(7) if key not in ("norms", "data")},
+    **{f"no {key}": (without(key), f"the state lacks '{key}'") for key in state_of(7) if key not in LATER_KEYS},
     **{f"{key} null": (changed(**{key: None}), f"{key} is not ") for key in state_of(7)},
     **{
         f"progress without {key}": (
@@ -273,6 +276,20 @@ STATES: dict[str, tuple[bytes, str]] = {
     "best of half a step": (moved(best=BEST | {"step": 1.5}), "progress.best does not name"),
     "best of none": (moved(best={"accuracy": 1.0}), "progress.best does not name"),
     "best a text": (moved(best=BEST | {"loss": "low"}), "best.'loss' is not a number"),
+    "best of the held-out set": (moved(held_out_best={"loss": 1.0}), "progress.held_out_best does not hold accuracy"),
+    "stopped for nothing": (moved(stop_reason="boredom"), "progress.stop_reason is not a setting"),
+    "evaluations later": (moved(evaluations_since_best=8), "progress.evaluations_since_best is 8 at step 7"),
+    "initial weights of nowhere": (
+        changed(initial_weights=INITIAL | {"source": ""}),
+        "initial_weights does not hold a",
+    ),
+    "initial weights half": (changed(initial_weights={"source": "a"}), "initial_weights lacks"),
+    "initial weights of a bad digest": (changed(initial_weights=INITIAL | {"sha256": "x"}), "initial_weights does not"),
+    "images half": (changed(initial_weights=INITIAL | {"trained_on": [{"seed": 1}]}), "trained_on[0] lacks"),
+    "images negative": (
+        changed(initial_weights=INITIAL | {"trained_on": [INITIAL["trained_on"][0] | {"seed": -1}]}),
+        "initial_weights holds a number that is too small",
+    ),
     "run_id a path": (changed(run_id="../../x"), "run_id is not an id"),
     "run_id an escape": (changed(run_id="\x1b[2J"), "run_id is not printable text"),
     "run_id long": (changed(run_id="a" * 100), "run_id is not an id"),

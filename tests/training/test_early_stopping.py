@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from harness import run_ranks
 from measured_keys import MEASURED_ROW_KEYS
-from recorded_run import Row, Run, comparable, config, start, stop_after
+from recorded_run import Row, Run, build, comparable, config, start, stop_after
 from small_training import BASICS, open_trainer, synthetic_images
 
 from mnist_dist.checkpoint.manager import list_checkpoints, load_verified, newest_verified
@@ -21,7 +21,7 @@ from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.data.dataset import Splits
 from mnist_dist.distributed.runtime import start_runtime
-from mnist_dist.distributed.topology import read_topology
+from mnist_dist.distributed.topology import Topology, read_topology
 from mnist_dist.training import early_stopping
 from mnist_dist.training import trainer as trainer_module
 from mnist_dist.training.early_stopping import check_target, summary_keys
@@ -71,6 +71,17 @@ def test_the_target_ends_the_run_at_the_evaluation_that_reaches_it(tmp_path: Pat
     check_target(summary_keys(run.trainer.state))
 
 
+def test_media_are_logged_after_the_evaluation_that_ends_the_run(tmp_path: Path) -> None:
+    """Also within an epoch. They were collected before it was known."""
+    settings = config(FROZEN, epochs=9, eval_steps=3, patience=3)
+    epochs: list[tuple[int, int]] = []
+    with start_runtime(settings, Topology()) as runtime:
+        build(
+            settings, runtime, DATA, tmp_path, log_media=lambda step, epoch, media: epochs.append((step, epoch))
+        ).train()
+    assert epochs == [(4, 1), (8, 2)]
+
+
 def test_a_target_that_is_not_reached_is_an_error_of_all_ranks(tmp_path: Path) -> None:
     run = start(config(FROZEN, target_accuracy=0.99), tmp_path, DATA)
     summary = summary_keys(run.trainer.state) | {"train.steps": 8}
@@ -83,7 +94,7 @@ def test_a_target_that_is_not_reached_is_an_error_of_all_ranks(tmp_path: Path) -
 
 
 SETTINGS = {
-    "patience within an epoch": config(FROZEN, epochs=3, eval_steps=3, patience=2),
+    "patience within an epoch": config(FROZEN, epochs=3, eval_steps=3, patience=2, log_steps=4),
     "patience at an epoch's end": config(FROZEN, epochs=3, patience=1),
     "target": config(LEARNS | {"ema": 0.5}, epochs=3, eval_steps=3, target_accuracy=0.3, log_steps=50),
 }
@@ -244,6 +255,11 @@ def test_max_minutes_counts_the_time_before_a_resume(tmp_path: Path, monkeypatch
     more = settings.model_copy(update={"train": settings.train.model_copy(update={"max_minutes": 1.0})})
     longer = start(more, tmp_path, DATA, resume=newest_verified(tmp_path, pytest.fail).folder, before=clock.tick(5.0))
     assert ended(longer)[:2] == (12, "max_minutes")
+
+
+def test_the_time_is_kept_without_a_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(config(FROZEN, max_steps=3), tmp_path, DATA, before=Clock(monkeypatch).tick(5.0))
+    assert load_verified(tmp_path / "step-00000003").parse().state["progress"]["wall_seconds"] == 15.0
 
 
 # Several ranks
