@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.checkpoint.run_paths import CONFIG
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, CONFIG
 from mnist_dist.checkpoint.state import check_config_readable
 from mnist_dist.config.arguments import check_config
 from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
@@ -138,6 +138,7 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
 
     import torch
 
+    from mnist_dist.checkpoint.manager import list_checkpoints
     from mnist_dist.checkpoint.model_files import check_resumable_code
     from mnist_dist.checkpoint.resume_checks import check_resumable, warn_if_other_hardware
     from mnist_dist.checkpoint.run_dir import open_run_dir, prepare_run_dir
@@ -214,6 +215,11 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
                 run = train_and_test(train_step, data, console, run_dir, run_id, key_check)
             except Stopped as stopped:
                 raise Stopped(f"{stopped}; {how_to_go_on(config, topology, arguments, run_dir)}") from stopped
+            except BaseException:  # an error, or a second Ctrl-C
+                if topology.is_main and (checkpoints := list_checkpoints(run_dir.folder / CHECKPOINTS)):
+                    how = how_to_go_on(config, topology, arguments, run_dir)
+                    console.print(f"the newest checkpoint is {checkpoints[-1].name}; {how}")
+                raise
         lock.mark_finished()
     return run
 
