@@ -269,7 +269,7 @@ class Config(FrozenModel):
         Raises:
             UserError: one line that names the setting, its origin (`argument` for an override) and what would work.
 
-        >>> config = Config.from_recipe(["debug", "seeds/convnet"], {"optim.lr": 0.1, "data.classes": list("abcdefghij")})
+        >>> config = Config.from_recipe(["debug", "seeds/convnet"], {"optim.lr": 0.1, "train.epochs": 2})
         >>> config.model.name
         'convnet'
         >>> Config.from_recipe("debug", {"optim.lrr": 0.1})
