@@ -6,7 +6,6 @@ COMMANDS = {
     "predict": "classify pictures, or images of MNIST, with a run's network",
     "runs": "list runs with their results, and what differs between them",
     "compare": "say what differs between two runs, bit for bit",
-    "report": "write the report of a run, or of several, as one HTML file",
     "explain": "draw what the network sees, or the features of the test set",
     "export": "write a run's network as ONNX, torch.export, or for the Hub",
     "demo": "draw digits on a page, and see them recognised",

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     from mnist_dist.checkpoint.load_model import load_model
     from mnist_dist.commands.demo_server import open_server
 
-    loaded = load_model(options.run, options.checkpoint)
+    loaded = load_model(options.run, options.checkpoint, options.model, options.trust)
     try:
         server = open_server(loaded, options.port)
     except OSError as error:

@@ -21,6 +21,7 @@ from torch import Tensor
 from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.data.loader import normalize
 from mnist_dist.data.photo import grey_to_image
+from mnist_dist.models import classifier
 from mnist_dist.models.feature_maps import feature_maps, montage
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.strict_json import dump_strict
@@ -142,7 +143,7 @@ def recognise(loaded: LoadedModel, drawing: Tensor) -> dict[str, Any]:
     except UserError:  # blank
         return {}
     pixels = normalize(image[None], loaded.config.data)
-    probabilities = loaded.model.probabilities(loaded.model(pixels[None]))[0]
+    probabilities = classifier.probabilities(loaded.model, loaded.model(pixels[None]))[0]
     maps = {
         name: as_png(montage(channels, width=MAP_WIDTH * (channels.shape[-1] + 1), rows=-(-len(channels) // MAP_WIDTH)))
         for name, channels in feature_maps(loaded.model, pixels)

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
     from mnist_dist.checkpoint.load_model import load_model
 
-    loaded = load_model(options.run, options.checkpoint)
+    loaded = load_model(options.run, options.checkpoint, options.model, options.trust)
     if options.embedding:
         figure, line = draw_map(loaded, options)
         out = options.out or "embedding.png"

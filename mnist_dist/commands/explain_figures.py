@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.data.loader import normalize
+from mnist_dist.models import classifier
 from mnist_dist.models.attribution import integrated_gradients, occlusion
 from mnist_dist.models.embedding import penultimate_features, principal_components
 from mnist_dist.models.feature_maps import montage
@@ -36,7 +37,7 @@ def explanation_figure(loaded: LoadedModel, image: Tensor, name: str) -> tuple[F
     model, config = loaded.model, loaded.config.data
     pixels = normalize(image[None, None], config)[0]
     logits, layers = run_layers(model, pixels)
-    probabilities = model.probabilities(logits)[0]
+    probabilities = classifier.probabilities(model, logits)[0]
     predicted = int(probabilities.argmax())
     background = (0.0 - config.mean) / config.std
 

@@ -46,7 +46,12 @@ def main(arguments: list[str]) -> int:
     from mnist_dist.checkpoint.load_model import load_model
     from mnist_dist.commands.predict import read_split
 
-    loaded = load_model(options.run, options.checkpoint)
+    loaded = load_model(options.run, options.checkpoint, options.model, options.trust)
+    if options.to == "hub" and loaded.code:
+        raise UserError(
+            f"--to hub: the network {loaded.config.model.name} is not one of this package, and the folder would need "
+            "its code; use --to onnx, torch-export or safetensors"
+        )
     images, labels = read_split(loaded, "test", options.root)
     aside = out.with_name(f".{out.name}.{os.getpid()}{out.suffix}")
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.checkpoint.tensors import dump_tensors, parse_tensors, weights_sha256
 from mnist_dist.config.schema import DataConfig
 from mnist_dist.data.loader import normalize
-from mnist_dist.models import create_model
+from mnist_dist.models import classifier
 from mnist_dist.utils.strict_json import dump_strict
 
 FACTS = "mnist_dist.json"
@@ -41,7 +43,7 @@ class ImageGraph(nn.Module):
         """Logits and probabilities, float32 (B, K), of images (B, 28, 28)."""
         pixels = images.unsqueeze(1)
         logits = self.model(normalize(pixels * 255 if self.is_float else pixels, self.config))
-        return logits, self.model.probabilities(logits)
+        return logits, classifier.probabilities(self.model, logits)
 
 
 def facts_of(loaded: LoadedModel, images: str) -> dict[str, Any]:
@@ -153,6 +155,6 @@ def write_safetensors(path: Path, loaded: LoadedModel, facts: dict[str, Any], im
     metadata = {FACTS: dump_strict(facts), "config": json.dumps(loaded.config.to_dict()), "format": "pt"}
     tensors = parse_tensors(dump_tensors(loaded.model.state_dict()))  # copies, contiguous and on the CPU
     save_file(tensors, path, metadata=metadata)
-    model = create_model(loaded.config.model.name, len(loaded.config.data.classes)).eval()
+    model = copy.deepcopy(loaded.model)
     model.load_state_dict(load_file(path))
-    return reference_logits(LoadedModel(loaded.config, model, loaded.step, loaded.digests), images)
+    return reference_logits(replace(loaded, model=model), images)

@@ -71,7 +71,7 @@ def test_safetensors_have_the_weights_and_the_settings(work: Path) -> None:
     assert main(["export", "run", "--to", "safetensors"]) == EXIT_DONE
     loaded = load_model("run")
     with safe_open(work / "model.safetensors", "pt") as file:
-        assert {name: file.get_tensor(name).tolist() for name in file.keys()} == {  # noqa: SIM118: it is no mapping
+        assert {name: file.get_tensor(name).tolist() for name in file.keys()} == {  # noqa: SIM118
             name: tensor.tolist() for name, tensor in loaded.model.state_dict().items()
         }
         assert json.loads(file.metadata()["config"])["model"]["name"] == "basic"
