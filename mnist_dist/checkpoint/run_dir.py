@@ -45,6 +45,7 @@ from mnist_dist.checkpoint.run_paths import (
     create_new_folder,
     not_writable,
 )
+from mnist_dist.config.data_sets import CLASS_NAMES
 from mnist_dist.config.loader import dump
 from mnist_dist.config.schema import Config
 from mnist_dist.utils.errors import TrainingError, UserError
@@ -58,6 +59,7 @@ RESUME_OVERRIDABLE = {
     "run.threads",
     "run.timeout",
     "run.quiet",
+    "data.name",
     "data.root",
     "data.source",
     "data.classes",
@@ -67,7 +69,11 @@ RESUME_OVERRIDABLE = {
     "train.keep",
     "train.profile",
 }
-"""Settings that a resumed run may change: none of them changes what it computes. Nor do those of `tracking`."""
+"""Settings that a resumed run may change: none of them changes what it computes. Nor do those of `tracking`.
+
+Other names of the data set or of its classes do not, if the images, labels and number of classes are the same, which is
+checked.
+"""
 
 
 # Opening a run
@@ -189,6 +195,12 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
     Raises:
         UserError: names the settings that differ.
     """
+    classes, had = len(config.data.class_names), count_classes(saved.get("data", {}))
+    if classes != had:
+        raise UserError(
+            f"{checkpoint}: was trained on {had} classes, but there are {classes} now; name the same data with "
+            "--data.root=DIR and --data.name=NAME, or start anew in another --run.dir"
+        )
     before = {section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()}
     differing = [
         f"{section}.{key}={value!r} (was {repr(before[section][key])[:60]})"
@@ -201,6 +213,15 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
             f"{checkpoint}: was written with other settings: {', '.join(differing[:4])}"
             f"{' ...' if len(differing) > 4 else ''}; give the same, or start anew in another --run.dir"
         )
+
+
+def count_classes(saved: Mapping[str, Any]) -> int:
+    """The number of classes of a run.
+
+    Args:
+        saved: the section `data` of the configuration in its checkpoint.
+    """
+    return len(saved.get("classes") or CLASS_NAMES.get(saved.get("name", "mnist"), ()))
 
 
 def warn_if_other_hardware(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:

@@ -199,7 +199,7 @@ def check_data_sets(runtime: Runtime, config: Config, hosts: Sequence[str]) -> l
 
     shown, wrong = "", ""
     try:
-        if files := find_files(resolve_root(config.data.root)):
+        if files := find_files(resolve_root(config.data.root, config.data.name), config.data.name):
             sizes = {"val_size": 0, "limit": 0, "test_limit": 0}
             shown = read_splits(files, config.data.model_copy(update=sizes), config.run.seed).describe()
     except UserError as error:

@@ -42,11 +42,12 @@ def main(arguments: list[str]) -> int:
     if options.precision:
         config = config.model_copy(update={"train": config.train.model_copy(update={"precision": options.precision})})
     console = open_console(topology.is_main, options.json)
-    split, root = options.split, resolve_root(config.data.root if options.root is None else options.root)
-    if topology.is_local_main or not is_default_root(root):
-        provide_files(root, config.data.source, console.print)
+    split, name = options.split, config.data.name
+    root = resolve_root(config.data.root if options.root is None else options.root, name)
+    if topology.is_local_main or not is_default_root(root, name):
+        provide_files(root, config.data.source, console.print, name)
     with start_runtime(config, topology) as runtime:
-        files = provide_files(root, "local", console.print)
+        files = provide_files(root, "local", console.print, name)
         splits = read_splits(files, config.data, config.run.seed, config.train_limit)
         model = runtime.to_device(loaded.model)
         mine = {"the checkpoint": {"step": loaded.step, "weights": short(weights_sha256(model))}}
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
             print(dump_strict(result | metrics.details(split) | summary_keys(splits.digests)))
         facts = {"checkpoint step": str(loaded.step), "split": f"{split}, {len(data)} images"}
         console.header(runtime.describe() | facts)
-        console.summary(metrics.row(split), metrics.confusion, config.data.classes)
+        console.summary(metrics.row(split), metrics.confusion, config.data.class_names)
     return EXIT_DONE
 
 

@@ -61,7 +61,7 @@ def load_model(run: str, checkpoint: str = "last") -> LoadedModel:
     verified = find_checkpoint(run, checkpoint)
     saved = verified.parse()
     config = read_config(saved.state["config"], verified.folder)
-    model = create_model(config.model.name)
+    model = create_model(config.model.name, len(config.data.class_names))
     load_weights(model, saved.ema or saved.model, str(verified.folder))
     return LoadedModel(config, model.eval(), step_of(verified.folder), saved.state["data"])
 

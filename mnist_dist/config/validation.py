@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mnist_dist.config.data_sets import CLASS_NAMES, MAX_CLASSES, MIN_CLASSES
 from mnist_dist.config.fsdp import USE_FSDP
 from mnist_dist.config.hints import hint_for_option
 from mnist_dist.config.schema import FIELDS, SECTIONS, Config
@@ -55,8 +56,27 @@ def check_together(config: Config, world_size: int, origins: Mapping[str, str]) 
             f"{named('train.overfit_batches')} and {named('data.limit')} both choose the training images; "
             "set one of them to 0"
         )
-    if len(data.classes) != 10 or len(set(data.classes)) != 10:
-        raise UserError(f"{named('data.classes')}: must be ten different names, one for each label")
+    check_classes(config, origins.get("data.classes", "default"))
+    if data.name == "idx" and not data.root:
+        raise UserError(f"{named('data.name')}: needs the folder with the files; name it with --data.root=DIR")
+
+
+def check_classes(config: Config, origin: str) -> None:
+    """Check data.classes: different names, as many as the data set has classes.
+
+    Args:
+        origin: where the setting came from.
+
+    Raises:
+        UserError: says how many names are needed.
+    """
+    classes, count = config.data.classes, len(CLASS_NAMES.get(config.data.name, ()))
+    right = len(classes) == count if count else MIN_CLASSES <= len(classes) <= MAX_CLASSES
+    if classes and not (right and len(set(classes)) == len(classes)):
+        wanted = str(count) if count else f"{MIN_CLASSES} to {MAX_CLASSES}"
+        other = "; data.name=idx takes any number of classes" if count and len(classes) != count else ""
+        named = f"data.classes={shown(list(classes))} ({origin})"
+        raise UserError(f"{named}: must be {wanted} different names, one for each label{other}")
 
 
 def describe_excess(config: Config, train: int, test: int, processes: int, cpus: int) -> list[str]:

@@ -290,7 +290,7 @@ def test_machines_with_different_data(tmp_path: Path) -> None:
         return doctor.check_data_sets(TwoRanks(other), config, ["one", "two"])  # type: ignore[arg-type]
 
     (alone,) = found("", "")
-    assert alone.found.startswith("30 train, 0 val, 20 test, sha256 ")
+    assert alone.found.startswith("mnist, 10 classes: 30 train, 0 val, 20 test, sha256 ")
     assert found(alone.found, "") == [alone]
     (odd,) = found("30 train, 0 val, 20 test, sha256 1 and 2", "")
     assert odd.verdict == PROBLEM
