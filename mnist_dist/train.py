@@ -1,35 +1,34 @@
 """Train a model on MNIST: `accelerate launch -m mnist_dist.train [--config NAME|PATH]... [--section.key=value]...`.
 
-This file builds a run from top to bottom. torch is imported only after the settings are checked, so that help and
-errors of the configuration appear at once.
+From Python: `mnist_dist.train(config)`. This file builds a run from top to bottom. torch is imported only after the
+settings are checked, so that help and errors of the configuration appear at once.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from mnist_dist.checkpoint.run_paths import CONFIG
 from mnist_dist.checkpoint.state import check_config_readable
+from mnist_dist.config.arguments import check_config
 from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
-from mnist_dist.config.schema import Config, flat
-from mnist_dist.config.validation import describe_excess
+from mnist_dist.config.schema import Config
 from mnist_dist.distributed.launcher import is_called_by_launcher
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
-from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking, describe_tracking
-from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
+from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking
+from mnist_dist.utils.environment import restored_process
+from mnist_dist.utils.errors import EXIT_DONE, Stopped
 from mnist_dist.utils.exit import exit_with, run_to_exit_code
 from mnist_dist.utils.resume_command import resume_command
-from mnist_dist.utils.stdio import ignore_output_errors
-from mnist_dist.utils.versions import software, versions
+from mnist_dist.utils.stdio import guarded_streams, ignore_output_errors
 
 if TYPE_CHECKING:
     from mnist_dist.checkpoint.run_dir import RunDir
-    from mnist_dist.console.console import Console
-    from mnist_dist.data.dataset import Splits
-    from mnist_dist.distributed.runtime import Runtime
-    from mnist_dist.training.train_step import TrainStep
+    from mnist_dist.training.run import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,11 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(arguments: Sequence[str]) -> int:
-    """Check everything that can be checked before torch is imported, then train. Returns the exit code.
+    """Train by a command line, and return the exit code.
 
     Raises:
-        UserError: a setting, the launcher or the wandb setup is wrong.
-        Stopped, TrainingError: see `train_and_test`.
+        UserError, Stopped, TrainingError: see `run_training`. TrainingError also: train.target_accuracy is not reached.
     """
     topology = resolve_topology()
     loaded = load(arguments, topology.world_size, topology.fsdp)
@@ -61,38 +59,67 @@ def start(arguments: Sequence[str]) -> int:
         if topology.is_main:
             print_config(loaded.config)
         return EXIT_DONE
-    check_config_readable(loaded.config)
-    # Machines may have different keys and environments, of which rank 0's count: `check_ranks` checks these.
-    if topology.machines == 1:
-        check_tracking(loaded.config)
-    key_check = WandbKeyCheck(loaded.config) if topology.is_main else None
-    set_omp_wait_policy()
-    return train(loaded, topology, key_check, arguments)
+    run = run_training(loaded, topology, arguments)
+
+    from mnist_dist.training.early_stopping import check_target
+
+    check_target(run.summary)
+    return EXIT_DONE
 
 
-def train(
-    loaded: LoadedConfig, topology: Topology, key_check: WandbKeyCheck | None, arguments: Sequence[str] = ()
-) -> int:
-    """Build a run, in this order: data files, runtime, data, run directory, checkpoint, model, training state.
+@guarded_streams()
+@restored_process()
+def train(config: Config) -> Run:
+    """Train as `mnist-dist train` does, in this process: the same files, the same weights bit for bit.
 
-    Then train and test it. Returns the exit code.
+    Under a launcher (torchrun, `accelerate launch`, accelerate's notebook_launcher and debug_launcher) each process
+    calls it. At the end, handlers of signals, threads, environment variables and torch's settings are as they were.
 
     Args:
-        key_check: the check of the wandb key that is under way, on the main process only.
-        arguments: the command line, for the command that resumes a stopped run.
+        config: as `Config.from_recipe` gives it.
 
     Raises:
-        Stopped, TrainingError: see `train_and_test`.
-        UserError: something is wrong with the launcher, the data, the run directory or the checkpoint.
+        UserError: a setting, the data, the run directory or the launcher is wrong; nothing was written.
+        Stopped: the run was asked to stop, as by a first Ctrl-C; a checkpoint is written, and the message says how to
+            go on.
+        KeyboardInterrupt: a second Ctrl-C.
+        TrainingError: the run cannot continue.
+
+    >>> from mnist_dist import Config, train
+    >>> run = train(Config.from_recipe("debug", {"run.seed": 3, "run.quiet": True}))  # doctest: +ELLIPSIS
+    runs/debug-...
+    >>> run.folder, run.summary["train.steps"], run.summary["test.count"]  # doctest: +ELLIPSIS
+    (PosixPath('runs/debug-...'), 40, 1000)
     """
+    topology = resolve_topology()
+    return run_training(check_config(config, topology.world_size, topology.fsdp), topology, None)
+
+
+def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[str] | None) -> Run:
+    """Build a run: settings, data files, runtime, data, run directory, checkpoint, model, training state.
+
+    Then train and test it. torch is imported once the settings are checked.
+
+    Args:
+        arguments: the command line, for the command that resumes a stopped run; None if there is none.
+
+    Raises:
+        UserError: something is wrong with a setting, wandb's setup, the launcher, the data, the run directory or the
+            checkpoint.
+        Stopped, TrainingError: see `train_and_test`.
+    """
+    config = loaded.config
+    check_config_readable(config)
+    # Machines may have different keys and environments, of which rank 0's count: `check_ranks` checks these.
+    if topology.machines == 1:
+        check_tracking(config)
+    key_check = WandbKeyCheck(config) if topology.is_main else None
+    set_omp_wait_policy()
+
     import torch
 
-    from mnist_dist.checkpoint.run_dir import (
-        check_resumable,
-        open_run_dir,
-        prepare_run_dir,
-        warn_if_other_hardware,
-    )
+    from mnist_dist.checkpoint.resume_checks import check_resumable, warn_if_other_hardware
+    from mnist_dist.checkpoint.run_dir import open_run_dir, prepare_run_dir
     from mnist_dist.checkpoint.run_lock import RunLock
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
@@ -104,10 +131,12 @@ def train(
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
+    from mnist_dist.training.early_stopping import is_finished
+    from mnist_dist.training.rank_checks import check_ranks
+    from mnist_dist.training.run import finished_run, train_and_test
     from mnist_dist.training.state import TrainingState
     from mnist_dist.training.train_step import TrainStep
 
-    config = loaded.config
     ignore_output_errors("training goes on without it")
     console = open_console(topology.is_main, config.run.quiet)
     if "console" in config.tracking.share and topology.is_main and not config.run.quiet:
@@ -155,52 +184,23 @@ def train(
 
         # Up to here only the lock was written: an error above leaves no other file in the run directory.
         was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock))
-        if was_finished and state.progress.step >= state.last_step:
-            console.print(
-                f"{run_dir.folder} holds this run, finished; to train longer, give more --train.epochs and another "
-                "--run.dir; --run.resume=never starts this one over"
-            )
+        if was_finished and is_finished(state):
+            run = finished_run(state, run_dir, console)
         else:
             try:
-                train_and_test(train_step, data, console, run_dir, run_id, key_check)
+                run = train_and_test(train_step, data, console, run_dir, run_id, key_check)
             except Stopped as stopped:
                 raise Stopped(f"{stopped}; {how_to_go_on(config, topology, arguments, run_dir)}") from stopped
         lock.mark_finished()
-    return EXIT_DONE
+    return run
 
 
-def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> None:
-    """Check that all ranks have the same settings, code and versions.
-
-    Warns if their clocks differ, and if the launcher started fewer than it was told to.
-
-    Raises:
-        UserError: something differs, or wandb would refuse the tracking settings of rank 0.
-    """
-    from mnist_dist.distributed.consistency import check_ranks_agree, describe_clock_skew
-    from mnist_dist.distributed.launch_options import describe_missing_processes
-
-    clocks = check_ranks_agree(
-        runtime,
-        {
-            "the configuration": flat(loaded.config),
-            "the software": software() if runtime.world_size > 1 else {},
-            "the machine (which --train.shards=0 would allow)": runtime.fingerprint() if runtime.shards else {},
-            "the precision (which --train.precision decides)": {"precision": runtime.precision},
-            "the launcher's fsdp_config": {"FSDP": repr(runtime.topology.fsdp)},
-        },
-    )
-    if runtime.topology.machines > 1:
-        runtime.run_on_main(lambda: check_tracking(loaded.config))
-    if skew := describe_clock_skew(clocks):
-        console.warn(skew)
-    if missing := describe_missing_processes(runtime.topology):
-        console.warn(missing)
-
-
-def how_to_go_on(config: Config, topology: Topology, arguments: Sequence[str], run_dir: RunDir) -> str:
-    """The command by which a stopped run goes on, in words."""
+def how_to_go_on(config: Config, topology: Topology, arguments: Sequence[str] | None, run_dir: RunDir) -> str:
+    """The command, or the call, by which a stopped run goes on, in words."""
     # The folder may have been named by the program, and run.resume is for the first start.
+    if arguments is None:
+        overrides = {"run.dir": str(run_dir.folder), "run.resume": "auto"}
+        return f"to go on: train(Config.from_recipe({str(run_dir.folder / CONFIG)!r}, {overrides}))"
     extra = [] if config.run.dir else [f"--run.dir={run_dir.folder}"]
     extra += [] if config.run.resume == "auto" else ["--run.resume=auto"]
     by_other_launcher = not topology.launcher_pid and topology.world_size > 1
@@ -208,85 +208,18 @@ def how_to_go_on(config: Config, topology: Topology, arguments: Sequence[str], r
     return f"to go on: {command}" + (" (likewise on the other machines)" if topology.machines > 1 else "")
 
 
-def train_and_test(
-    train_step: TrainStep, data: Splits, console: Console, run_dir: RunDir, run_id: str, key_check: WandbKeyCheck | None
-) -> None:
-    """Open metrics.jsonl and the tracker, train, test, and write summary.json.
+class CallableModule(ModuleType):
+    """This module, which `from mnist_dist import train` gives too once it was imported: a call is one of `train`."""
 
-    Args:
-        train_step: its state is new, or restored from a checkpoint.
-        run_id: the run's id in the tracker.
-        key_check: the check of the wandb key that is under way, on the main process only.
+    def __call__(self, config: Config) -> Run:
+        return self.train(config)
 
-    Raises:
-        Stopped: a rank was asked to stop; a checkpoint is written.
-        TrainingError: train.nonfinite ends the run, or a file cannot be written.
-    """
-    from mnist_dist.checkpoint.run_dir import write_config, write_summary
-    from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE
-    from mnist_dist.console.tee import TeeConsole
-    from mnist_dist.tracking.metrics_file import MetricsFile
-    from mnist_dist.tracking.tracker import open_tracker
-    from mnist_dist.training.metric_logger import MetricLogger
-    from mnist_dist.training.profiler import measure_peak_flops
-    from mnist_dist.training.summary import describe_resolved, summarize
-    from mnist_dist.training.trainer import Trainer
-    from mnist_dist.training.visualizer import Visualizer, wants_media
+    def __reduce__(self) -> tuple[Any, ...]:  # a launch function may send it to the processes that it starts
+        return import_module, (self.__name__,)
 
-    state, config, runtime = train_step.state, train_step.state.config, train_step.state.runtime
-    folder, resumed = run_dir.folder, run_dir.same_run
-    resumed_from = run_dir.checkpoint.folder if run_dir.checkpoint else None
-    tracked = key_check.offline_if_refused(config, console.warn) if key_check else config
-    tracking = describe_tracking(tracked) if runtime.is_main else ""  # only rank 0 is sure to have the wandb key
-    facts = {"data": data.describe(), "tracking": tracking, "run": str(folder)}
-    console.header(runtime.describe() | state.describe() | facts)
-    processes = runtime.topology.local_world_size
-    for line in describe_excess(config, len(data.train), len(data.test), processes, os.cpu_count() or 1):
-        console.warn(line)
-    if resumed_from:
-        console.print(f"resuming from {resumed_from}")
 
-    metrics_file: MetricsFile | None = None
-    if runtime.is_main:
-        write_config(folder, config)
-        metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
-    resolved = describe_resolved(state, data) | versions()
-    has_media = wants_media(config, tracked, runtime)
-    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved)
-    if isinstance(console, TeeConsole):
-        console.copy_lines_to(tracker.write_logs)
-
-    code, summary = EXIT_FAILED, dict[str, Any]()
-    try:
-        peak_flops = measure_peak_flops(runtime) if config.train.profile else 0.0
-        trainer = Trainer(
-            train_step,
-            data,
-            console,
-            MetricLogger(state, console, tracker, metrics_file, peak_flops),
-            run_id,
-            checkpoint_dir=folder / CHECKPOINTS,
-            profile_dir=folder / PROFILE,
-            visualizer=Visualizer(state, data, tracker) if has_media else None,
-            saved_step=state.progress.step if resumed_from else -1,
-        )
-        trainer.train()
-        already_tested = trainer.held_out_split == "test" and trainer.held_out_metrics
-        test = already_tested or trainer.evaluate("test")
-        summary = summarize(trainer, test, resumed_from)
-        code = EXIT_DONE
-    except Stopped:
-        code = EXIT_STOPPED
-        raise
-    finally:
-        console.close()
-        tracker.finish(summary, code)
-        if tracker.view_hint:
-            console.print(tracker.view_hint)
-    if runtime.is_main:
-        write_summary(folder, summary)
-    console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.class_names)
-
+CallableModule.__call__.__doc__ = train.__doc__
+sys.modules[__name__].__class__ = CallableModule
 
 if __name__ == "__main__":
     exit_with(main)

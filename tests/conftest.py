@@ -7,12 +7,17 @@ debugger can stop.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 """Threads that wait leave their core to the other test processes. OpenMP reads it when torch is imported."""
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    # A shell starts `pytest &` and `nohup pytest` with these ignored, and every process of a test would inherit that.
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 LAUNCHER_PREFIXES = (
     "RANK",
     "WORLD_SIZE",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +23,10 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 BEST_KEYS = {"step", "accuracy", "loss"}
 DATA_KEYS = {"train", "test"}
+STOP_REASONS = ("target_accuracy", "patience", "max_minutes")
+"""Settings of `train` that may end a run before its last step."""
+LATER_PROGRESS_FIELDS = ("held_out_best", "evaluations_since_best", "highest_accuracy", "wall_seconds", "stop_reason")
+"""Fields of `progress` that the first versions did not write."""
 PROGRESS_FIELDS_0_1 = {"skipped": "scaler_skips", "left_out": "nonfinite_skips", "avoided": "skip_batches"}
 """Fields of `position`, as version 0.1 named `progress`, to today's names; the other fields kept theirs."""
 
@@ -53,6 +57,16 @@ class TrainProgress:
     """Time spent in training steps, without evaluations and checkpoints."""
     best: dict[str, float] = field(default_factory=dict)
     """step, accuracy and loss of the best evaluation on the validation split; empty before the first."""
+    held_out_best: dict[str, float] = field(default_factory=dict)
+    """accuracy and loss of the best of all evaluations that were due on the held-out set; empty before the first."""
+    evaluations_since_best: int = 0
+    """Evaluations that were due on the held-out set since the best one (train.patience)."""
+    highest_accuracy: float = 0.0
+    """Highest accuracy of all evaluations on the held-out set (train.target_accuracy)."""
+    wall_seconds: float = 0.0
+    """Time spent in training, with evaluations and checkpoints (train.max_minutes)."""
+    stop_reason: str = ""
+    """The setting that ended the run before its last step: one of `STOP_REASONS`; empty if none did."""
 
     def finish_step(self) -> None:
         """Count one more global batch."""
@@ -69,8 +83,20 @@ class TrainProgress:
 
         A step whose loss is not finite is never the best.
         """
-        if math.isfinite(loss) and (not self.best or (accuracy, -loss) > (self.best["accuracy"], -self.best["loss"])):
+        if is_better(accuracy, loss, self.best):
             self.best = {"step": self.step, "accuracy": accuracy, "loss": loss}
+
+    def note_held_out(self, accuracy: float, loss: float) -> None:
+        """Count an evaluation that was due on the held-out set, for train.patience."""
+        if is_better(accuracy, loss, self.held_out_best):
+            self.held_out_best, self.evaluations_since_best = {"accuracy": accuracy, "loss": loss}, 0
+        else:
+            self.evaluations_since_best += 1
+
+
+def is_better(accuracy: float, loss: float, best: Mapping[str, float]) -> bool:
+    """Whether an evaluation is better than the best one before, of which there may be none (empty)."""
+    return math.isfinite(loss) and (not best or (accuracy, -loss) > (best["accuracy"], -best["loss"]))
 
 
 @dataclass
@@ -116,8 +142,12 @@ def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
     """A parsed state.json with today's keys, whatever version wrote it. What no version wrote stays, to be refused."""
     position = state.get("position")
     if isinstance(position, dict) and "progress" not in state and not position.keys() & {*PROGRESS_FIELDS_0_1.values()}:
-        progress = {PROGRESS_FIELDS_0_1.get(name, name): value for name, value in position.items()}
-        state = {name: value for name, value in state.items() if name != "position"} | {"progress": progress}
+        renamed = {PROGRESS_FIELDS_0_1.get(name, name): value for name, value in position.items()}
+        state = {name: value for name, value in state.items() if name != "position"} | {"progress": renamed}
+    progress = state.get("progress")
+    if isinstance(progress, dict) and not progress.keys() & {*LATER_PROGRESS_FIELDS}:
+        later = {name: value for name, value in asdict(TrainProgress()).items() if name in LATER_PROGRESS_FIELDS}
+        state = state | {"progress": later | progress}
     return {"norms": asdict(NormSums()), "data": {}, **state}  # the first checkpoints had neither
 
 
@@ -157,11 +187,15 @@ def invalid_value(state: dict[str, Any], step: int) -> str | None:
         return f"progress.step is {progress['step']} in the checkpoint of step {step}"
     if name := too_small(state):
         return f"{name} holds a number that is too small"
-    for name in ("scaler_skips", "epoch", "step_in_epoch", "evaluated"):
+    for name in ("scaler_skips", "epoch", "step_in_epoch", "evaluated", "evaluations_since_best"):
         if progress[name] > step:
             return f"progress.{name} is {progress[name]} at step {step}"
     if best and (best.keys() != BEST_KEYS or type(best["step"]) is not int or best["step"] > step):
         return "progress.best does not name a checkpoint"
+    if progress["held_out_best"] and progress["held_out_best"].keys() != BEST_KEYS - {"step"}:
+        return "progress.held_out_best does not hold accuracy and loss"
+    if progress["stop_reason"] not in ("", *STOP_REASONS):
+        return "progress.stop_reason is not a setting that ends a run"
     if scaler and (scaler.keys() != SCALER_KEYS or not all(scaler[key] for key in SCALER_KEYS - {"_growth_tracker"})):
         return "scaler is not the state of a gradient scaler"
     if state["data"] and (state["data"].keys() != DATA_KEYS or not all(map(SHA256.fullmatch, state["data"].values()))):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from mnist_dist.commands.load_model import LoadedModel
+    from mnist_dist.checkpoint.load_model import LoadedModel
 
 BATCH = 1000
 MAX_NAMES = 12
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
     from rich.console import Console
 
-    from mnist_dist.commands.load_model import load_model
+    from mnist_dist.checkpoint.load_model import load_model
 
     loaded = load_model(options.run, options.checkpoint)
     console = Console(highlight=False)

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from mnist_dist.config.frozen_model import Source
 from mnist_dist.config.fsdp import FSDPConfig
 from mnist_dist.config.hints import hint_for_argument
 from mnist_dist.config.schema import FIELDS, SECTIONS, Config
@@ -50,18 +51,37 @@ def load(arguments: Sequence[str], world_size: int = 1, fsdp: FSDPConfig | None 
         sys.stdout.write(format_help())
         raise SystemExit(0)
     recipes, settings, print_config = read_command_line(arguments)
+    config = assemble(recipes, settings)
+    check_for_launch(config, world_size, fsdp)
+    return LoadedConfig(config, config.source.recipes, print_config)
+
+
+def assemble(recipes: Sequence[str], settings: Sequence[Setting]) -> Config:
+    """The configuration of YAML files, left to right, and of settings that win over them; each is checked alone.
+
+    Raises:
+        UserError: as `load`.
+    """
     files = [find_recipe(recipe) for recipe in recipes]
-    settings = [setting for path in files for setting in read_yaml(path)] + settings
+    settings = [setting for path in files for setting in read_yaml(path)] + list(settings)
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for setting in settings:
         section, _, key = setting.key.partition(".")
         values[section][key] = parse_value(setting)
     config = Config.model_validate(values)
-    origins = {setting.key: setting.origin for setting in settings}
-    check_together(config, world_size, origins)
+    config._source = Source(tuple(path.stem for path in files), {setting.key: setting.origin for setting in settings})
+    return config
+
+
+def check_for_launch(config: Config, world_size: int, fsdp: FSDPConfig | None) -> None:
+    """Check the settings against each other, the number of processes and the launcher's FSDP settings.
+
+    Raises:
+        UserError: as `load`.
+    """
+    check_together(config, world_size, config.source.origins)
     if fsdp:
-        check_fsdp(config, os.environ, origins)
-    return LoadedConfig(config, tuple(path.stem for path in files), print_config)
+        check_fsdp(config, os.environ, config.source.origins)
 
 
 def read_command_line(arguments: Sequence[str]) -> tuple[list[str], list[Setting], bool]:

@@ -6,40 +6,22 @@ below a field is its manual: `--help` and the JSON schema print it.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, PrivateAttr
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 from mnist_dist.config.data_sets import CLASS_NAMES, DataSetName
+from mnist_dist.config.frozen_model import FrozenModel, Source
 
 AUTO_SHARDS = 4
 """Number of fixed shards that train.shards=-1 stands for, where it turns them on."""
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class FrozenModel(BaseModel):
-    """Base of the configuration: immutable, no unknown keys, no conversion between types, finite numbers only.
-
-    Raises:
-        pydantic.ValidationError: on construction, for a value that is not allowed.
-    """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @field_validator("*")
-    @classmethod
-    def check_printable(cls, value: Any) -> Any:
-        """Refuse line breaks and control characters, which would break up error messages and tables."""
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and not text.isprintable():
-                raise ValueError("not printable")
-        return value
 
 
 class RunConfig(FrozenModel):
@@ -161,6 +143,14 @@ class TrainConfig(FrozenModel):
     """Passes over the training images. They also set the length of the learning-rate schedule."""
     max_steps: int = Field(default=0, ge=0)
     """Step after which the run ends; the schedule does not change. 0: the end of the last epoch."""
+    patience: int = Field(default=0, ge=0)
+    """Early stopping: evaluations of the held-out set in a row without a new best accuracy (at equal accuracy: loss)
+    after which the run ends. 0: off."""
+    target_accuracy: float = Field(default=0.0, ge=0, le=1)
+    """Accuracy on the held-out set, as a fraction, at which the run ends. If it ends without, its exit code is 1. 0:
+    off."""
+    max_minutes: float = Field(default=0.0, ge=0)
+    """Minutes after which the run ends, evaluations and the time before a resume included. 0: no limit."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Mixed precision. auto: the launcher's, otherwise bf16 where the device computes it natively, otherwise fp32. no:
     fp32."""
@@ -216,6 +206,9 @@ class TrackingConfig(FrozenModel):
     """Epochs between recordings of examples, histograms and charts per class; also in the first and last epoch."""
     artifacts: bool = True
     """Store the model with its configuration as a wandb artifact, with the aliases `latest` and `best`."""
+    alerts: bool = False
+    """Send a wandb alert, which reaches you by e-mail or Slack as your wandb settings say, when the run finishes,
+    fails, is stopped or leaves out an update, and when a rank falls behind the others."""
     log_steps: int = Field(default=50, ge=1)
     """Steps between rows of training metrics, in metrics.jsonl and wandb."""
     timeout: float = Field(default=30.0, ge=1)
@@ -227,7 +220,14 @@ class TrackingConfig(FrozenModel):
 
 
 class Config(FrozenModel):
-    """Configuration of a mnist_dist run."""
+    """Configuration of a mnist_dist run.
+
+    The settings of `--help`, by section; frozen.
+
+    >>> config = Config.from_recipe("speed99", {"run.seed": 3})
+    >>> config.run.seed, config.optim.lr
+    (3, 0.02)
+    """
 
     run: RunConfig = Field(default_factory=RunConfig)
     data: DataConfig = Field(default_factory=DataConfig)
@@ -235,6 +235,36 @@ class Config(FrozenModel):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    _source: Source = PrivateAttr(default_factory=Source)
+
+    @classmethod
+    def from_recipe(
+        cls, recipe: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (), overrides: Mapping[str, Any] = {}
+    ) -> Config:
+        """The configuration of a recipe, with some settings changed.
+
+        Args:
+            recipe: what `--config` takes: the name of a shipped recipe, or the path of a YAML file, such as the
+                config.yaml of a run; or several, of which later ones win. None: the defaults.
+            overrides: setting, such as `optim.lr`, to its value, or to its text as on the command line.
+
+        Raises:
+            UserError: one line that names the setting, its origin (`argument` for an override) and what would work.
+
+        >>> Config.from_recipe(["debug", "seeds/convnet"], {"optim.lr": 0.1, "data.classes": list("abcdefghij")}).model
+        ModelConfig(name='convnet')
+        >>> Config.from_recipe("debug", {"optim.lrr": 0.1})
+        Traceback (most recent call last):
+        mnist_dist.utils.errors.UserError: optim.lrr (argument): unknown setting; did you mean optim.lr?
+        """
+        from mnist_dist.config.arguments import load_recipe
+
+        return load_recipe(recipe, overrides)
+
+    @property
+    def source(self) -> Source:
+        """Where the settings were given."""
+        return self._source
 
     def shards(self, world_size: int, on_cpu: bool) -> int:
         """Number of fixed shards, 0 for off, on this many processes and this kind of device: train.shards=-1 resolved.
@@ -280,4 +310,5 @@ class UntitledJsonSchema(GenerateJsonSchema):
 def json_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of a recipe, for editors, errors and the help."""
     schema = Config.model_json_schema(schema_generator=UntitledJsonSchema)
+    schema["description"] = schema["description"].partition("\n")[0]  # without the example for Python
     return {"$schema": UntitledJsonSchema.schema_dialect, **schema}

@@ -105,6 +105,32 @@ def describe_excess(config: Config, train: int, test: int, processes: int, cpus:
     return lines
 
 
+def describe_early_stopping(config: Config, epoch_steps: int, last_step: int) -> list[str]:
+    """One line for each way in which early stopping does other than one may expect.
+
+    Args:
+        epoch_steps: steps of an epoch.
+        last_step: step at which the run ends without early stopping.
+    """
+    train, lines = config.train, []
+    used = [
+        f"train.{name}={getattr(train, name):g}" for name in ("patience", "target_accuracy") if getattr(train, name)
+    ]
+    if used and not config.data.val_size:
+        lines.append(
+            f"{' and '.join(used)}: data.val_size=0, so the test set decides when the run ends, and the test "
+            "accuracy is too good an estimate for new images"
+        )
+    ends = set(range(epoch_steps, last_step + 1, epoch_steps))
+    evaluations = len(ends.union(range(train.eval_steps, last_step + 1, train.eval_steps) if train.eval_steps else ()))
+    if train.patience >= max(evaluations, 1):
+        lines.append(
+            f"train.patience={train.patience}: the held-out set is evaluated {evaluations} times in {last_step} steps, "
+            "so it ends nothing; lower it, or evaluate more often with --train.eval_steps"
+        )
+    return lines
+
+
 def describe_setting(config: Config, key: str, origins: Mapping[str, str]) -> str:
     """A setting as errors name it, as in `train.shards=4 (command line)`."""
     section, _, name = key.partition(".")

@@ -21,8 +21,11 @@ from mnist_dist.distributed.device import native_precision
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.distributed.watchdog.comm_errors import first_line
 from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.stdio import discarded_stdout
 
 
+# gloo of torch 2.10 prints a line on standard output for each group that it connects.
+@discarded_stdout()
 def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Accelerator:
     """Create the Accelerator, which joins the process group.
 
@@ -30,7 +33,8 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
         cpu: whether to train on the CPU.
 
     Raises:
-        UserError: the device cannot compute in the precision that was asked for, or accelerate refuses its environment.
+        UserError: the device cannot compute in the precision that was asked for, accelerate refuses its environment, or
+            it sees another number of processes.
     """
     precision: str = config.train.precision
     source = "train.precision"
@@ -47,7 +51,7 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
     compress = config.train.compress if topology.world_size > 1 else "no"
     asked = os.environ.pop(USE_FSDP, None)  # accelerate shards models on GPUs only; FSDPStrategy does it on any device
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=precision,
             step_scheduler_with_optimizer=False,
@@ -66,6 +70,22 @@ def create_accelerator(config: Config, topology: Topology, cpu: bool) -> Acceler
     finally:
         if asked is not None:
             os.environ[USE_FSDP] = asked
+    if accelerator.num_processes != topology.world_size:
+        raise UserError(
+            f"the launcher started {topology.world_size} processes, but accelerate sees {accelerator.num_processes}: "
+            "they would train apart and overwrite each other; use a file from launch/"
+        )
+    return accelerator
+
+
+@discarded_stdout()
+def open_control_group(timeout: timedelta) -> Any:
+    """The gloo group of Python objects and stop flags, which never wait for the device.
+
+    Args:
+        timeout: of its collectives.
+    """
+    return dist.new_group(backend="gloo", timeout=timeout)
 
 
 def init_method(topology: Topology) -> str | None:

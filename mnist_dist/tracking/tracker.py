@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from mnist_dist.config.schema import Config
 from mnist_dist.tracking.media import Media
@@ -18,6 +18,8 @@ from mnist_dist.tracking.wandb_auth import tracking_mode
 from mnist_dist.tracking.wandb_tracker import WandbTracker
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.run_id import RUN_ID
+
+AlertLevel = Literal["INFO", "WARN", "ERROR"]
 
 
 class Tracker(Protocol):
@@ -44,6 +46,13 @@ class Tracker(Protocol):
     def write_logs(self, line: str) -> None:
         """Log a line that the run prints. Returns at once."""
 
+    def alert(self, title: str, text: str, level: AlertLevel = "WARN") -> None:
+        """Tell the user of an event of the run, if tracking.alerts asks for it. Returns at once.
+
+        Args:
+            title: short, the same for each event of a kind.
+        """
+
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """Log the run's summary and wait until everything is recorded, for tracking.timeout seconds at most."""
 
@@ -61,6 +70,9 @@ class NullTracker:
         """Does nothing."""
 
     def write_logs(self, line: str) -> None:
+        """Does nothing."""
+
+    def alert(self, title: str, text: str, level: AlertLevel = "WARN") -> None:
         """Does nothing."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:

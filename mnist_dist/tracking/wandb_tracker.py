@@ -124,6 +124,11 @@ class WandbTracker:
         """Log a line that the run prints. Returns at once."""
         self._enqueue(lambda wandb, run: run.write_logs(line))
 
+    def alert(self, title: str, text: str, level: str = "WARN") -> None:
+        """Send an alert, if tracking.alerts is set. Level: INFO, WARN or ERROR. Returns at once."""
+        if self._config.tracking.alerts:
+            self._enqueue(lambda wandb, run: run.alert(title=title, text=text, level=level))
+
     def finish(self, summary: Row, exit_code: int) -> None:
         """Log the run's summary and wait until everything is recorded, for tracking.timeout seconds at most."""
         self._result = dict(summary), exit_code

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from mnist_dist.utils.environment import restored_environment
+from mnist_dist.utils.environment import restored_process
 from mnist_dist.utils.error_file import error_file
 from mnist_dist.utils.errors import (
     EXIT_FAILED,
@@ -29,7 +29,7 @@ _local_main_reports = threading.Event()
 
 
 @guarded_streams()
-@restored_environment()
+@restored_process()
 def run_to_exit_code(action: Callable[[], int]) -> int:
     """Run a program's main function and return its exit code; an exception gives the exit code of its kind.
 

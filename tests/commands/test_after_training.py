@@ -18,8 +18,8 @@ from small_checkpoint import replace_file
 
 from mnist_dist import __version__
 from mnist_dist.__main__ import COMMANDS, main
+from mnist_dist.checkpoint.load_model import load_model
 from mnist_dist.checkpoint.tensors import weights_sha256
-from mnist_dist.commands.load_model import load_model
 from mnist_dist.data import dataset
 from mnist_dist.data.idx import write_idx
 from mnist_dist.data.prepare import FILES

@@ -62,7 +62,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, data: DataConfig) -> list[tuple[st
         asked.append((run, checkpoint))
         return types.SimpleNamespace(config=Config(data=data), model=RowReader().eval(), step=1, digests={})
 
-    module = types.ModuleType("mnist_dist.commands.load_model")
+    module = types.ModuleType("mnist_dist.checkpoint.load_model")
     module.load_model = load_model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return asked

@@ -23,7 +23,7 @@ from mnist_dist.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
-from mnist_dist.config.validation import describe_excess
+from mnist_dist.config.validation import describe_early_stopping, describe_excess
 from mnist_dist.config.values import describe_range, field_schema, item_schema
 from mnist_dist.config.yaml_files import MAX_YAML_BYTES, list_recipes, read_yaml, recipes_folder
 from mnist_dist.utils.errors import UserError
@@ -512,6 +512,32 @@ def test_settings_that_ask_for_more_than_there_is_cost_a_line(
 
 
 # Printing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ([], []),
+        (["--train.patience=5"], []),
+        (
+            ["--train.patience=6"],
+            ["train.patience=6: the held-out set is evaluated 6 times in 60 steps"],
+        ),
+        (["--train.patience=6", "--train.eval_steps=9"], []),
+        (
+            ["--train.patience=1", "--train.max_steps=9"],
+            ["train.patience=1: the held-out set is evaluated 0 times"],
+        ),
+        (
+            ["--train.target_accuracy=0.9", "--train.patience=2", "--data.val_size=0"],
+            ["train.patience=2 and train.target_accuracy=0.9: data.val_size=0, so the test set decides"],
+        ),
+    ],
+)
+def test_early_stopping_that_does_other_than_expected_is_named(arguments: list[str], found: list[str]) -> None:
+    config = load(arguments).config
+    lines = describe_early_stopping(config, 10, config.train.max_steps or 60)
+    assert [line[: len(start)] for line, start in zip(lines, found, strict=True)] == found
 
 
 def test_printed_configuration_reads_back_the_same(yaml_file: Any, capsys: pytest.CaptureFixture[str]) -> None:

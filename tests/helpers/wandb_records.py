@@ -59,6 +59,8 @@ class Recorded:
     artifacts: list[Artifact] = field(default_factory=list)
     output: list[str] = field(default_factory=list)
     system: list[dict[str, float]] = field(default_factory=list)
+    alerts: list[tuple[str, str, str]] = field(default_factory=list)
+    """Title, text and level of each."""
     run: Any = None
     environment: Any = None
     exit_code: int | None = None
@@ -106,6 +108,8 @@ def read_run(folder: Path) -> Recorded:
             found.output.append(record.output_logger.line)
         elif kind == "stats":
             found.system.append({item.key: json.loads(item.value_json) for item in record.stats.item})
+        elif kind == "alert":
+            found.alerts.append((record.alert.title, record.alert.text, record.alert.level))
         elif kind == "environment":
             found.environment = record.environment
         elif kind == "artifact":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from mnist_dist.checkpoint.manager import (
@@ -61,7 +62,8 @@ def load_model(run: str, checkpoint: str = "last") -> LoadedModel:
     verified = find_checkpoint(run, checkpoint)
     saved = verified.parse()
     config = read_config(saved.state["config"], verified.folder)
-    model = create_model(config.model.name, len(config.data.class_names))
+    with torch.random.fork_rng(devices=()):  # the weights that it draws are replaced
+        model = create_model(config.model.name, len(config.data.class_names))
     load_weights(model, saved.ema or saved.model, str(verified.folder))
     return LoadedModel(config, model.eval(), step_of(verified.folder), saved.state["data"])
 
