@@ -128,7 +128,8 @@ def unpack_counts(values: list[int], num_classes: int) -> list[int] | None:
     if num_classes <= MAX_MATRIX_CLASSES:
         return values if len(values) == size else None
     dense, indices = values[:CONFUSION] + [0] * num_classes**2, values[CONFUSION::2]
-    if len(values) % 2 == 0 or len(values) < CONFUSION or max(indices, default=0) >= num_classes**2:
+    is_packed = len(values) % 2 == 1 and len(values) >= CONFUSION and indices == sorted(set(indices))
+    if not is_packed or max(indices, default=0) >= num_classes**2:
         return None
     for index, count in zip(indices, values[CONFUSION + 1 :: 2], strict=True):
         dense[CONFUSION + index] = count
