@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from mnist_dist.checkpoint.manager import (
     VerifiedCheckpoint,
+    checkpoint_path,
     list_checkpoints,
     load_verified,
     newest_verified,
@@ -95,7 +96,7 @@ def choose_checkpoint(folder: Path, checkpoint: str) -> VerifiedCheckpoint:
     """
     root = folder / CHECKPOINTS
     if match := STEP.fullmatch(checkpoint):
-        path = root / f"step-{int(match.group(1)):08d}"
+        path = checkpoint_path(root, int(match.group(1)))
         if not path.is_dir():
             raise UserError(f"{folder}: has no checkpoint {path.name}; {describe_checkpoints(root)}")
         return load_verified(path)

@@ -114,6 +114,35 @@ class NormSums:
 
 
 @dataclass
+class TrainingImages:
+    """Which images weights were trained on: `data.dataset.split_indices` gives their indices."""
+
+    sha256: str
+    """Of the whole training set; empty if it is not known."""
+    seed: int
+    val_size: int
+    limit: int
+    """Images trained on; 0: all that were not held out."""
+
+
+@dataclass
+class InitialWeights:
+    """Where the weights before the first step are from (model.init_from)."""
+
+    source: str = ""
+    """Path of the checkpoint or file; empty if they were drawn by run.seed."""
+    sha256: str = ""
+    """SHA-256 of the weights that it holds."""
+    trained_on: list[TrainingImages] = field(default_factory=list)
+    """What they were trained on: by the runs before that run, and last by that run itself. Empty for a file."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> InitialWeights:
+        """From what `asdict` gave."""
+        return cls(value["source"], value["sha256"], [TrainingImages(**images) for images in value["trained_on"]])
+
+
+@dataclass
 class CheckpointState:
     """state.json, key by key."""
 
@@ -136,6 +165,8 @@ class CheckpointState:
     data: dict[str, str]
     """SHA-256 of the training set (`train`) and of the test set (`test`); empty if the version that wrote it kept none.
     """
+    initial_weights: InitialWeights
+    """Where the weights before the first step are from."""
 
 
 def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +179,8 @@ def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
     if isinstance(progress, dict) and not progress.keys() & {*LATER_PROGRESS_FIELDS}:
         later = {name: value for name, value in asdict(TrainProgress()).items() if name in LATER_PROGRESS_FIELDS}
         state = state | {"progress": later | progress}
-    return {"norms": asdict(NormSums()), "data": {}, **state}  # the first checkpoints had neither
+    # The first checkpoints had none of these.
+    return {"norms": asdict(NormSums()), "data": {}, "initial_weights": asdict(InitialWeights()), **state}
 
 
 def check_state(state: dict[str, Any], step: int) -> None:
@@ -200,6 +232,10 @@ def invalid_value(state: dict[str, Any], step: int) -> str | None:
         return "scaler is not the state of a gradient scaler"
     if state["data"] and (state["data"].keys() != DATA_KEYS or not all(map(SHA256.fullmatch, state["data"].values()))):
         return "data does not hold the SHA-256 of train and test"
+    initial = state["initial_weights"]
+    digests = [initial["sha256"], *(images["sha256"] for images in initial["trained_on"])]
+    if not all(map(SHA256.fullmatch, filter(None, digests))) or bool(initial["source"]) != bool(initial["sha256"]):
+        return "initial_weights does not hold a source and SHA-256"
     many = len(state["config"].get("data", {}).get("classes", ())) > MAX_MATRIX_CLASSES  # their counts may differ
     if len(state["window"]) != len(state["epoch_counts"]) and not many:
         return f"window holds {len(state['window'])} counts, epoch_counts {len(state['epoch_counts'])}"

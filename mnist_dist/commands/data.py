@@ -126,7 +126,7 @@ def check(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     console.print(files_table(files, digests, original))
     for split, (images, labels) in splits.items():
-        console.print(split_line(split, images, labels), markup=False, soft_wrap=True)
+        console.print(split_line(split, images, labels), markup=False, soft_wrap=not console.is_terminal)
     others = [str(files[role]) for role in files if original[role] is False]
     if others and True in original.values():
         again = f"mnist-dist data fetch{'' if options.name == 'mnist' else f' --data.name={options.name}'}"

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 from pydantic.fields import FieldInfo
-from pydantic.json_schema import GenerateJsonSchema
 
 from mnist_dist.config.data_sets import CLASS_NAMES, DataSetName
 from mnist_dist.config.frozen_model import FrozenModel, Source
@@ -46,6 +44,9 @@ class RunConfig(FrozenModel):
     """Seconds that a process waits for the others, at the start and in each collective, before the run ends."""
     quiet: bool = False
     """Print only errors and the path of the run directory."""
+    as_processes: int = Field(default=0, ge=0, le=4096)
+    """Dry run: in one process, check what this many would meet, and print their shares, memory and traffic as a table.
+    Then train as they would if they had fixed shards, which gives the same weights; otherwise end. 0: off."""
 
 
 class DataConfig(FrozenModel):
@@ -94,6 +95,9 @@ class ModelConfig(FrozenModel):
 
     name: Literal["unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "unshuffle"
     """Registered model; `mnist-dist models` describes each one."""
+    init_from: str = ""
+    """Weights to start a new run from, in place of random ones: a run (its newest checkpoint), a checkpoint, a
+    .safetensors file, or last: the newest run in runs/. Their head may have another number of classes. Empty: none."""
 
 
 class OptimConfig(FrozenModel):
@@ -178,11 +182,14 @@ class TrainConfig(FrozenModel):
 
 
 class TrackingConfig(FrozenModel):
-    """What is recorded in wandb, besides metrics.jsonl, which is always written."""
+    """What is recorded in wandb and other trackers, besides metrics.jsonl, which is always written."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Mode of wandb. auto: as given to wandb itself (WANDB_MODE, WANDB_DISABLED, `wandb offline`), otherwise online if
     a key is configured, otherwise offline. It never prompts."""
+    also: tuple[Literal["tensorboard", "trackio", "mlflow"], ...] = ()
+    """Trackers beside wandb, through accelerate. Each records rows, settings and images in a folder of its name in
+    run.dir; trackio and mlflow elsewhere if TRACKIO_DIR, TRACKIO_SERVER_URL or MLFLOW_TRACKING_URI say so."""
     project: str = "mnist_dist"
     """wandb project. If not set, WANDB_PROJECT; likewise WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS and
     WANDB_NOTES below."""
@@ -297,18 +304,3 @@ FIELDS: dict[str, FieldInfo] = {
 def flat(config: Config) -> dict[str, Any]:
     """The configuration as one dictionary with keys such as `optim.lr`."""
     return {f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()}
-
-
-class UntitledJsonSchema(GenerateJsonSchema):
-    """JSON schema without the titles that pydantic derives from field names."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-
-@cache
-def json_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a recipe, for editors, errors and the help."""
-    schema = Config.model_json_schema(schema_generator=UntitledJsonSchema)
-    schema["description"] = schema["description"].partition("\n")[0]  # without the example for Python
-    return {"$schema": UntitledJsonSchema.schema_dialect, **schema}

@@ -75,12 +75,14 @@ class Runtime:
         self.on_exit = contextlib.ExitStack()
         self.stop_flag = torch.zeros((), dtype=torch.int32)
         self.stop_work: tuple[Any, Tensor] | None = None  # the all-reduce of stop flags in flight
-        self.control_group: Any = None
-        if self.world_size > 1:
-            # In torch 2.15 the gloo backend can abort a process that exits (`terminate called without an active
-            # exception`; seen in 13 of 90 runs of a bare DistributedDataParallel loop): the run would count as failed.
-            skip_exit_hooks()
-            self.control_group = open_control_group(timeout)
+        self.control_group: Any = self.create_control_group(timeout) if self.world_size > 1 else None
+
+    def create_control_group(self, timeout: timedelta) -> Any:
+        """The group of Python objects and stop flags."""
+        # In torch 2.15 the gloo backend can abort a process that exits (`terminate called without an active
+        # exception`; seen in 13 of 90 runs of a bare DistributedDataParallel loop): the run would count as failed.
+        skip_exit_hooks()
+        return open_control_group(timeout)
 
     @property
     def device_name(self) -> str:

@@ -74,13 +74,16 @@ class EarlyStopping:
 
         Only some calls ask rank 0, about as often as the time that is left can be halved until it is one step.
         """
-        progress = self.progress
-        if not self.limit or progress.step < self.next_check or progress.stop_reason:
+        progress, (step, seconds) = self.progress, self.checked
+        was_rolled_back = progress.step < step
+        if not self.limit or progress.stop_reason or (progress.step < self.next_check and not was_rolled_back):
             return
         self.note_time()
-        (step, seconds), now = self.checked, time.monotonic()
+        now = time.monotonic()
         if progress.step > step:
-            self.checked, self.step_seconds = (progress.step, now), (now - seconds) / (progress.step - step)
+            self.step_seconds = (now - seconds) / (progress.step - step)
+        if progress.step != step:
+            self.checked = progress.step, now
         steps = int((self.limit - progress.wall_seconds) / 2 / max(self.step_seconds, MIN_STEP_SECONDS))
         progress.wall_seconds, steps = self.runtime.broadcast((progress.wall_seconds, steps))
         self.next_check = progress.step + max(steps, 1)
@@ -121,7 +124,7 @@ def how_to_train_longer(state: TrainingState, folder: Path) -> str:
     train, reason = state.config.train, state.progress.stop_reason
     if reason:
         way = f"it was ended by train.{reason}={getattr(train, reason):g}; another value lets it train on"
-    elif state.last_step < state.total_steps:
+    elif state.progress.step < state.total_steps:
         way = "a higher --train.max_steps lets it train on"
     elif is_extendable(state.config.optim):
         way = "more --train.epochs let it train on"

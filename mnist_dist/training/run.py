@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from mnist_dist.config.validation import describe_early_stopping, describe_exces
 from mnist_dist.console.console import Console
 from mnist_dist.console.tee import TeeConsole
 from mnist_dist.data.dataset import Splits
+from mnist_dist.distributed.accelerate_trackers import start_tracker
 from mnist_dist.tracking.metrics_file import MetricsFile
+from mnist_dist.tracking.queued_tracker import one_line
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, describe_tracking
 from mnist_dist.training.early_stopping import how_to_train_longer, summary_keys
@@ -32,11 +34,18 @@ from mnist_dist.utils.versions import versions
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. Every rank has the same one."""
+    """A finished run. Every rank has the same one.
+
+    >>> from mnist_dist import Config, train
+    >>> run = train(Config.from_recipe("debug", {"run.dir": "runs/other", "run.quiet": True}))
+    runs/other
+    >>> run, run.summary["test.count"]
+    (Run(folder=PosixPath('runs/other')), 1000)
+    """
 
     folder: Path
     """The run directory."""
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
     """The content of its summary.json."""
 
 
@@ -75,7 +84,7 @@ def train_and_test(
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
     resolved = describe_resolved(state, data) | versions()
     has_media = wants_media(config, tracked, runtime)
-    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved)
+    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved, start_tracker)
     if isinstance(console, TeeConsole):
         console.copy_lines_to(tracker.write_logs)
 
@@ -96,10 +105,15 @@ def train_and_test(
         trainer.train()
         already_tested = trainer.held_out_split == "test" and trainer.held_out_metrics
         test = already_tested or trainer.evaluate("test")
-        summary = summarize(trainer, test, resumed_from)
+        summary = runtime.broadcast(summarize(trainer, test, resumed_from))  # its times are those of rank 0
         code = EXIT_DONE
-    except Stopped:
+        tracker.alert("Run finished", f"{folder.name}: test accuracy {test.accuracy:.2%}", "INFO")
+    except Stopped as stopped:
         code = EXIT_STOPPED
+        tracker.alert("Run stopped", f"{folder.name}: {stopped}")
+        raise
+    except BaseException as error:
+        tracker.alert("Run failed", f"{folder.name}: {one_line(error)}", "ERROR")
         raise
     finally:
         console.close()

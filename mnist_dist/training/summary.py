@@ -47,6 +47,8 @@ def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dic
             "memory.peak_bytes": max(runtime.all_gather_object(peak_memory(runtime.device))),
             **describe_resolved(state, trainer.data),
             "weights_sha256": weights_sha256(state.eval_model),
+            "init_from": state.initial_weights.source or None,
+            "init_sha256": state.initial_weights.sha256 or None,
             "resumed_from": str(resumed_from) if resumed_from else None,
             "run_id": trainer.run_id,
         }

@@ -174,7 +174,11 @@ def wants_media(config: Config, tracked: Config, runtime: Runtime) -> bool:
         tracked: the configuration with the tracking mode that rank 0 resolved.
     """
     tracking = config.tracking
-    if tracking.mode == "disabled" or not (tracking.examples or tracking.histograms):
+    if not (tracking.examples or tracking.histograms):
+        return False
+    if tracking.also and tracking.examples:
+        return True  # which no environment variable turns off
+    if tracking.mode == "disabled":
         return False
     return runtime.broadcast(runtime.is_main and tracking_mode(tracked.tracking)[0] != "disabled")
 

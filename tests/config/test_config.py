@@ -226,7 +226,7 @@ def test_every_number_that_python_prints_is_read_exactly(number: float) -> None:
         ("--optim.lrr=1", "optim.lrr (command line): unknown setting; did you mean optim.lr?"),
         ("--lr=1", "lr (command line): unknown setting; did you mean optim.lr?"),
         ("--tracking=1", "tracking (command line): is a section; give one of its settings, as in --tracking.mode=..."),
-        ("--model.depth=1", "model.depth (command line): unknown setting; settings of model: name"),
+        ("--model.depth=1", "model.depth (command line): unknown setting; settings of model: name, init_from"),
         ("--nonsense=1", "nonsense (command line): unknown setting; --help lists all settings"),
         ("--optim.lr", "--optim.lr (command line) needs a value: --optim.lr=VALUE"),
         ("--config", "--config (command line) needs a value: --config=VALUE"),
@@ -694,7 +694,7 @@ def test_shards_that_cannot_be_are_refused(arguments: list[str], world_size: int
         ([], 4, True, 4),
         ([], 8, True, 0),
         ([], 1, False, 0),
-        (["--train.batch_size=50"], 1, True, 0),
+        (["--config=debug"], 2, True, 0),  # 50 images a batch
         (["--train.accumulate=128"], 1, True, 0),
         (["--train.shards=0"], 1, True, 0),
         (["--train.shards=8"], 8, False, 8),

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from harness import run_ranks
 from measured_keys import MEASURED_ROW_KEYS
-from recorded_run import Row, Run, comparable, config, start, stop_after
+from recorded_run import Row, Run, build, comparable, config, start, stop_after
 from small_training import BASICS, open_trainer, synthetic_images
 
-from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint, newest_checkpoint
+from mnist_dist.checkpoint.manager import list_checkpoints, load_verified, newest_verified
 from mnist_dist.checkpoint.state import TrainProgress
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.data.dataset import Splits
 from mnist_dist.distributed.runtime import start_runtime
-from mnist_dist.distributed.topology import read_topology
+from mnist_dist.distributed.topology import Topology, read_topology
 from mnist_dist.training import early_stopping
 from mnist_dist.training import trainer as trainer_module
 from mnist_dist.training.early_stopping import check_target, summary_keys
@@ -51,7 +51,7 @@ def test_patience_ends_the_run_after_that_many_evaluations_without_a_new_best(
     assert ended(run)[:2] == (step, "patience")
     assert [at for at, _ in run.values("train.loss")][-1] == step  # the row of the last steps
     assert run.values("val.loss")[-1][0] == step
-    assert newest_checkpoint(tmp_path, pytest.fail) == tmp_path / f"step-{step:08d}"
+    assert newest_verified(tmp_path, pytest.fail).folder == tmp_path / f"step-{step:08d}"
     assert summary_keys(run.trainer.state)["train.stop_reason"] == "patience"
 
 
@@ -69,6 +69,17 @@ def test_the_target_ends_the_run_at_the_evaluation_that_reaches_it(tmp_path: Pat
     assert ended(run)[:2] == (step, "target_accuracy")
     assert run.values("val.accuracy") == [row for row in whole if row[0] <= step]
     check_target(summary_keys(run.trainer.state))
+
+
+def test_media_are_logged_after_the_evaluation_that_ends_the_run(tmp_path: Path) -> None:
+    """Also within an epoch. They were collected before it was known."""
+    settings = config(FROZEN, epochs=9, eval_steps=3, patience=3)
+    epochs: list[tuple[int, int]] = []
+    with start_runtime(settings, Topology()) as runtime:
+        build(
+            settings, runtime, DATA, tmp_path, log_media=lambda step, epoch, media: epochs.append((step, epoch))
+        ).train()
+    assert epochs == [(4, 1), (8, 2)]
 
 
 def test_a_target_that_is_not_reached_is_an_error_of_all_ranks(tmp_path: Path) -> None:
@@ -99,7 +110,7 @@ def test_a_stop_or_a_kill_at_any_step_changes_neither_the_last_step_nor_the_weig
     for step in range(1, whole.trainer.progress.step + 1):
         run = start(settings, tmp_path / "stopped", DATA, resume=newest, before=stop_after(step))
         rows += run.rows
-        newest = newest_checkpoint(tmp_path / "stopped", pytest.fail)
+        newest = newest_verified(tmp_path / "stopped", pytest.fail).folder
     again = start(settings, tmp_path / "stopped", DATA, resume=newest)
     assert ended(again) == ended(whole)
     assert comparable(rows + again.rows) == comparable(whole.rows)
@@ -108,7 +119,7 @@ def test_a_stop_or_a_kill_at_any_step_changes_neither_the_last_step_nor_the_weig
     often = settings.model_copy(update={"train": settings.train.model_copy(update={"checkpoint_steps": 1, "keep": 99})})
     start(often, tmp_path / "killed", DATA)
     for checkpoint in list_checkpoints(tmp_path / "killed"):
-        saved = load_checkpoint(checkpoint)
+        saved = load_verified(checkpoint).parse()
         again = start(often, tmp_path / "again", DATA, resume=saved)
         assert ended(again) == ended(whole)
         done = saved.state["progress"]["step"]
@@ -136,7 +147,9 @@ def test_a_stop_during_the_evaluation_that_ends_the_run(tmp_path: Path, monkeypa
         stopped = start(settings, tmp_path / "stopped", DATA, before=remember)
     assert stopped.stopped
     assert stopped.trainer.progress.step == 6
-    again = start(settings, tmp_path / "stopped", DATA, resume=newest_checkpoint(tmp_path / "stopped", pytest.fail))
+    again = start(
+        settings, tmp_path / "stopped", DATA, resume=newest_verified(tmp_path / "stopped", pytest.fail).folder
+    )
     assert ended(again) == ended(whole)
     assert comparable(stopped.rows + again.rows) == comparable(whole.rows)
 
@@ -162,7 +175,7 @@ def test_a_longer_run_has_the_bits_of_one_that_was_longer_from_the_start(
     augmented = {"shift": 2.0}
     whole = start(config(optim, augmented, **then), tmp_path / "whole", DATA)
     short = start(config(optim, augmented, **first), tmp_path / "run", DATA)
-    newest = newest_checkpoint(tmp_path / "run", pytest.fail)
+    newest = newest_verified(tmp_path / "run", pytest.fail).folder
     longer = start(config(optim, augmented, **then), tmp_path / "run", DATA, resume=newest)
     assert short.trainer.progress.step < longer.trainer.progress.step
     assert ended(longer) == ended(whole)
@@ -232,15 +245,15 @@ def test_max_minutes_counts_the_time_before_a_resume(tmp_path: Path, monkeypatch
         settings,
         tmp_path,
         DATA,
-        resume=newest_checkpoint(tmp_path, pytest.fail),
+        resume=newest_verified(tmp_path, pytest.fail).folder,
         before=clock.tick(5.0),
     )
     assert ended(again)[:2] == (6, "max_minutes")
-    same = start(settings, tmp_path, DATA, resume=newest_checkpoint(tmp_path, pytest.fail), before=clock.tick(5.0))
+    same = start(settings, tmp_path, DATA, resume=newest_verified(tmp_path, pytest.fail).folder, before=clock.tick(5.0))
     assert ended(same) == ended(again)
     assert not same.rows
     more = settings.model_copy(update={"train": settings.train.model_copy(update={"max_minutes": 1.0})})
-    longer = start(more, tmp_path, DATA, resume=newest_checkpoint(tmp_path, pytest.fail), before=clock.tick(5.0))
+    longer = start(more, tmp_path, DATA, resume=newest_verified(tmp_path, pytest.fail).folder, before=clock.tick(5.0))
     assert ended(longer)[:2] == (12, "max_minutes")
 
 
