@@ -78,7 +78,7 @@ def describe_images(found: DryRun) -> dict[str, str]:
     epochs, steps = config.train.epochs, shares.steps_per_epoch
     total = min(config.train.max_steps or epochs * steps, epochs * steps)
     microbatches = f" in {config.train.accumulate} microbatches" if config.train.accumulate > 1 else ""
-    assumed = "" if found.data_is_here else "; of MNIST, which each machine would download"
+    assumed = "" if found.data_is_here else "; each machine would download it"
     facts = {
         "data": data.describe() + assumed,
         "steps": f"{total:,} ({epochs} epoch{'s' * (epochs > 1)} x {steps:,})",
