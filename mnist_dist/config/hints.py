@@ -75,7 +75,11 @@ VALUES = {
     "train.compile": {"default": "true yes on inductor", "no": "false off none"},
     "data.name": {
         "fashion": "fashion-mnist fashion_mnist fashionmnist fmnist",
-        "emnist-balanced": "emnist",
+        "emnist-balanced": "emnist balanced",
+        "emnist-letters": "letters",
+        "emnist-digits": "digits",
+        "emnist-byclass": "byclass",
+        "emnist-bymerge": "bymerge",
         "kmnist": "kuzushiji kuzushiji-mnist",
         "idx": "custom folder",
     },

@@ -19,7 +19,7 @@ OTHER_SETS = {
     "emnist": "EMNIST",
     "fashion": "Fashion-MNIST",
 }
-"""What the path of a data set's files contains, to the name of the set. Other IDX files under its names are MNIST."""
+"""What the path of a data set's files contains, to the name of the set."""
 OTHER_FORMATS = {".parquet", ".arrow", ".npz", ".npy", ".csv", ".mat", ".pt", ".pkl", ".png", ".jpg", ".zip", ".tar"}
 MAX_DEPTH = 3
 MAX_NAMES = 2000
@@ -60,7 +60,9 @@ def recognise(path: PurePath) -> tuple[str, str] | None:
         return (f"{OTHER_SETS[part]} in {files}" if part else files), ""
     if part and "idx" in path.name:
         return OTHER_SETS[part], next((name for name in DATA_SETS if has_file(name, path, part)), "")
-    return ("MNIST", "mnist") if has_file("mnist", path, "") else None
+    if not has_file("mnist", path, ""):
+        return None
+    return ("MNIST" if "mnist" in text else "files named as MNIST's"), "mnist"
 
 
 def has_file(name: str, path: PurePath, part: str) -> bool:

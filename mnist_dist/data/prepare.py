@@ -303,7 +303,8 @@ def describe_use(root: Path, path: PurePath, name: str) -> str:
     for folder in (root, root / path.parent):
         with contextlib.suppress(UserError):
             if find_files(folder, name):
-                return f"use it with --data.name={name} --data.root={shlex.quote(str(folder))}"
+                other = " (or idx, if there are not ten classes)" if name == "mnist" else ""
+                return f"use it with --data.name={name}{other} --data.root={shlex.quote(str(folder))}"
     return ""
 
 

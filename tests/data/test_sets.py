@@ -88,6 +88,16 @@ def test_a_set_of_ones_own_has_the_classes_that_its_labels_say(tmp_path: Path, n
     assert name_classes(config, splits) is config
 
 
+def test_a_class_may_occur_in_one_of_the_two_files_only(tmp_path: Path) -> None:
+    images, few, more = (idx_bytes(draw_set(9, 9)[0]), labels_of(*range(9)), labels_of(*range(1, 10)))
+    for number, (train, test) in enumerate([(few, more), (more, few)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for role, content in zip(ROLES, (images, train, images, test), strict=True):
+            (folder / role).write_bytes(content)
+        assert len(read(folder, "idx")[2]) == 10
+
+
 def labels_of(*labels: int, kind: str = "int") -> bytes:
     return idx_bytes(torch.tensor(labels), kind)
 
@@ -237,6 +247,7 @@ def said() -> list[str]:
         ("deep/er/{qmnist}", "mnist", "use it with --data.name=qmnist --data.root={root}/deep/er"),
         ("MNIST/raw/{mnist}", "fashion", "it holds MNIST (MNIST/raw/t10k-images-idx3-ubyte); use it with"),
         ("KMNIST/raw/{kmnist}", "idx", "it holds KMNIST (KMNIST/raw/t10k-images-idx3-ubyte); use it with"),
+        ("some/{mnist}", "qmnist", "it holds files named as MNIST's (some/t10k-images-idx3-ubyte); use it with"),
         ("train.parquet", "kmnist", "it holds parquet files, which are not read (train.parquet); name a folder"),
         ("k49-train-imgs.npz", "kmnist", "it holds Kuzushiji-49 in npz files, which are not read"),
     ],
