@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from mnist_dist.config.data_sets import CLASS_NAMES
-from mnist_dist.config.schema import Config, OptimConfig
+from mnist_dist.config.schema import Config, OptimConfig, flat, flatten
 from mnist_dist.utils.errors import UserError
 
 RESUME_OVERRIDABLE = {
@@ -58,14 +58,15 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
             f"{checkpoint}: was trained on {had} classes, but there are {classes} now; name the same data with "
             "--data.root=DIR and --data.name=NAME, or start anew in another --run.dir"
         )
-    before = {section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()}
+    before = flatten({section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()})
+    now = flat(config)
     differing = {
-        f"{section}.{key}": f"{section}.{key}={value!r} (was {repr(before[section][key])[:60]})"
-        for section, values in config.to_dict().items()
-        for key, value in values.items()
-        if section != "tracking" and f"{section}.{key}" not in RESUME_OVERRIDABLE and before[section][key] != value
+        key: (f"{key}={now[key]!r}" if key in now else f"no {key}")
+        + f" (was {repr(before[key])[:60] if key in before else 'not given'})"
+        for key in now | before
+        if not key.startswith("tracking.") and key not in RESUME_OVERRIDABLE and not is_same(key, now, before)
     }
-    has_more_epochs = "train.epochs" in differing and config.train.epochs > before["train"]["epochs"]
+    has_more_epochs = "train.epochs" in differing and config.train.epochs > before["train.epochs"]
     if has_more_epochs and is_extendable(config.optim):
         del differing["train.epochs"]
     if not differing:
@@ -90,6 +91,14 @@ def count_classes(saved: Mapping[str, Any]) -> int:
         saved: the section `data` of the configuration in its checkpoint.
     """
     return len(saved.get("classes") or CLASS_NAMES.get(saved.get("name", "mnist"), ()))
+
+
+def is_same(key: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a setting has the same value; the file of a model may have moved, since its content is compared."""
+    value, old = now.get(key), before.get(key)
+    if key == "model.name":
+        return PurePath(str(value)).name == PurePath(str(old)).name
+    return value == old and (key in now) == (key in before)
 
 
 def warn_if_other_hardware(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:

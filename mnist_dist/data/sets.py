@@ -52,8 +52,6 @@ class DataSet:
     """Types at the end of a label file's name. With others than bytes, any integers are read."""
     class_name: str = "MNIST"
     """The class in torchvision.datasets that knows where to download it."""
-    sizes: tuple[int, int] = (60_000, 10_000)
-    """Training and test images."""
     folder: str = ""
     """Folder below mnist_dist's in the user's cache, into which it is downloaded."""
 
@@ -80,8 +78,8 @@ def digests(*md5s: str) -> dict[str, str]:
     return dict(zip(ROLES, md5s, strict=True))
 
 
-def emnist(split: str, sizes: tuple[int, int], *md5s: str, first_label: int = 0) -> DataSet:
-    """A split of EMNIST. `sizes`: training and test images; `md5s`: of its packed files, in the order of ROLES."""
+def emnist(split: str, *md5s: str, first_label: int = 0) -> DataSet:
+    """A split of EMNIST. `md5s`: of its four packed files, in the order of ROLES."""
     names = [f"emnist-{split}-{part}" for part in ("train-images-idx3", "train-labels-idx1")]
     names += [f"emnist-{split}-{part}" for part in ("test-images-idx3", "test-labels-idx1")]
     train_images, train_labels, test_images, test_labels = (f"{name}-ubyte" for name in names)
@@ -93,7 +91,6 @@ def emnist(split: str, sizes: tuple[int, int], *md5s: str, first_label: int = 0)
         first_label=first_label,
         packed=digests(*md5s),
         class_name="EMNIST",
-        sizes=sizes,
         folder="emnist",
     )
 
@@ -163,12 +160,10 @@ DATA_SETS: dict[str, DataSet] = {
         label_columns=8,
         label_types=("int",),
         class_name="QMNIST",
-        sizes=(60_000, 60_000),
         folder="qmnist",
     ),
     "emnist-balanced": emnist(
         "balanced",
-        (112_800, 18_800),
         "4041b0d6f15785d3fa35263901b5496b",
         "7a35cc7b2b7ee7671eddf028570fbd20",
         "6818d20fe2ce1880476f747bbc80b22b",
@@ -176,7 +171,6 @@ DATA_SETS: dict[str, DataSet] = {
     ),
     "emnist-byclass": emnist(
         "byclass",
-        (697_932, 116_323),
         "712dda0bd6f00690f32236ae4325c377",
         "ee299a3ee5faf5c31e9406763eae7e43",
         "1435209e34070a9002867a9ab50160d7",
@@ -184,7 +178,6 @@ DATA_SETS: dict[str, DataSet] = {
     ),
     "emnist-bymerge": emnist(
         "bymerge",
-        (697_932, 116_323),
         "4a792d4df261d7e1ba27979573bf53f3",
         "491be69ef99e1ab1f5b7f9ccc908bb26",
         "8eb5d34c91f1759a55831c37ec2a283f",
@@ -192,7 +185,6 @@ DATA_SETS: dict[str, DataSet] = {
     ),
     "emnist-letters": emnist(
         "letters",
-        (124_800, 20_800),
         "8795078f199c478165fe18db82625747",
         "c16de4f1848ddcdddd39ab65d2a7be52",
         "382093a19703f68edac6d01b8dfdfcad",
@@ -201,7 +193,6 @@ DATA_SETS: dict[str, DataSet] = {
     ),
     "emnist-digits": emnist(
         "digits",
-        (240_000, 40_000),
         "d2662ecdc47895a6bbfce25de9e9a677",
         "2223fcfee618ac9c89ef20b6e48bcf9e",
         "a159b8b3bd6ab4ed4793c1cb71a2f5cc",
@@ -209,7 +200,6 @@ DATA_SETS: dict[str, DataSet] = {
     ),
     "emnist-mnist": emnist(
         "mnist",
-        (60_000, 10_000),
         "3663598a39195d030895b6304abb5065",
         "6c092f03c9bb63e678f80f8bc605fe37",
         "fb51b6430fc4dd67deaada1bf25d4524",
