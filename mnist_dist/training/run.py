@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mnist_dist.checkpoint.model_files import write_model_files
 from mnist_dist.checkpoint.run_dir import RunDir, delete_summary, read_summary, write_config, write_summary
 from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE
 from mnist_dist.config.validation import describe_early_stopping, describe_excess
@@ -82,6 +83,7 @@ def train_and_test(
     if runtime.is_main:
         delete_summary(folder)
         write_config(folder, config)
+        write_model_files(folder, state.code)
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
     resolved = describe_resolved(state, data) | versions()
     has_media = wants_media(config, tracked, runtime)
