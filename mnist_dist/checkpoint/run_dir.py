@@ -5,6 +5,7 @@
         config.yaml    the resolved configuration, ready for `--config`
         metrics.jsonl  see `tracking.metrics_file`
         checkpoints/   see `checkpoint.manager`
+        model/         only with a model of the user's own: its source files
         profile/       only with train.profile
         summary.json   written last: a run directory with it holds a finished run
 
@@ -37,6 +38,7 @@ from mnist_dist.checkpoint.run_paths import (
     CHECKPOINTS,
     CONFIG,
     METRICS,
+    MODEL,
     PROFILE,
     RUNS,
     SUMMARY,
@@ -190,7 +192,7 @@ def prepare_run_dir(run_dir: RunDir, config: Config, lock: RunLock) -> bool:
 
 
 def delete_old_run(folder: Path) -> None:
-    """Delete the checkpoints (incomplete ones too), profile, metrics and summary of an earlier run; nothing else.
+    """Delete the checkpoints (incomplete ones too), profile, code, metrics and summary of an earlier run; nothing else.
 
     Raises:
         OSError: one of them cannot be deleted.
@@ -198,8 +200,9 @@ def delete_old_run(folder: Path) -> None:
     recover(folder / CHECKPOINTS)
     for checkpoint in list_checkpoints(folder / CHECKPOINTS):
         shutil.rmtree(checkpoint)
-    if (folder / PROFILE).is_dir():
-        shutil.rmtree(folder / PROFILE)
+    for name in (PROFILE, MODEL):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
     for name in (METRICS, SUMMARY):
         (folder / name).unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ RUNS = Path("runs")
 """Parent of the run directories that are named by the program."""
 CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
 PROFILE = "profile"
+MODEL = "model"
 
 
 def create_folder(path: Path) -> Path:

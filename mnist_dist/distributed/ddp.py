@@ -44,7 +44,7 @@ class DDPStrategy(ReplicatedStrategy):
             return
         if runtime.device.type == "cpu":  # on a GPU the host does not see the communication
             # After this rank's last gradient, backward only waits for the all-reduce: that is communication time.
-            for parameter in model.parameters():
+            for parameter in (p for p in model.parameters() if p.requires_grad):
                 parameter.register_post_accumulate_grad_hook(runtime.comm_timer.start)
         self.warm_up_buckets()
 

@@ -18,6 +18,7 @@ from mnist_dist.tracking.accelerate_tracker import AccelerateTracker
 from mnist_dist.tracking.backend import StartTracker
 from mnist_dist.tracking.media import Media
 from mnist_dist.tracking.wandb_auth import tracking_mode
+from mnist_dist.tracking.wandb_thread import MachineLoadTracker, SharedLoad
 from mnist_dist.tracking.wandb_tracker import WandbTracker
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.run_id import RUN_ID
@@ -134,6 +135,7 @@ def open_tracker(
     is_main: bool,
     facts: Mapping[str, Any] | None = None,
     start_tracker: StartTracker | None = None,
+    load: SharedLoad | None = None,
 ) -> Tracker:
     """The trackers that the configuration asks for: wandb, and those of tracking.also.
 
@@ -144,12 +146,13 @@ def open_tracker(
         warn: is called with one line, from another thread.
         facts: resolved values to filter runs by, which the configuration lacks; with dotted keys.
         start_tracker: starts one of accelerate's trackers; without it there are none of tracking.also.
+        load: where the load of this machine is sent, if several share a wandb run.
     """
     if not is_main:
-        return NullTracker()
+        return MachineLoadTracker(load, config.tracking.timeout) if load else NullTracker()
     trackers: list[Tracker] = []
     if (mode := tracking_mode(config.tracking)[0]) != "disabled":
-        trackers.append(WandbTracker(config, folder, run_id, resumed, mode, warn, facts or {}))
+        trackers.append(WandbTracker(config, folder, run_id, resumed, mode, warn, facts or {}, load))
     if start_tracker is not None:
         also = (config, folder, run_id, resumed, warn, facts or {}, start_tracker)
         trackers += [AccelerateTracker(name, *also) for name in dict.fromkeys(config.tracking.also)]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,46 +23,22 @@ from typing import Any
 import mnist_dist
 from mnist_dist.config.schema import Config, TrackingConfig
 from mnist_dist.tracking.media import Media, wandb_key
-from mnist_dist.tracking.queued_tracker import QueuedTracker, one_line
+from mnist_dist.tracking.queued_tracker import one_line
 from mnist_dist.tracking.wandb_artifacts import Row, model_artifacts, read_rows
 from mnist_dist.tracking.wandb_media import media_values, row_values
-from mnist_dist.tracking.wandb_service import (
-    create_temporary_folders,
-    force_teardown,
-    kill_service,
-    remove_temporary_folders,
-    set_up,
-    upload_failed,
-)
+from mnist_dist.tracking.wandb_service import create_temporary_folders, force_teardown, upload_failed
 from mnist_dist.tracking.wandb_settings import resolve_labels, wandb_environment
+from mnist_dist.tracking.wandb_thread import SYSTEM_SETTINGS, SharedLoad, WandbThread, shared_settings
 
 # Metrics of which wandb's summary has the best value beside the last. None of the test set: nothing is chosen on it.
 BEST = {
     **dict.fromkeys(("val.accuracy", "val.top2", "epoch.train.accuracy"), max),
     **dict.fromkeys(("val.loss", "epoch.train.loss"), min),
 }
-# wandb gets the configuration and the metrics: no environment, command line, code, packages, git state or machine.
-PRIVATE_SETTINGS = {
-    "silent": True,
-    "quiet": True,
-    "console": "off",
-    "host": "",
-    "symlink": False,
-    "save_code": False,
-    "disable_code": True,
-    "disable_git": True,
-    "disable_job_creation": True,
-    "program": "mnist_dist",  # otherwise the path of the program
-    "x_disable_meta": True,
-    "x_disable_machine_info": True,
-    "x_disable_stats": True,
-    "x_save_requirements": False,
-}
-SYSTEM_SETTINGS = {"x_disable_stats": False, "x_disable_machine_info": False, "x_stats_sampling_interval": 5.0}
 SOURCE_DIR = Path(mnist_dist.__file__).parent
 
 
-class WandbTracker(QueuedTracker):
+class WandbTracker(WandbThread):
     """A tracker that logs to wandb. Arguments as in `open_tracker`; mode: `online` or `offline`."""
 
     def __init__(
@@ -75,10 +50,11 @@ class WandbTracker(QueuedTracker):
         mode: str,
         warn: Callable[[str], None],
         facts: Row,
+        load: SharedLoad | None = None,
     ) -> None:
         super().__init__("wandb", config.tracking.timeout, warn)
         self._config, self._folder, self._run_id, self._resumed = config, folder, run_id, resumed
-        self._mode, self._facts = mode, facts
+        self._mode, self._facts, self._load = mode, facts, load
         self._labels = resolve_labels(config.tracking)
         self._dir = Path(self._labels.dir or folder)  # where wandb creates its folder
         self._sync_dir: Path | None = None  # wandb's folder of this segment
@@ -112,18 +88,10 @@ class WandbTracker(QueuedTracker):
             self.enqueue(lambda wandb, run: run.alert(title=title, text=text, level=level))
 
     def abandon(self) -> None:
-        """End wandb's service without waiting for it, and remove wandb's exit hooks unless its thread may hold them."""
+        """End wandb's service without waiting for it."""
+        super().abandon()
         if self.timed_out:
-            kill_service()
-            self.clean_up()
             self.view_hint = self._describe_files()
-        else:
-            force_teardown(sys.modules.get("wandb"))
-
-    def clean_up(self) -> None:
-        """Remove wandb's temporary folders."""
-        if wandb := sys.modules.get("wandb"):
-            remove_temporary_folders(wandb)
 
     # On the thread
 
@@ -133,20 +101,19 @@ class WandbTracker(QueuedTracker):
 
         create_temporary_folders(wandb)
         with wandb_environment(self._dir):
-            self._log_run(wandb, self._init(wandb))
+            self._log_run(wandb, self._open_run(wandb))
         wandb.teardown(self._result[1])
 
-    def _init(self, wandb: Any) -> Any:
+    def _open_run(self, wandb: Any) -> Any:
         """The wandb run. If it cannot be online, it is offline, with a warning."""
         config, labels = self._config, self._labels
-        wanted = settings_for(config.tracking)
 
         def init(mode: str) -> Any:
-            known = {k: v for k, v in (wanted | {"mode": mode}).items() if k in wandb.Settings.model_fields}
-            settings = wandb.Settings(**known)
-            set_up(wandb, settings, self._warn)  # before init, which would otherwise print and may prompt
-            return wandb.init(
-                mode=mode,
+            is_shared = self._load is not None and mode == "online"
+            return self.init(
+                wandb,
+                settings_for(config.tracking) | (shared_settings(0) if is_shared else {}),
+                mode="shared" if is_shared else mode,
                 id=self._run_id,
                 resume="allow",
                 dir=str(self._dir),
@@ -159,7 +126,6 @@ class WandbTracker(QueuedTracker):
                 tags=list(labels.tags) or None,
                 config=config.to_dict() | {"facts": {wandb_key(key): value for key, value in self._facts.items()}},
                 allow_val_change=self._resumed,
-                settings=settings,
             )
 
         try:
@@ -226,11 +192,11 @@ class WandbTracker(QueuedTracker):
 
 
 def settings_for(tracking: TrackingConfig) -> dict[str, Any]:
-    """wandb's settings: private except for what is shared."""
+    """wandb's settings: timeouts, and what is shared."""
     # Half of the time for init and half for finish leave time to start over offline, and to save what is not uploaded.
     half = tracking.timeout / 2
     timeouts = {"init_timeout": half, "finish_timeout": half, "finish_timeout_raises": True}
-    return PRIVATE_SETTINGS | timeouts | (SYSTEM_SETTINGS if "system" in tracking.share else {})
+    return timeouts | (SYSTEM_SETTINGS if "system" in tracking.share else {})
 
 
 def log(run: Any, step: int, timestamp: float, values: Mapping[str, Any]) -> None:

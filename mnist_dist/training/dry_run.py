@@ -10,9 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import torch
-
 from mnist_dist.checkpoint.manager import VerifiedCheckpoint, newest_verified
+from mnist_dist.checkpoint.model_files import check_resumable_code
 from mnist_dist.checkpoint.resume_checks import check_resumable
 from mnist_dist.checkpoint.run_dir import newest_run_to_resume, resolve_checkpoint
 from mnist_dist.checkpoint.run_paths import CHECKPOINTS, RUNS, check_not_foreign, not_writable
@@ -23,9 +22,10 @@ from mnist_dist.console.console import Console, open_console
 from mnist_dist.data.dataset import Splits, read_splits
 from mnist_dist.data.identity import check_resumable_data
 from mnist_dist.data.prepare import provide_files, resolve_root
-from mnist_dist.distributed.fake_group import start_fake_runtime
+from mnist_dist.distributed.fake_group import NoFakeGroup, start_fake_runtime
 from mnist_dist.distributed.topology import Topology
-from mnist_dist.models import create_model
+from mnist_dist.models import find_builder
+from mnist_dist.training.build_model import build_model, find_model
 from mnist_dist.training.dry_run_table import DryRun, print_dry_run
 from mnist_dist.training.initial_weights import load_initial_weights
 from mnist_dist.training.rank_plan import RankPlan, plan_ranks
@@ -117,6 +117,7 @@ def find_checkpoint(config: Config, data: Splits, warn: Callable[[str], None]) -
     if checkpoint is not None:
         saved = checkpoint.parse().state
         check_resumable(config, saved["config"], checkpoint.folder)
+        check_resumable_code(saved["code"], find_builder(config.model.name).digests, checkpoint.folder)
         saved_root = saved["config"].get("data", {}).get("root", "")
         root = resolve_root(config.data.root)
         check_resumable_data(saved["data"], saved_root, data.digests, root, checkpoint.folder, warn)
@@ -139,14 +140,15 @@ def try_step(
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     try:
         with start_fake_runtime(config, plan.topology, plan.shards, cpu) as runtime:
-            torch.manual_seed(config.run.seed)
-            model = runtime.to_device(create_model(config.model.name))
+            builder = find_model(config, runtime)
+            num_classes = len(config.data.classes)
+            model = build_model(builder, config, runtime, num_classes, len(data.train), console.warn)
             if config.model.init_from and not is_resumed:
                 folder = expand_home(config.run.dir or str(RUNS / "new"), "run.dir=")
                 load_initial_weights(model, config, data, folder, runtime, console)
             return measure_step(model, config, runtime, data.train.to(runtime.device), shares)
-    except ImportError:
+    except NoFakeGroup:
         return None
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, ImportError) as error:
         lines = str(error).splitlines()
         raise UserError(f"a step of rank 0 fails: {type(error).__name__}: {lines[0] if lines else ''}") from error

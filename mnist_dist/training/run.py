@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mnist_dist.checkpoint.model_files import write_model_files
 from mnist_dist.checkpoint.run_dir import RunDir, delete_summary, read_summary, write_config, write_summary
 from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE
 from mnist_dist.config.validation import describe_early_stopping, describe_excess
@@ -20,6 +21,7 @@ from mnist_dist.tracking.queued_tracker import one_line
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, describe_tracking
 from mnist_dist.training.early_stopping import how_to_train_longer, summary_keys
+from mnist_dist.training.machine_load import share_load
 from mnist_dist.training.metric_logger import MetricLogger
 from mnist_dist.training.profiler import measure_peak_flops
 from mnist_dist.training.state import TrainingState
@@ -81,10 +83,14 @@ def train_and_test(
     if runtime.is_main:
         delete_summary(folder)
         write_config(folder, config)
+        write_model_files(folder, state.code)
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
     resolved = describe_resolved(state, data) | versions()
     has_media = wants_media(config, tracked, runtime)
-    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved, start_tracker)
+    load = share_load(tracked, run_id, runtime, console.warn)
+    tracker = open_tracker(
+        tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved, start_tracker, load
+    )
     if isinstance(console, TeeConsole):
         console.copy_lines_to(tracker.write_logs)
 

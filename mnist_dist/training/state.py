@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,7 @@ from mnist_dist.data.sampler import GlobalBatchSampler
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.distributed.strategy import build_strategy
 from mnist_dist.models.summary import count_flops, count_parameters
+from mnist_dist.models.user_code import digests_of
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.optim.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from mnist_dist.training.metrics import Counts, GradientNorms, Metrics
@@ -31,6 +33,7 @@ class TrainingState:
         model: on its device, with the same values on every rank. FSDP2 shards it in place.
         images: number of training images.
         initial_weights: where the model's weights are from.
+        code: source files of a model of the user's own, by relative path.
 
     Raises:
         UserError: with data.drop_last there is no full batch to train on.
@@ -43,8 +46,10 @@ class TrainingState:
         runtime: Runtime,
         images: int,
         initial_weights: InitialWeights | None = None,
+        code: Mapping[str, bytes] | None = None,
     ) -> None:
         self.config, self.runtime, self.model = config, runtime, model
+        self.code = dict(code or {})
         self.flops_per_image = 3 * count_flops(model)  # a backward pass costs as much as two forward passes
         self.strategy = build_strategy(model, config, runtime)
         self.local_model = self.strategy.local_model
@@ -101,6 +106,7 @@ class TrainingState:
             "epoch_counts": epoch,
             "norms": asdict(self.norms.collect()),
             "scaler": self.runtime.mixed_precision.state_dict(),
+            "code": digests_of(self.code),
             "initial_weights": asdict(self.initial_weights),
         }
         full = self.strategy.full_state_dict
