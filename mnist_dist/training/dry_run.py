@@ -22,7 +22,7 @@ from mnist_dist.console.console import Console, open_console
 from mnist_dist.data.dataset import Splits, read_splits
 from mnist_dist.data.identity import check_resumable_data
 from mnist_dist.data.prepare import provide_files, resolve_root
-from mnist_dist.distributed.fake_group import start_fake_runtime
+from mnist_dist.distributed.fake_group import NoFakeGroup, start_fake_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.models import find_builder
 from mnist_dist.training.build_model import build_model, find_model
@@ -147,8 +147,8 @@ def try_step(
                 folder = expand_home(config.run.dir or str(RUNS / "new"), "run.dir=")
                 load_initial_weights(model, config, data, folder, runtime, console)
             return measure_step(model, config, runtime, data.train.to(runtime.device), shares)
-    except ImportError:
+    except NoFakeGroup:
         return None
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, ImportError) as error:
         lines = str(error).splitlines()
         raise UserError(f"a step of rank 0 fails: {type(error).__name__}: {lines[0] if lines else ''}") from error
