@@ -28,7 +28,7 @@ class HubModel(TrainedModel, PyTorchModelHubMixin, library_name="mnist_dist", ta
 
     def __init__(self, settings: dict[str, dict[str, Any]], step: int) -> None:
         config = read_config(settings, "config.json")
-        model = create_model(config.model.name, len(config.data.classes), config.model.args)
+        model = create_model(config.model.name, len(config.data.class_names), config.model.args)
         super().__init__(LoadedModel(config, model.eval(), step, {}))
 
     @classmethod

@@ -124,7 +124,7 @@ def open_server(loaded: LoadedModel, port: int) -> DemoServer:
 
 def about(loaded: LoadedModel) -> dict[str, Any]:
     """What the page says about the network."""
-    return {"classes": list(loaded.config.data.classes), "model": loaded.config.model.name, "step": loaded.step}
+    return {"classes": list(loaded.config.data.class_names), "model": loaded.config.model.name, "step": loaded.step}
 
 
 @torch.inference_mode()

@@ -103,7 +103,7 @@ def draw_explanation(loaded: LoadedModel, options: argparse.Namespace) -> tuple[
         image, name = images[options.index], f"{options.split} image {options.index}"
         truth = int(labels[options.index])
     figure, predicted, probability = explanation_figure(loaded, image, name)
-    classes = loaded.config.data.classes
+    classes = loaded.config.data.class_names
     verdict = "" if truth is None else ", right" if truth == predicted else f", wrong: {classes[truth]}"
     return figure, f"{name}: {classes[predicted]} ({format_percent(probability)}){verdict}"
 

@@ -43,7 +43,7 @@ def explanation_figure(loaded: LoadedModel, image: Tensor, name: str) -> tuple[F
 
     heights = [2.2, *(row_height(output) for _, _, output in layers)]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.35 * len(heights)), layout="constrained")
-    figure.suptitle(f"{name}: {config.classes[predicted]} ({100 * float(probabilities[predicted]):.2f} %)")
+    figure.suptitle(f"{name}: {config.class_names[predicted]} ({100 * float(probabilities[predicted]):.2f} %)")
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     draw_input(
         rows[0],
@@ -51,7 +51,7 @@ def explanation_figure(loaded: LoadedModel, image: Tensor, name: str) -> tuple[F
         occlusion(model, pixels, background, predicted),
         integrated_gradients(model, pixels, background, predicted),
         probabilities,
-        config.classes,
+        config.class_names,
     )
     for row, layer in zip(rows[1:], layers, strict=True):
         draw_layer(row, *layer)
@@ -154,9 +154,9 @@ def embedding_figure(loaded: LoadedModel, images: Tensor, labels: Tensor, method
         names = [f"component {i + 1} ({100 * fraction:.0f} % of the variance)" for i, fraction in enumerate(fractions)]
     figure = Figure(figsize=(9, 7), layout="constrained")
     axes = figure.subplots()
-    colours = mpl.colormaps["tab10" if len(config.classes) <= 10 else "turbo"]
-    for label, name in enumerate(config.classes):
-        colour = colours(label if len(config.classes) <= 10 else label / (len(config.classes) - 1))
+    colours = mpl.colormaps["tab10" if len(config.class_names) <= 10 else "turbo"]
+    for label, name in enumerate(config.class_names):
+        colour = colours(label if len(config.class_names) <= 10 else label / (len(config.class_names) - 1))
         ours = labels == label
         axes.scatter(
             *points[ours & right].T.numpy(), s=4, color=colour, alpha=0.5, linewidths=0, label=name, rasterized=True
@@ -165,6 +165,6 @@ def embedding_figure(loaded: LoadedModel, images: Tensor, labels: Tensor, method
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     axes.set_title(f"features of {len(images)} images; {int((~right).sum())} mistakes are crosses")
-    if len(config.classes) <= 30:
+    if len(config.class_names) <= 30:
         axes.legend(title="class", markerscale=3, fontsize=8)
     return figure, int(right.sum())

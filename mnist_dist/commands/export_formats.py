@@ -55,7 +55,7 @@ def facts_of(loaded: LoadedModel, images: str) -> dict[str, Any]:
     config = loaded.config
     return {
         "input": images,
-        "classes": list(config.data.classes),
+        "classes": list(config.data.class_names),
         "model.name": config.model.name,
         "step": loaded.step,
         "weights_sha256": weights_sha256(loaded.model),

@@ -52,7 +52,7 @@ def card(
     labels: Tensor,
 ) -> str:
     """The model card: metadata for the Hub in YAML, then text for people."""
-    config, classes = loaded.config, loaded.config.data.classes
+    config, classes = loaded.config, loaded.config.data.class_names
     right, count = int((predicted == labels).sum()), len(labels)
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     confusion.index_put_((labels.long(), predicted), torch.ones(count, dtype=torch.int64), accumulate=True)
