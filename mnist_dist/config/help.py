@@ -23,6 +23,7 @@ examples:
   accelerate launch -m mnist_dist.train --config speed99 --run.dir=runs/speed99
   torchrun --nproc_per_node 2 -m mnist_dist.train --optim.lr=1e-3
   python -m mnist_dist.train --optim.betas=0.9,0.99 --tracking.tags=first,try
+  python -m mnist_dist.train --data.name=fashion --data.root=data
   python -m mnist_dist.train --model.name=compact --model.args.width=64
   python -m mnist_dist.train --model.name=my_net.py:build --model.args.width=64
   python -m mnist_dist.train --config strong --run.seed=1 --print_config
