@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 from pydantic.fields import FieldInfo
 
 from mnist_dist.config.data_sets import CLASS_NAMES, DataSetName
 from mnist_dist.config.frozen_model import FrozenModel, Source
+from mnist_dist.config.model_names import ARGUMENT_NAME, MODEL_NAME, NAME_CHOICES, Argument
 
 AUTO_SHARDS = 4
 """Number of fixed shards that train.shards=-1 stands for, where it turns them on."""
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-MODELS = ("unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed")
-"""The registered models, by name: known here, so that a typo is found before torch is imported."""
-CODE_NAME = r"[^:\s][^:]*:[A-Za-z_][A-Za-z0-9_]*"
-"""Spelling of a model by its code: FILE.py:FUNCTION or MODULE:FUNCTION."""
-NAME_CHOICES: list[Any] = [{"enum": list(MODELS)}, {"pattern": f"^{CODE_NAME}$"}]
-MODEL_NAME = rf"^({'|'.join(MODELS)}|{CODE_NAME})$"
-
-Scalar = Union[bool, int, float, str]  # noqa: UP007  the spelling that pydantic and Python 3.10 share
-Argument = Union[Scalar, tuple[Scalar, ...]]  # noqa: UP007
-ARGUMENT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
-ARGUMENTS = "model.args"
-"""The one setting that is a mapping; `model.args.width` is the key of one of its entries."""
 
 
 class RunConfig(FrozenModel):
