@@ -37,12 +37,12 @@ def resume_command(arguments: Sequence[str], extra: Sequence[str], launcher_pid:
         by_other_launcher |= command[-count:] != own[-count:]
     if by_other_launcher:
         return f"the same command with {shlex.join(extra)}" if extra else "the same command"
-    kept = without(given, {argument.partition("=")[0] for argument in extra})
+    kept = drop_options(given, {argument.partition("=")[0] for argument in extra})
     return shlex.join([*typed(command[: len(command) - len(given)]), *kept, *extra])
 
 
-def without(arguments: Sequence[str], options: Collection[str]) -> list[str]:
-    """Arguments without some options, given as `--key=value` or as `--key value`."""
+def drop_options(arguments: Sequence[str], options: Collection[str]) -> list[str]:
+    """Arguments without these options, given as `--key=value` or as `--key value`."""
     kept: list[str] = []
     queue = list(arguments)
     while queue:
