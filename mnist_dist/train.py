@@ -132,7 +132,7 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
     from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
     from mnist_dist.training.rank_checks import check_ranks
-    from mnist_dist.training.run import Run, train_and_test
+    from mnist_dist.training.run import Run, open_status_file, train_and_test
     from mnist_dist.training.state import TrainingState
     from mnist_dist.training.train_step import TrainStep
 
@@ -188,7 +188,8 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
             run = Run(run_dir.folder, runtime.run_on_main(lambda: read_summary(run_dir.folder) or {}))
         else:
             try:
-                run = train_and_test(train_step, data, console, run_dir, run_id, key_check)
+                with open_status_file(state, run_dir.folder, console) as status_file:
+                    run = train_and_test(train_step, data, console, run_dir, run_id, key_check, status_file)
             except Stopped as stopped:
                 raise Stopped(f"{stopped}; {how_to_go_on(config, topology, arguments, run_dir)}") from stopped
         lock.mark_finished()

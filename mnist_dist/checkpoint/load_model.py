@@ -17,8 +17,7 @@ from mnist_dist.checkpoint.manager import (
     newest_verified,
     step_of,
 )
-from mnist_dist.checkpoint.run_dir import newest_run
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, newest_run
 from mnist_dist.checkpoint.tensors import load_weights
 from mnist_dist.config.schema import Config
 from mnist_dist.config.values import describe_error

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.checkpoint.run_dir import RunDir, write_config, write_summary
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE, STATUS
 from mnist_dist.config.validation import describe_excess
 from mnist_dist.console.console import Console
 from mnist_dist.console.tee import TeeConsole
 from mnist_dist.data.dataset import Splits
 from mnist_dist.tracking.metrics_file import MetricsFile
+from mnist_dist.tracking.status_file import StatusFile
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, describe_tracking
 from mnist_dist.training.metric_logger import MetricLogger
 from mnist_dist.training.profiler import measure_peak_flops
+from mnist_dist.training.state import TrainingState
 from mnist_dist.training.summary import describe_resolved, summarize
 from mnist_dist.training.train_step import TrainStep
 from mnist_dist.training.trainer import Trainer
@@ -39,7 +41,13 @@ class Run:
 
 
 def train_and_test(
-    train_step: TrainStep, data: Splits, console: Console, run_dir: RunDir, run_id: str, key_check: WandbKeyCheck | None
+    train_step: TrainStep,
+    data: Splits,
+    console: Console,
+    run_dir: RunDir,
+    run_id: str,
+    key_check: WandbKeyCheck | None,
+    status_file: StatusFile | None = None,
 ) -> Run:
     """Open metrics.jsonl and the tracker, train, test, and write summary.json. Every rank must call it.
 
@@ -47,6 +55,7 @@ def train_and_test(
         train_step: its state is new, or restored from a checkpoint.
         run_id: the run's id in the tracker.
         key_check: the check of the wandb key that is under way, on the main process only.
+        status_file: as `open_status_file` gives it.
 
     Raises:
         Stopped: a rank was asked to stop; a checkpoint is written.
@@ -82,7 +91,7 @@ def train_and_test(
             train_step,
             data,
             console,
-            MetricLogger(state, console, tracker, metrics_file, peak_flops),
+            MetricLogger(state, console, tracker, metrics_file, peak_flops, status_file),
             run_id,
             checkpoint_dir=folder / CHECKPOINTS,
             profile_dir=folder / PROFILE,
@@ -106,6 +115,20 @@ def train_and_test(
         write_summary(folder, summary)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
     return Run(folder, as_in_json(summary))
+
+
+def open_status_file(state: TrainingState, folder: Path, console: Console) -> StatusFile:
+    """status.json of a run, with what stays the same; on other processes than the main one it writes nothing."""
+    runtime = state.runtime
+    facts = {
+        "world_size": runtime.world_size,
+        "machines": runtime.topology.machines,
+        "last_step": state.last_step,
+        "epochs": state.config.train.epochs,
+        "step": state.progress.step,
+        "epoch": state.progress.epoch + 1,
+    }
+    return StatusFile(folder / STATUS if runtime.is_main else None, facts, console.warn)
 
 
 def as_in_json(summary: dict[str, Any]) -> dict[str, Any]:

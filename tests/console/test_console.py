@@ -76,6 +76,7 @@ def whole_run(console: Console) -> None:
     console.start_progress(645, 0, 3)
     for step in (1, 2):
         console.progress(step, 0)
+    console.time_left(math.nan)
     console.metrics(METRICS)
     console.evaluation("val", VAL)
     console.warn("something")
