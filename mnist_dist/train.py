@@ -187,11 +187,11 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
             )
             run = Run(run_dir.folder, runtime.run_on_main(lambda: read_summary(run_dir.folder) or {}))
         else:
-            try:
-                with open_status_file(state, run_dir.folder, console) as status_file:
+            with open_status_file(state, run_dir.folder, console) as status_file:
+                try:
                     run = train_and_test(train_step, data, console, run_dir, run_id, key_check, status_file)
-            except Stopped as stopped:
-                raise Stopped(f"{stopped}; {how_to_go_on(config, topology, arguments, run_dir)}") from stopped
+                except Stopped as stopped:
+                    raise Stopped(f"{stopped}; {how_to_go_on(config, topology, arguments, run_dir)}") from stopped
         lock.mark_finished()
     return run
 

@@ -6,9 +6,10 @@
       "time": seconds since 1970 at which this was written
       "pid", "host", "started": the main process, its machine, and when it was started
       "world_size", "machines", "last_step", "epochs": of the whole run
-      "step", "epoch", "images_per_second", "step_seconds", "seconds_left": of the last row
+      "step": that was done when this was written
+      "epoch", "images_per_second", "step_seconds", "seconds_left": of the last row
       "ranks": of each rank, "host" and, where they are known, own seconds of a step by phase
-      "stragglers": of each rank that is behind, "rank", "host", "ratio", "phase" and others
+      "stragglers": of each rank that is behind, "rank", "host", "ratio", "phase", "text" and others
     }
 
 It is renamed into place, so that a reader never sees half of it. It is not synced: after a power failure it may be old.
@@ -41,11 +42,18 @@ class StatusFile:
     Args:
         path: the file; None writes nothing.
         facts: keys that stay the same.
+        progress: gives further keys, at each write.
         warn: is called with one line if the file cannot be written; then it is not tried again.
     """
 
-    def __init__(self, path: Path | None, facts: Mapping[str, Any], warn: Callable[[str], None]) -> None:
-        self._path, self._warn = path, warn
+    def __init__(
+        self,
+        path: Path | None,
+        facts: Mapping[str, Any],
+        progress: Callable[[], Mapping[str, Any]],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._path, self._progress, self._warn = path, progress, warn
         process = {"pid": os.getpid(), "host": platform.node(), "started": psutil.Process().create_time()}
         self._status: dict[str, Any] = {**process, **facts}
         self._next_write = 0.0  # time.monotonic()
@@ -60,7 +68,8 @@ class StatusFile:
         if self._path is None:
             return
         self._next_write = time.monotonic() + WRITE_SECONDS
-        content = {"state": state, "message": message[:MAX_MESSAGE], "time": time.time(), **self._status}
+        content = {"state": state, "message": message[:MAX_MESSAGE], "time": time.time()}
+        content |= {**self._status, **self._progress()}
         temporary = self._path.with_name(f".writing-{self._path.name}")
         try:
             temporary.write_text(dump_strict(content) + "\n", encoding="utf-8")

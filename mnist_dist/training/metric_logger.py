@@ -176,19 +176,20 @@ class MetricLogger:
 
     def write_status(self, row: Row, times: list[Times], seconds_left: float) -> None:
         """Write status.json, at most once a second."""
-        if self.status_file is not None:
-            known: list[Times] = times or [{} for _ in self.hosts]
-            self.status_file.update(
-                {
-                    "step": self.state.progress.step,
-                    "epoch": self.state.progress.epoch + 1,
-                    "images_per_second": row["images_per_second"],
-                    "step_seconds": row["step_seconds"],
-                    "seconds_left": seconds_left,
-                    "ranks": [{"host": host, **own} for host, own in zip(self.hosts, known, strict=True)],
-                    "stragglers": [asdict(each) for each in self.straggler_detector.behind.values()],
-                }
-            )
+        if self.status_file is None:
+            return
+        own: list[Times] = times or [{} for _ in self.hosts]
+        behind = self.straggler_detector.behind.values()
+        self.status_file.update(
+            {
+                "epoch": self.state.progress.epoch + 1,
+                "images_per_second": row["images_per_second"],
+                "step_seconds": row["step_seconds"],
+                "seconds_left": seconds_left,
+                "ranks": [{"host": host, **each} for host, each in zip(self.hosts, own, strict=True)],
+                "stragglers": [asdict(each) | {"text": each.describe()} for each in behind],
+            }
+        )
 
     def log_epoch(self, lr: float, split: str, held_out: Metrics) -> None:
         """Log the training metrics of the epoch; the console shows them beside those of the evaluation at its end.

@@ -125,10 +125,9 @@ def open_status_file(state: TrainingState, folder: Path, console: Console) -> St
         "machines": runtime.topology.machines,
         "last_step": state.last_step,
         "epochs": state.config.train.epochs,
-        "step": state.progress.step,
-        "epoch": state.progress.epoch + 1,
     }
-    return StatusFile(folder / STATUS if runtime.is_main else None, facts, console.warn)
+    path = folder / STATUS if runtime.is_main else None
+    return StatusFile(path, facts, lambda: {"step": state.progress.step}, console.warn)
 
 
 def as_in_json(summary: dict[str, Any]) -> dict[str, Any]:
