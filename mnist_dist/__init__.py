@@ -1,7 +1,11 @@
 """mnist_dist: train a CNN on MNIST from one CPU process to many machines, by configuration alone.
 
 >>> from mnist_dist import Config, evaluate, load_model, train
->>> run = train(Config.from_recipe("debug", {"data.root": "digits"}))  # doctest: +SKIP
+>>> run = train(Config.from_recipe("debug", {"run.dir": "runs/first", "run.quiet": True}))
+runs/first
+>>> metrics, model = evaluate(run), load_model(run)
+>>> metrics.accuracy == run.summary["test.accuracy"], model.weights_sha256 == run.summary["weights_sha256"]
+(True, True)
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from importlib import import_module
 from mnist_dist import __version__
 from mnist_dist.utils.errors import EXIT_DONE, UserError
 from mnist_dist.utils.exit import exit_with, run_to_exit_code
+from mnist_dist.utils.help_text import help_width, wrap, wrap_commands
 
 COMMANDS = {
     "train": "train a network; the same as python -m mnist_dist.train",
@@ -46,9 +47,7 @@ def dispatch(arguments: list[str]) -> int:
         UserError: no such command.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: mnist-dist COMMAND ...\n\ncommands:")
-        print("\n".join(f"  {name:<11}{what}" for name, what in COMMANDS.items()))
-        print(f"\n{EXAMPLES}", end="")
+        print(format_help(help_width()), end="")
         return EXIT_DONE
     if arguments[0] == "--version":
         print(f"mnist_dist {__version__}")
@@ -61,6 +60,14 @@ def dispatch(arguments: list[str]) -> int:
     if command == "train":
         return import_module("mnist_dist.train").start(rest)
     return import_module(f"mnist_dist.commands.{command}").main(rest)
+
+
+def format_help(width: int) -> str:
+    """The commands, each with its meaning beside it, and examples."""
+    lines = ["usage: mnist-dist COMMAND ...", "", "commands:"]
+    for name, what in COMMANDS.items():
+        lines.append(f"  {name:<11}" + wrap(what, width, 13).lstrip())
+    return "\n".join([*lines, "", wrap_commands(EXAMPLES, width)])
 
 
 def enter() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mnist_dist.distributed.topology import resolve_topology, set_omp_wait_policy
 from mnist_dist.utils.environment import restored_environment
-from mnist_dist.utils.stdio import guarded_streams
+from mnist_dist.utils.exit import library_function
 
 if TYPE_CHECKING:
     from mnist_dist.checkpoint.trained_model import TrainedModel
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mnist_dist.training.run import Run
 
 
+@library_function
 def load_model(run: Run | str | os.PathLike[str], checkpoint: str = "last") -> TrainedModel:
     """Load the trained model of a run, on the CPU and in eval mode. With optim.ema, its weights are the average.
 
@@ -41,8 +42,7 @@ def load_model(run: Run | str | os.PathLike[str], checkpoint: str = "last") -> T
     return TrainedModel(load_model(folder_of(run), checkpoint))
 
 
-@guarded_streams()
-@restored_environment()
+@library_function
 def evaluate(
     run: Run | str | os.PathLike[str],
     split: Literal["test", "val", "train"] = "test",

@@ -17,14 +17,14 @@ from mnist_dist.checkpoint.state import check_config_readable
 from mnist_dist.config.arguments import check_config
 from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
 from mnist_dist.config.schema import Config
-from mnist_dist.distributed.launcher import is_called_by_launcher
+from mnist_dist.distributed.launcher import is_called_by_launcher, is_inside_launch_function
+from mnist_dist.distributed.openmp import release_threads_before_forks
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking
-from mnist_dist.utils.environment import restored_environment
-from mnist_dist.utils.errors import EXIT_DONE, Stopped
-from mnist_dist.utils.exit import exit_with, run_to_exit_code
+from mnist_dist.utils.errors import EXIT_DONE, Stopped, UserError
+from mnist_dist.utils.exit import exit_with, library_function, run_to_exit_code
 from mnist_dist.utils.resume_command import resume_command
-from mnist_dist.utils.stdio import guarded_streams, ignore_output_errors
+from mnist_dist.utils.stdio import ignore_output_errors
 
 if TYPE_CHECKING:
     from mnist_dist.checkpoint.run_dir import RunDir
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             they ignore what it returns.
     """
     code = run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
-    if code and is_called_by_launcher():
+    if code and (is_called_by_launcher() or is_inside_launch_function()):
         raise SystemExit(code)
     return code
 
@@ -51,7 +51,7 @@ def start(arguments: Sequence[str]) -> int:
     """Train by a command line, and return the exit code.
 
     Raises:
-        UserError, Stopped, TrainingError: see `run_training`.
+        UserError, Stopped, TrainingError: see `run_training`. TrainingError also: train.target_accuracy is not reached.
     """
     topology = resolve_topology()
     loaded = load(arguments, topology.world_size, topology.fsdp)
@@ -59,12 +59,14 @@ def start(arguments: Sequence[str]) -> int:
         if topology.is_main:
             print_config(loaded.config)
         return EXIT_DONE
-    run_training(loaded, topology, arguments)
+    if run := run_training(loaded, topology, arguments):
+        from mnist_dist.training.early_stopping import check_target
+
+        check_target(run.summary)
     return EXIT_DONE
 
 
-@guarded_streams()
-@restored_environment()
+@library_function
 def train(config: Config) -> Run:
     """Train as `mnist-dist train` does, in this process: the same files, the same weights bit for bit.
 
@@ -75,7 +77,8 @@ def train(config: Config) -> Run:
         config: as `Config.from_recipe` gives it.
 
     Raises:
-        UserError: a setting, the data, the run directory or the launcher is wrong; nothing was written.
+        UserError: a setting, the data, the run directory or the launcher is wrong; nothing was written. After a dry
+            run (run.as_processes) without fixed shards, which trains nothing.
         Stopped: the run was asked to stop, as by a first Ctrl-C; a checkpoint is written, and the message says how to
             go on.
         KeyboardInterrupt: a second Ctrl-C.
@@ -88,16 +91,25 @@ def train(config: Config) -> Run:
     (PosixPath('runs/debug-...'), 40, 1000)
     """
     topology = resolve_topology()
-    return run_training(check_config(config, topology.world_size, topology.fsdp), topology, None)
+    run = run_training(check_config(config, topology.world_size, topology.fsdp), topology, None)
+    if run is None:
+        raise UserError(
+            f"run.as_processes={config.run.as_processes}: without fixed shards there is no run to return; set "
+            f"train.shards={config.run.as_processes} to train as that many processes would"
+        )
+    return run
 
 
-def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[str] | None) -> Run:
+def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[str] | None) -> Run | None:
     """Build a run: settings, data files, runtime, data, run directory, checkpoint, model, training state.
 
     Then train and test it. torch is imported once the settings are checked.
 
     Args:
         arguments: the command line, for the command that resumes a stopped run; None if there is none.
+
+    Returns:
+        The finished run; None after a dry run (run.as_processes) that trains nothing.
 
     Raises:
         UserError: something is wrong with a setting, wandb's setup, the launcher, the data, the run directory or the
@@ -109,18 +121,20 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
     # Machines may have different keys and environments, of which rank 0's count: `check_ranks` checks these.
     if topology.machines == 1:
         check_tracking(config)
-    key_check = WandbKeyCheck(config) if topology.is_main else None
     set_omp_wait_policy()
+    if config.run.as_processes:
+        from mnist_dist.training.dry_run import dry_run
+
+        as_processes = dry_run(loaded, topology)
+        if as_processes is None:
+            return None
+        loaded, config = as_processes, as_processes.config
+    key_check = WandbKeyCheck(config) if topology.is_main else None
 
     import torch
 
-    from mnist_dist.checkpoint.run_dir import (
-        check_resumable,
-        open_run_dir,
-        prepare_run_dir,
-        read_summary,
-        warn_if_other_hardware,
-    )
+    from mnist_dist.checkpoint.resume_checks import check_resumable, warn_if_other_hardware
+    from mnist_dist.checkpoint.run_dir import open_run_dir, prepare_run_dir
     from mnist_dist.checkpoint.run_lock import RunLock
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
@@ -131,8 +145,10 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
+    from mnist_dist.training.early_stopping import is_finished
+    from mnist_dist.training.initial_weights import load_initial_weights
     from mnist_dist.training.rank_checks import check_ranks
-    from mnist_dist.training.run import Run, open_status_file, train_and_test
+    from mnist_dist.training.run import finished_run, open_status_file, train_and_test
     from mnist_dist.training.state import TrainingState
     from mnist_dist.training.train_step import TrainStep
 
@@ -172,7 +188,10 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         model = runtime.to_device(create_model(config.model.name))
 
         # The training state: restored from the checkpoint, then wrapped for training.
-        state = TrainingState(model, config, runtime, images=len(data.train))
+        initial_weights = None
+        if config.model.init_from and not saved:
+            initial_weights = load_initial_weights(model, config, data, run_dir.folder, runtime, console)
+        state = TrainingState(model, config, runtime, len(data.train), initial_weights)
         if saved and source:
             state.restore(saved, str(source))
             warn_if_other_hardware(saved.state["machine"], runtime.fingerprint(), console.warn)
@@ -180,12 +199,8 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
 
         # Up to here only the lock was written: an error above leaves no other file in the run directory.
         was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock))
-        if was_finished and state.progress.step >= state.last_step:
-            console.print(
-                f"{run_dir.folder} holds this run, finished; to train longer, give more --train.epochs and another "
-                "--run.dir; --run.resume=never starts this one over"
-            )
-            run = Run(run_dir.folder, runtime.run_on_main(lambda: read_summary(run_dir.folder) or {}))
+        if was_finished and is_finished(state):
+            run = finished_run(state, run_dir, console)
         else:
             with open_status_file(state, run_dir.folder, console) as status_file:
                 try:
@@ -221,6 +236,8 @@ class CallableModule(ModuleType):
 
 CallableModule.__call__.__doc__ = train.__doc__
 sys.modules[__name__].__class__ = CallableModule
+__qualname__ = train.__qualname__  # notebook_launcher asks for it
+release_threads_before_forks()
 
 if __name__ == "__main__":
     exit_with(main)

@@ -55,7 +55,8 @@ class BenchmarkProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # before rich 15, the end of a disabled bar is an empty line
+            self.bar.stop()
 
     def begin(self, text: str) -> None:
         """Show what is measured from now on."""

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
 from mnist_dist.checkpoint.manager import CheckpointData, prune_checkpoints, save_checkpoint
 from mnist_dist.utils.errors import TrainingError
+
+START_SECONDS = 1.0
+"""For a thread to be running whose start was interrupted."""
 
 
 class CheckpointWriter:
@@ -44,7 +48,7 @@ class CheckpointWriter:
     def wait(self) -> None:
         """Wait for the write in flight, if there is one. A failure of it was a warning."""
         if self.thread is not None:
-            self.thread.join()
+            join_once_started(self.thread)
             self.thread = None
 
     def finish(self) -> None:
@@ -67,3 +71,15 @@ class CheckpointWriter:
         except Exception as error:
             self.failure = error
             self.warn(f"{error}; training goes on without it")
+
+
+def join_once_started(thread: Thread) -> None:
+    """Wait for a thread to end, also if a second Ctrl-C came while `thread.start()` waited for its start."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return thread.join()
+        except RuntimeError:  # not started
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.001)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from mnist_dist.checkpoint.manager import (
     VerifiedCheckpoint,
+    checkpoint_path,
     list_checkpoints,
     load_verified,
     newest_verified,
@@ -60,7 +62,8 @@ def load_model(run: str, checkpoint: str = "last") -> LoadedModel:
     verified = find_checkpoint(run, checkpoint)
     saved = verified.parse()
     config = read_config(saved.state["config"], verified.folder)
-    model = create_model(config.model.name)
+    with torch.random.fork_rng(devices=()):  # the weights that it draws are replaced
+        model = create_model(config.model.name)
     load_weights(model, saved.ema or saved.model, str(verified.folder))
     return LoadedModel(config, model.eval(), step_of(verified.folder), saved.state["data"])
 
@@ -92,7 +95,7 @@ def choose_checkpoint(folder: Path, checkpoint: str) -> VerifiedCheckpoint:
     """
     root = folder / CHECKPOINTS
     if match := STEP.fullmatch(checkpoint):
-        path = root / f"step-{int(match.group(1)):08d}"
+        path = checkpoint_path(root, int(match.group(1)))
         if not path.is_dir():
             raise UserError(f"{folder}: has no checkpoint {path.name}; {describe_checkpoints(root)}")
         return load_verified(path)

@@ -79,7 +79,7 @@ def save_checkpoint(root: Path, step: int, data: CheckpointData) -> Path:
     Raises:
         TrainingError: the disk is full or the folder cannot be written; no incomplete checkpoint is left.
     """
-    final = root / f"step-{step:08d}"
+    final = checkpoint_path(root, step)
     writing, replaced = root / f"{WRITING}{final.name}", root / f"{REPLACED}{final.name}"
     try:
         root.mkdir(exist_ok=True)
@@ -166,6 +166,11 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def checkpoint_path(root: Path, step: int) -> Path:
+    """The folder of a step's checkpoint."""
+    return root / f"step-{step:08d}"
+
+
 def step_of(folder: Path) -> int:
     """The step in a checkpoint folder's name; -1 for any other name."""
     match = FOLDER_NAME.fullmatch(folder.name)
@@ -226,12 +231,6 @@ def newest_verified(root: Path, warn: Callable[[str], None]) -> VerifiedCheckpoi
     return None
 
 
-def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
-    """The folder of `newest_verified`."""
-    newest = newest_verified(root, warn)
-    return newest.folder if newest else None
-
-
 def load_verified(folder: Path) -> VerifiedCheckpoint:
     """`verify_checkpoint` for a checkpoint that the user named.
 
@@ -242,12 +241,3 @@ def load_verified(folder: Path) -> VerifiedCheckpoint:
         return verify_checkpoint(folder)
     except CorruptCheckpoint as reason:
         raise UserError(f"checkpoint {folder}: {reason}; choose another one") from None
-
-
-def load_checkpoint(folder: Path) -> CheckpointData:
-    """Verify and parse a checkpoint.
-
-    Raises:
-        UserError: it is damaged or missing.
-    """
-    return load_verified(folder).parse()

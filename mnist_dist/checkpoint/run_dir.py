@@ -53,25 +53,6 @@ from mnist_dist.utils.errors import TrainingError, UserError
 from mnist_dist.utils.files import atomic_write, expand_home, read_json
 from mnist_dist.utils.strict_json import dump_strict
 
-RESUME_OVERRIDABLE = {
-    "run.dir",
-    "run.resume",
-    "run.device",
-    "run.threads",
-    "run.timeout",
-    "run.quiet",
-    "data.root",
-    "data.source",
-    "data.classes",
-    "train.max_steps",
-    "train.eval_batch_size",
-    "train.checkpoint_steps",
-    "train.keep",
-    "train.profile",
-}
-"""Settings that a resumed run may change: none of them changes what it computes. Nor do those of `tracking`."""
-
-
 # Opening a run
 
 
@@ -165,42 +146,6 @@ def resolve_checkpoint(path: Path, warn: Callable[[str], None]) -> VerifiedCheck
     return newest
 
 
-def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], checkpoint: Path) -> None:
-    """Refuse to resume with settings that would change what the run computes.
-
-    Args:
-        saved: the configuration in the checkpoint, by section. A setting that it lacks had its default.
-        checkpoint: the checkpoint's folder, for the message.
-
-    Raises:
-        UserError: names the settings that differ.
-    """
-    before = {section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()}
-    differing = [
-        f"{section}.{key}={value!r} (was {repr(before[section][key])[:60]})"
-        for section, values in config.to_dict().items()
-        for key, value in values.items()
-        if section != "tracking" and f"{section}.{key}" not in RESUME_OVERRIDABLE and before[section][key] != value
-    ]
-    if differing:
-        raise UserError(
-            f"{checkpoint}: was written with other settings: {', '.join(differing[:4])}"
-            f"{' ...' if len(differing) > 4 else ''}; give the same, or start anew in another --run.dir"
-        )
-
-
-def warn_if_other_hardware(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:
-    """Warn if a run resumes with other versions or on other hardware, where kernels may round differently.
-
-    Args:
-        before: `machine` in the checkpoint's state.
-        now: the same facts of this process.
-    """
-    other = ", ".join(f"{key} {now[key]} instead of {before.get(key)}" for key in now if before.get(key) != now[key])
-    if other:
-        warn(f"this run resumes with {other}: its weights may differ, in the last bits, from an uninterrupted run's")
-
-
 # Starting it
 
 
@@ -260,6 +205,19 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """
     lines = (f"  {json.dumps(key)}: {dump_strict(value)}" for key, value in summary.items())
     write_text(folder / SUMMARY, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def delete_summary(folder: Path) -> None:
+    """Delete summary.json: the run trains on, and is not finished any more.
+
+    Raises:
+        TrainingError: it cannot be deleted.
+    """
+    path = folder / SUMMARY
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be deleted ({error.strerror})", everywhere=True) from error
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

@@ -35,8 +35,11 @@ def create_new_folder(path: Path) -> Path:
     return candidate
 
 
-def newest_run(runs: Path = RUNS) -> Path:
+def newest_run(runs: Path = RUNS, but: Path | None = None) -> Path:
     """The run directory in `runs` that was started or resumed last: the one whose config.yaml is the newest.
+
+    Args:
+        but: a run directory that does not count.
 
     Raises:
         UserError: there is none.
@@ -44,6 +47,8 @@ def newest_run(runs: Path = RUNS) -> Path:
     started: dict[Path, int] = {}
     with suppress(OSError):  # no such folder
         for folder in runs.iterdir():
+            if but is not None and folder.resolve() == but.resolve():
+                continue
             with suppress(OSError):  # not a run, or deleted meanwhile
                 started[folder] = (folder / CONFIG).stat().st_mtime_ns
     if not started:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +22,10 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 BEST_KEYS = {"step", "accuracy", "loss"}
 DATA_KEYS = {"train", "test"}
+STOP_REASONS = ("target_accuracy", "patience", "max_minutes")
+"""Settings of `train` that may end a run before its last step."""
+LATER_PROGRESS_FIELDS = ("held_out_best", "evaluations_since_best", "highest_accuracy", "wall_seconds", "stop_reason")
+"""Fields of `progress` that the first versions did not write."""
 PROGRESS_FIELDS_0_1 = {"skipped": "scaler_skips", "left_out": "nonfinite_skips", "avoided": "skip_batches"}
 """Fields of `position`, as version 0.1 named `progress`, to today's names; the other fields kept theirs."""
 
@@ -52,6 +56,16 @@ class TrainProgress:
     """Time spent in training steps, without evaluations and checkpoints."""
     best: dict[str, float] = field(default_factory=dict)
     """step, accuracy and loss of the best evaluation on the validation split; empty before the first."""
+    held_out_best: dict[str, float] = field(default_factory=dict)
+    """accuracy and loss of the best of all evaluations that were due on the held-out set; empty before the first."""
+    evaluations_since_best: int = 0
+    """Evaluations that were due on the held-out set since the best one (train.patience)."""
+    highest_accuracy: float = 0.0
+    """Highest accuracy of all evaluations on the held-out set (train.target_accuracy)."""
+    wall_seconds: float = 0.0
+    """Time spent in training, with evaluations and checkpoints (train.max_minutes)."""
+    stop_reason: str = ""
+    """The setting that ended the run before its last step: one of `STOP_REASONS`; empty if none did."""
 
     def finish_step(self) -> None:
         """Count one more global batch."""
@@ -68,8 +82,20 @@ class TrainProgress:
 
         A step whose loss is not finite is never the best.
         """
-        if math.isfinite(loss) and (not self.best or (accuracy, -loss) > (self.best["accuracy"], -self.best["loss"])):
+        if is_better(accuracy, loss, self.best):
             self.best = {"step": self.step, "accuracy": accuracy, "loss": loss}
+
+    def note_held_out(self, accuracy: float, loss: float) -> None:
+        """Count an evaluation that was due on the held-out set, for train.patience."""
+        if is_better(accuracy, loss, self.held_out_best):
+            self.held_out_best, self.evaluations_since_best = {"accuracy": accuracy, "loss": loss}, 0
+        else:
+            self.evaluations_since_best += 1
+
+
+def is_better(accuracy: float, loss: float, best: Mapping[str, float]) -> bool:
+    """Whether an evaluation is better than the best one before, of which there may be none (empty)."""
+    return math.isfinite(loss) and (not best or (accuracy, -loss) > (best["accuracy"], -best["loss"]))
 
 
 @dataclass
@@ -84,6 +110,35 @@ class NormSums:
     """Sum of the finite norms, added in order: a resumed run gets the same bits as an uninterrupted one."""
     most: float = 0.0
     """Largest finite norm."""
+
+
+@dataclass
+class TrainingImages:
+    """Which images weights were trained on: `data.dataset.split_indices` gives their indices."""
+
+    sha256: str
+    """Of the whole training set; empty if it is not known."""
+    seed: int
+    val_size: int
+    limit: int
+    """Images trained on; 0: all that were not held out."""
+
+
+@dataclass
+class InitialWeights:
+    """Where the weights before the first step are from (model.init_from)."""
+
+    source: str = ""
+    """Path of the checkpoint or file; empty if they were drawn by run.seed."""
+    sha256: str = ""
+    """SHA-256 of the weights that it holds."""
+    trained_on: list[TrainingImages] = field(default_factory=list)
+    """What they were trained on: by the runs before that run, and last by that run itself. Empty for a file."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> InitialWeights:
+        """From what `asdict` gave."""
+        return cls(value["source"], value["sha256"], [TrainingImages(**images) for images in value["trained_on"]])
 
 
 @dataclass
@@ -109,15 +164,22 @@ class CheckpointState:
     data: dict[str, str]
     """SHA-256 of the training set (`train`) and of the test set (`test`); empty if the version that wrote it kept none.
     """
+    initial_weights: InitialWeights
+    """Where the weights before the first step are from."""
 
 
 def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
     """A parsed state.json with today's keys, whatever version wrote it. What no version wrote stays, to be refused."""
     position = state.get("position")
     if isinstance(position, dict) and "progress" not in state and not position.keys() & {*PROGRESS_FIELDS_0_1.values()}:
-        progress = {PROGRESS_FIELDS_0_1.get(name, name): value for name, value in position.items()}
-        state = {name: value for name, value in state.items() if name != "position"} | {"progress": progress}
-    return {"norms": asdict(NormSums()), "data": {}, **state}  # the first checkpoints had neither
+        renamed = {PROGRESS_FIELDS_0_1.get(name, name): value for name, value in position.items()}
+        state = {name: value for name, value in state.items() if name != "position"} | {"progress": renamed}
+    progress = state.get("progress")
+    if isinstance(progress, dict) and not progress.keys() & {*LATER_PROGRESS_FIELDS}:
+        later = {name: value for name, value in asdict(TrainProgress()).items() if name in LATER_PROGRESS_FIELDS}
+        state = state | {"progress": later | progress}
+    # The first checkpoints had none of these.
+    return {"norms": asdict(NormSums()), "data": {}, "initial_weights": asdict(InitialWeights()), **state}
 
 
 def check_state(state: dict[str, Any], step: int) -> None:
@@ -156,15 +218,23 @@ def invalid_value(state: dict[str, Any], step: int) -> str | None:
         return f"progress.step is {progress['step']} in the checkpoint of step {step}"
     if name := too_small(state):
         return f"{name} holds a number that is too small"
-    for name in ("scaler_skips", "epoch", "step_in_epoch", "evaluated"):
+    for name in ("scaler_skips", "epoch", "step_in_epoch", "evaluated", "evaluations_since_best"):
         if progress[name] > step:
             return f"progress.{name} is {progress[name]} at step {step}"
     if best and (best.keys() != BEST_KEYS or type(best["step"]) is not int or best["step"] > step):
         return "progress.best does not name a checkpoint"
+    if progress["held_out_best"] and progress["held_out_best"].keys() != BEST_KEYS - {"step"}:
+        return "progress.held_out_best does not hold accuracy and loss"
+    if progress["stop_reason"] not in ("", *STOP_REASONS):
+        return "progress.stop_reason is not a setting that ends a run"
     if scaler and (scaler.keys() != SCALER_KEYS or not all(scaler[key] for key in SCALER_KEYS - {"_growth_tracker"})):
         return "scaler is not the state of a gradient scaler"
     if state["data"] and (state["data"].keys() != DATA_KEYS or not all(map(SHA256.fullmatch, state["data"].values()))):
         return "data does not hold the SHA-256 of train and test"
+    initial = state["initial_weights"]
+    digests = [initial["sha256"], *(images["sha256"] for images in initial["trained_on"])]
+    if not all(map(SHA256.fullmatch, filter(None, digests))) or bool(initial["source"]) != bool(initial["sha256"]):
+        return "initial_weights does not hold a source and SHA-256"
     if len(state["window"]) != len(state["epoch_counts"]):
         return f"window holds {len(state['window'])} counts, epoch_counts {len(state['epoch_counts'])}"
     return None

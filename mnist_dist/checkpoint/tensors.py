@@ -40,8 +40,11 @@ def dump_tensors(tensors: Mapping[str, Tensor]) -> bytes:
         raise ValueError(str(error)) from error
 
 
-def parse_tensors(data: bytes) -> dict[str, Tensor]:
+def parse_tensors(data: bytes, allow_metadata: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. The header is checked before memory is allocated for tensors.
+
+    Args:
+        allow_metadata: ignore the texts that other programs put into the header.
 
     Raises:
         ValueError: not a safetensors file, or a header that this program does not write: too large, or with odd or
@@ -50,7 +53,10 @@ def parse_tensors(data: bytes) -> dict[str, Tensor]:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(MAX_JSON_BYTES, len(data) - 8):
         raise ValueError("its header is larger than the file or than any we write")
-    for name, tensor in parse_strict(data[8 : 8 + length]).items():
+    header = parse_strict(data[8 : 8 + length])
+    if allow_metadata:
+        header.pop("__metadata__", None)
+    for name, tensor in header.items():
         check_header_entry(name, tensor)
     try:
         return load(data)
@@ -96,12 +102,17 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of a model's state dict: names sorted, each name then its tensor's contiguous little-endian bytes.
+    """SHA-256 of a model's state dict. Two runs trained the same weights if and only if their digests are equal."""
+    return tensors_sha256(model.state_dict())
 
-    Two runs trained the same weights if and only if their digests are equal. The memory format does not matter.
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: names sorted, each name then its tensor's contiguous little-endian bytes.
+
+    The memory format does not matter.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         raw = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().tobytes())

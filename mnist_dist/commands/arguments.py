@@ -8,6 +8,7 @@ from typing import Any, NoReturn, get_args
 
 from mnist_dist.config.schema import DataConfig
 from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.help_text import help_width, wrap_commands
 
 DATA = DataConfig.model_fields
 
@@ -26,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """argparse's help, then the examples."""
         examples = "".join(f"  {example}\n" for example in self.examples)
-        return super().format_help() + (f"\nexamples:\n{examples}" if examples else "")
+        return super().format_help() + (f"\nexamples:\n{wrap_commands(examples, help_width())}" if examples else "")
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of exiting."""

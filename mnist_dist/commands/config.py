@@ -6,7 +6,7 @@ import json
 import sys
 
 from mnist_dist.commands.arguments import Parser
-from mnist_dist.config.schema import json_schema
+from mnist_dist.config.json_schema import json_schema
 from mnist_dist.utils.errors import EXIT_DONE
 
 

@@ -112,7 +112,7 @@ def check(options: argparse.Namespace) -> None:
     console = Console(highlight=False)
     console.print(files_table(files, digests))
     for split, (images, labels) in splits.items():
-        console.print(split_line(split, images, labels), markup=False, soft_wrap=True)
+        console.print(split_line(split, images, labels), markup=False, soft_wrap=not console.is_terminal)
     originals = [name for name in FILES if digests[name] == FILES[name]]
     if originals and len(originals) < len(FILES):
         changed = ", ".join(str(files[name]) for name in FILES if name not in originals)

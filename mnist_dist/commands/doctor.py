@@ -45,6 +45,8 @@ RENDEZVOUS_SECONDS = 60.0
 """Timeout of the rendezvous and the collectives, unless run.timeout is shorter."""
 MARGIN_SECONDS = 30.0
 """Time beyond that timeout until a process that is still stuck is ended."""
+WIDE = 120
+"""Columns from which the table of the doctor has a column of its own for advice."""
 SLOW_MS = 5.0
 """An all-reduce of one number that takes longer slows down small steps."""
 
@@ -200,14 +202,15 @@ def check_data_sets(runtime: Runtime, config: Config, hosts: Sequence[str]) -> l
     shown, wrong = "", ""
     try:
         if files := find_files(resolve_root(config.data.root)):
-            sizes = {"val_size": 0, "limit": 0, "test_limit": 0}
-            shown = read_splits(files, config.data.model_copy(update=sizes), config.run.seed).describe()
+            shown = read_splits(files, config.data, config.run.seed, config.train_limit).describe()
     except UserError as error:
         wrong = str(error)
     answers = runtime.all_gather_object((shown, wrong))
     for rank, (_, reason) in enumerate(answers):
         if reason:
-            return [Finding("data set", f"rank {rank} ({hosts[rank]}): {reason}", PROBLEM, "mnist-dist data check")]
+            told, _, advice = reason.partition("; ")
+            who = f"rank {rank} ({hosts[rank]}): " if runtime.world_size > 1 else ""
+            return [Finding("data set", f"{who}{told}", PROBLEM, advice or "mnist-dist data check")]
     groups: dict[str, list[int]] = {}
     for rank, (found, _) in enumerate(answers):
         if found:
@@ -254,7 +257,7 @@ def merge(every: Sequence[Sequence[Finding]]) -> list[Finding]:
 
 
 def show(rows: Sequence[Finding], as_json: bool) -> None:
-    """Print the table and its verdict, or one JSON object."""
+    """Print the table and its verdict, or one JSON object. In a narrow terminal, advice is below what was found."""
     works = all(row.verdict != PROBLEM for row in rows)
     if as_json:
         print(json.dumps({"works": works, "checks": [dataclasses.asdict(row) for row in rows]}, indent=1))
@@ -263,11 +266,17 @@ def show(rows: Sequence[Finding], as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    is_wide = console.width >= WIDE and any(row.advice for row in rows)
     table = Table(box=None, pad_edge=False)
-    for heading in ("check", "found", "verdict", "what to do"):
+    for heading in ("check", "found", "verdict", *(["what to do"] if is_wide else [])):
         table.add_column(heading, overflow="fold", no_wrap=heading in ("check", "verdict"))
     colours = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
     for row in rows:
-        table.add_row(row.check, Text(row.found), Text(row.verdict, colours[row.verdict]), Text(row.advice))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+        verdict = Text(row.verdict, colours[row.verdict])
+        if is_wide:
+            table.add_row(row.check, Text(row.found), verdict, Text(row.advice))
+        else:
+            table.add_row(row.check, Text(f"{row.found}\n-> {row.advice}" if row.advice else row.found), verdict)
+    console.print(table)
     print("this run would work" if works else "this run would fail: see the problems above")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from textwrap import fill
 from typing import Any
 
 from mnist_dist.config.schema import SECTIONS
 from mnist_dist.config.values import describe_range, field_schema, item_schema
 from mnist_dist.config.yaml_files import list_recipes
+from mnist_dist.utils.help_text import help_width, wrap, wrap_commands
 
-MIN_WIDTH, MAX_WIDTH = 40, 100
 TYPES = {"integer": "INT", "number": "FLOAT", "boolean": "true|false", "string": "TEXT"}
 
 USAGE = "usage: python -m mnist_dist.train [--config NAME|PATH]... [--section.key=VALUE]..."
@@ -26,12 +24,15 @@ examples:
   torchrun --nproc_per_node 2 -m mnist_dist.train --optim.lr=1e-3
   python -m mnist_dist.train --optim.betas=0.9,0.99 --tracking.tags=first,try
   python -m mnist_dist.train --config strong --run.seed=1 --print_config
+  python -m mnist_dist.train --run.as_processes=64 --run.device=cuda
+  python -m mnist_dist.train --model.init_from=last --train.patience=2
+  python -m mnist_dist.train --train.target_accuracy=0.99 --train.max_minutes=5
 """
 
 
 def format_help() -> str:
-    """The help, as wide as the terminal within `MIN_WIDTH` and `MAX_WIDTH`."""
-    width = min(max(shutil.get_terminal_size().columns, MIN_WIDTH), MAX_WIDTH)
+    """The help, as wide as the terminal."""
+    width = help_width()
     recipes = f"Read a shipped recipe or a YAML file; may be repeated. Recipes: {', '.join(list_recipes())}."
     lines = [
         wrap(USAGE, width, 0, 7),
@@ -45,7 +46,7 @@ def format_help() -> str:
     for section, kind in SECTIONS.items():
         lines += ["", wrap(f"{section}: {kind.__doc__}", width, 0)]
         lines += [format_field(f"{section}.{name}", width) for name in kind.model_fields]
-    return "\n".join([*lines, "", EXAMPLES])
+    return "\n".join([*lines, "", wrap_commands(EXAMPLES, width)])
 
 
 def format_field(key: str, width: int) -> str:
@@ -71,14 +72,3 @@ def format_default(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value)) or "empty"
     return str(value).lower() if isinstance(value, bool) else str(value) or "empty"
-
-
-def wrap(text: str, width: int, indent: int, next_indent: int | None = None) -> str:
-    """A paragraph of indented lines of at most `width` columns; words with hyphens are kept whole."""
-    if max(map(len, text.split())) > width - indent:
-        text = text.replace("|", "| ")  # a long list of choices
-    first, later = " " * indent, " " * (indent if next_indent is None else next_indent)
-    collapsed = " ".join(text.split())
-    return fill(
-        collapsed, width, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
-    )

@@ -11,7 +11,8 @@ OPTIONS = {
     "print_config": "--print_config",
     "version": "mnist-dist --version",
     "c cfg yaml config_file": "--config=NAME|PATH",
-    "debug dry_run fast_dev_run v verbose": "--config=debug",
+    "debug fast_dev_run v verbose": "--config=debug",
+    "dry_run dryrun": "--run.as_processes=N, which checks what N processes would meet",
     "eval evaluate eval_only do_eval validate test": "mnist-dist evaluate RUN",
     "e max_epochs num_epochs n_epochs num_train_epochs": "--train.epochs=N",
     "b bs batch train_batch_size global_batch_size": "--train.batch_size=N",
@@ -84,6 +85,9 @@ FOREIGN_FILES = {
 }
 """Keys of YAML files that are not a run's settings, and what to do with such a file."""
 
+LAUNCH_FILES = ("cpu_1", "cpu_2", "fsdp2", "multi_gpu", "multi_node", "multi_node_cpu", "single_gpu")
+"""The files in launch/, which are accelerate's. An installed package has no copy of them."""
+
 
 def hint_for_option(name: str) -> str:
     """`; use X` or `; did you mean X?` for an option or key that is no setting; empty if nothing is like it.
@@ -117,6 +121,15 @@ def hint_for_value(key: str, value: str, choices: Iterable[str]) -> str:
 def describe_foreign_file(keys: Collection[str]) -> str:
     """What a YAML file with these keys at its top level is, and where it belongs; empty if it is not known."""
     return next((said for foreign, said in FOREIGN_FILES.items() if not set(keys).isdisjoint(foreign.split())), "")
+
+
+def hint_for_launch_file(name: str) -> str:
+    """Where a file of launch/ belongs, if a name without a folder is that of one, such as `cpu_2.yaml`; else empty."""
+    stem = name.removesuffix(".yaml").removesuffix(".yml")
+    if stem not in LAUNCH_FILES:
+        return ""
+    said = describe_foreign_file(["distributed_type"])
+    return f"; launch/{stem}.yaml {said} launch/{stem}.yaml"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 
 from mnist_dist.config.frozen_model import Source
-from mnist_dist.config.fsdp import FSDPConfig
+from mnist_dist.config.fsdp import FSDPConfig, read_fsdp
 from mnist_dist.config.hints import hint_for_argument
 from mnist_dist.config.schema import FIELDS, SECTIONS, Config
-from mnist_dist.config.validation import check_fsdp, check_key, check_together, shown
+from mnist_dist.config.validation import check_key, check_together, shown
 from mnist_dist.config.values import COMMAND_LINE, field_schema, parse_value
 from mnist_dist.config.yaml_files import Setting, find_recipe, list_recipes, read_yaml
 from mnist_dist.utils.errors import UserError
@@ -79,9 +79,9 @@ def check_for_launch(config: Config, world_size: int, fsdp: FSDPConfig | None) -
     Raises:
         UserError: as `load`.
     """
-    check_together(config, world_size, config.source.origins)
-    if fsdp:
-        check_fsdp(config, os.environ, config.source.origins)
+    if config.run.as_processes > 1:
+        fsdp = read_fsdp(os.environ)  # a single process ignores it
+    check_together(config, world_size, fsdp, config.source.origins)
 
 
 def read_command_line(arguments: Sequence[str]) -> tuple[list[str], list[Setting], bool]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 from pydantic.fields import FieldInfo
-from pydantic.json_schema import GenerateJsonSchema
 
 from mnist_dist.config.frozen_model import FrozenModel, Source
 
@@ -45,6 +43,9 @@ class RunConfig(FrozenModel):
     """Seconds that a process waits for the others, at the start and in each collective, before the run ends."""
     quiet: bool = False
     """Print only errors and the path of the run directory."""
+    as_processes: int = Field(default=0, ge=0, le=4096)
+    """Dry run: in one process, check what this many would meet, and print their shares, memory and traffic as a table.
+    Then train as they would if they had fixed shards, which gives the same weights; otherwise end. 0: off."""
 
 
 class DataConfig(FrozenModel):
@@ -85,6 +86,9 @@ class ModelConfig(FrozenModel):
 
     name: Literal["unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "unshuffle"
     """Registered model; `mnist-dist models` describes each one."""
+    init_from: str = ""
+    """Weights to start a new run from, in place of random ones: a run (its newest checkpoint), a checkpoint, a
+    .safetensors file, or last: the newest run in runs/. Their head may have another number of classes. Empty: none."""
 
 
 class OptimConfig(FrozenModel):
@@ -134,6 +138,14 @@ class TrainConfig(FrozenModel):
     """Passes over the training images. They also set the length of the learning-rate schedule."""
     max_steps: int = Field(default=0, ge=0)
     """Step after which the run ends; the schedule does not change. 0: the end of the last epoch."""
+    patience: int = Field(default=0, ge=0)
+    """Early stopping: evaluations of the held-out set in a row without a new best accuracy (at equal accuracy: loss)
+    after which the run ends. 0: off."""
+    target_accuracy: float = Field(default=0.0, ge=0, le=1)
+    """Accuracy on the held-out set, as a fraction, at which the run ends. If it ends without, its exit code is 1. 0:
+    off."""
+    max_minutes: float = Field(default=0.0, ge=0)
+    """Minutes after which the run ends, evaluations and the time before a resume included. 0: no limit."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Mixed precision. auto: the launcher's, otherwise bf16 where the device computes it natively, otherwise fp32. no:
     fp32."""
@@ -280,18 +292,3 @@ FIELDS: dict[str, FieldInfo] = {
 def flat(config: Config) -> dict[str, Any]:
     """The configuration as one dictionary with keys such as `optim.lr`."""
     return {f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()}
-
-
-class UntitledJsonSchema(GenerateJsonSchema):
-    """JSON schema without the titles that pydantic derives from field names."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-
-@cache
-def json_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of a recipe, for editors, errors and the help."""
-    schema = Config.model_json_schema(schema_generator=UntitledJsonSchema)
-    schema["description"] = schema["description"].partition("\n")[0]  # without the example for Python
-    return {"$schema": UntitledJsonSchema.schema_dialect, **schema}

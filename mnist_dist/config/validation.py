@@ -2,61 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 
-from mnist_dist.config.fsdp import USE_FSDP
+from mnist_dist.config.fsdp import USE_FSDP, FSDPConfig
 from mnist_dist.config.hints import hint_for_option
 from mnist_dist.config.schema import FIELDS, SECTIONS, Config
 from mnist_dist.utils.errors import UserError
 
 
-def check_together(config: Config, world_size: int, origins: Mapping[str, str]) -> None:
-    """Check settings against each other and against the number of processes.
+def check_together(config: Config, world_size: int, fsdp: FSDPConfig | None, origins: Mapping[str, str]) -> None:
+    """Check settings against each other, the number of processes and what the launcher asks for.
 
     Args:
         world_size: number of processes.
+        fsdp: the launcher's FSDP settings; None without FSDP.
         origins: where each setting that was given came from; the others have their default.
 
     Raises:
-        UserError: names the settings, their origins, and values that would work.
+        UserError: names the settings, their origins, and values that would work: those of the first conflict, and with
+            run.as_processes of all of them.
     """
+    as_processes = config.run.as_processes
+    if as_processes and world_size > 1:
+        raise UserError(
+            f"{describe_setting(config, 'run.as_processes', origins)}: checks in one process what that many would "
+            f"meet, but {world_size} were started; start one, or leave it out"
+        )
+    conflicts = [*find_conflicts(config, as_processes or world_size, origins)]
+    if fsdp:
+        conflicts += find_fsdp_conflicts(config, os.environ, origins)
+    if conflicts and as_processes:
+        raise refusal(as_processes, conflicts)
+    if conflicts:
+        raise UserError(conflicts[0])
+
+
+def refusal(processes: int, reasons: Sequence[str]) -> UserError:
+    """The error for a run that so many processes would be refused, with all reasons on one line."""
+    listed = reasons[0] if len(reasons) == 1 else " ".join(f"({n}) {each}" for n, each in enumerate(reasons, start=1))
+    return UserError(f"{describe_processes(processes)}: would be refused: {listed}")
+
+
+def describe_processes(count: int) -> str:
+    """1 process, 2 processes"""
+    return f"{count} process{'es' * (count > 1)}"
+
+
+def find_conflicts(config: Config, world_size: int, origins: Mapping[str, str]) -> Iterator[str]:
+    """One line for each conflict of settings with each other or with the number of processes. See `check_together`."""
     train, data = config.train, config.data
 
     def named(key: str) -> str:
         return describe_setting(config, key, origins)
 
-    processes = f"{world_size} process{'es' * (world_size > 1)}"
+    processes = describe_processes(world_size)
     if train.shards > 0 and train.compress != "no":
-        raise UserError(
+        yield (
             f"{named('train.shards')} and {named('train.compress')} exclude each other: fixed shards give the "
             "same bits at any number of processes, compressed gradients do not; use train.shards=0 or train.compress=no"
         )
     if max(train.shards, 0) % world_size:
         near = multiples_near(train.shards, world_size)
-        raise UserError(f"{named('train.shards')}: cannot be divided by {processes}; {near} or 0 would work")
+        yield f"{named('train.shards')}: cannot be divided by {processes}; {near} or 0 would work"
     parts = (world_size if train.shards <= 0 else train.shards) * train.accumulate
     if train.batch_size % parts:
         divisor = processes if train.shards <= 0 else named("train.shards")
-        raise UserError(
+        yield (
             f"{named('train.batch_size')}: cannot be divided by {divisor} x {named('train.accumulate')}; "
             f"{multiples_near(train.batch_size, parts)} would work"
         )
     if train.compile != "no" and train.shards > 0:
-        raise UserError(f"{named('train.compile')}: not with {named('train.shards')}; use --train.shards=0")
+        yield f"{named('train.compile')}: not with {named('train.shards')}; use --train.shards=0"
     if train.compile == "reduce-overhead" and train.accumulate > 1:
-        raise UserError(
+        yield (
             f"{named('train.compile')}: each pass overwrites the results of the one before, so not with "
             f"{named('train.accumulate')}; set that to 1, or use --train.compile=default"
         )
     if train.precision == "fp16" and config.run.device == "cpu":
-        raise UserError(f"{named('train.precision')}: needs a GPU, but {named('run.device')}; use bf16 or no")
+        yield f"{named('train.precision')}: needs a GPU, but {named('run.device')}; use bf16 or no"
     if train.overfit_batches and data.limit:
-        raise UserError(
+        yield (
             f"{named('train.overfit_batches')} and {named('data.limit')} both choose the training images; "
             "set one of them to 0"
         )
+    if config.model.init_from and config.run.resume not in ("auto", "never", "last"):
+        raise UserError(
+            f"{named('model.init_from')} and {named('run.resume')} exclude each other: one starts a new run from "
+            "weights, the other continues a run; give one of them"
+        )
     if len(data.classes) != 10 or len(set(data.classes)) != 10:
-        raise UserError(f"{named('data.classes')}: must be ten different names, one for each label")
+        yield f"{named('data.classes')}: must be ten different names, one for each label"
 
 
 def describe_excess(config: Config, train: int, test: int, processes: int, cpus: int) -> list[str]:
@@ -85,6 +121,32 @@ def describe_excess(config: Config, train: int, test: int, processes: int, cpus:
     return lines
 
 
+def describe_early_stopping(config: Config, epoch_steps: int, last_step: int) -> list[str]:
+    """One line for each way in which early stopping does other than one may expect.
+
+    Args:
+        epoch_steps: steps of an epoch.
+        last_step: step at which the run ends without early stopping.
+    """
+    train, lines = config.train, []
+    used = [
+        f"train.{name}={getattr(train, name):g}" for name in ("patience", "target_accuracy") if getattr(train, name)
+    ]
+    if used and not config.data.val_size:
+        lines.append(
+            f"{' and '.join(used)}: data.val_size=0, so the test set decides when the run ends, and the test "
+            "accuracy is too good an estimate for new images"
+        )
+    ends = set(range(epoch_steps, last_step + 1, epoch_steps))
+    evaluations = len(ends.union(range(train.eval_steps, last_step + 1, train.eval_steps) if train.eval_steps else ()))
+    if train.patience >= max(evaluations, 1):
+        lines.append(
+            f"train.patience={train.patience}: the held-out set is evaluated {evaluations} times in {last_step} steps, "
+            "so it ends nothing; lower it, or evaluate more often with --train.eval_steps"
+        )
+    return lines
+
+
 def describe_setting(config: Config, key: str, origins: Mapping[str, str]) -> str:
     """A setting as errors name it, as in `train.shards=4 (command line)`."""
     section, _, name = key.partition(".")
@@ -97,15 +159,12 @@ def multiples_near(value: int, step: int) -> str:
     return " or ".join(str(multiple) for multiple in (below, below + step) if multiple)
 
 
-def check_fsdp(config: Config, environment: Mapping[str, str], origins: Mapping[str, str]) -> None:
-    """Check settings against FSDP, which the launcher asked for.
+def find_fsdp_conflicts(config: Config, environment: Mapping[str, str], origins: Mapping[str, str]) -> Iterator[str]:
+    """One line for each conflict with FSDP, which the launcher asked for: the setting, its origin, and what would work.
 
     Args:
         environment: variables of the launcher's.
         origins: where each setting that was given came from; the others have their default.
-
-    Raises:
-        UserError: names the setting, its origin, the reason, and values that would work.
     """
     train, fp16 = config.train, "its gradient scaler does not support sharded gradients; use bf16 or no"
     conflicts = {
@@ -117,11 +176,9 @@ def check_fsdp(config: Config, environment: Mapping[str, str], origins: Mapping[
     }
     for key, reason in conflicts.items():
         if reason:
-            raise UserError(
-                f"{describe_setting(config, key, origins)}: not with FSDP ({USE_FSDP}, environment): {reason}"
-            )
+            yield f"{describe_setting(config, key, origins)}: not with FSDP ({USE_FSDP}, environment): {reason}"
     if train.precision == "auto" and environment.get("ACCELERATE_MIXED_PRECISION") == "fp16":
-        raise UserError(f"fp16 (what the launcher says): not with FSDP ({USE_FSDP}, environment): {fp16}")
+        yield f"fp16 (what the launcher says): not with FSDP ({USE_FSDP}, environment): {fp16}"
 
 
 def check_key(key: str, origin: str) -> None:

@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from mnist_dist.config.hints import hint_for_value
-from mnist_dist.config.schema import SECTIONS, json_schema
+from mnist_dist.config.json_schema import json_schema
+from mnist_dist.config.schema import SECTIONS
 from mnist_dist.config.validation import shown
 from mnist_dist.config.yaml_files import Setting, as_written
 from mnist_dist.utils.errors import UserError
@@ -123,7 +124,9 @@ def describe_type(schema: dict[str, Any]) -> str:
 def describe_range(schema: dict[str, Any]) -> str:
     """The range of a field's numbers, by its JSON schema, as in `at least 0 and below 1`; empty if there is none."""
     item = item_schema(schema)
-    return " and ".join(f"{words} {item[bound]}" for bound, words in BOUNDS.items() if bound in item)
+    bounds = [(words, item[bound]) for bound, words in BOUNDS.items() if bound in item]
+    # pydantic 2.10 gives the bound 0 of a float as 0.0.
+    return " and ".join(f"{words} {int(bound) if bound == int(bound) else bound}" for words, bound in bounds)
 
 
 def item_schema(schema: dict[str, Any]) -> dict[str, Any]:

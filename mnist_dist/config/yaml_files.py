@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mnist_dist.config.hints import describe_foreign_file, hint_for_option, suggest
+from mnist_dist.config.hints import describe_foreign_file, hint_for_launch_file, hint_for_option, suggest
 from mnist_dist.config.schema import SECTIONS
 from mnist_dist.config.validation import check_key, shown
 from mnist_dist.utils.errors import UserError
@@ -81,10 +81,10 @@ def find_shipped(name: str, folder: Path, names: list[str], kind: str, option: s
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: the home of ~nobody
         raise UserError(f"{option}{shown(name)}: {getattr(error, 'strerror', None) or error}") from None
     if is_folder or path.suffix in (".yaml", ".yml"):
-        hint = "" if is_folder else suggest_shipped(path, names, option)
+        hint = "" if is_folder else hint_for_launch_file(name) or suggest_shipped(path, names, option)
         what = "is a folder, not a YAML file" if is_folder else "no such file"
         raise UserError(f"{option}{shown(name)}: {what}{hint}")
-    hint = suggest(name, names)
+    hint = hint_for_launch_file(name) or suggest(name, names)
     raise UserError(f"{option}{shown(name)}: neither a {kind} nor a file{hint}; {kind}s: {', '.join(names)}")
 
 

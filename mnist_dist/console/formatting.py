@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
@@ -36,6 +37,15 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_bytes(count: float) -> str:
+    """512 B, 379.3 kB, 54.9 MB, 1.2 GB"""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.95:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
 
 
 def describe_training(row: Mapping[str, Any]) -> str:
@@ -137,6 +147,20 @@ def facts_table(facts: Mapping[str, str]) -> Table:
     for name, fact in facts.items():
         table.add_row(name, fact)
     return table
+
+
+def facts_lines(facts: Mapping[str, str], columns: int) -> list[str]:
+    """Names and facts as lines of plain text, in two columns; long facts are wrapped within theirs.
+
+    Args:
+        columns: width of the terminal.
+    """
+    indent = max(map(len, facts)) + 2
+    lines = []
+    for name, fact in facts.items():
+        first, *rest = wrap(fact, max(columns - indent, 20), break_on_hyphens=False) or [""]
+        lines += [name.ljust(indent) + first, *(" " * indent + line for line in rest)]
+    return lines
 
 
 def confusion_table(rows: list[list[str]]) -> Table:

@@ -44,6 +44,8 @@ class Splits:
     test: ImageSet
     digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the whole training set (`train`) and of the whole test set (`test`), as the files hold them."""
+    total: int = 0
+    """Images of the whole training set, from which `train` and `val` are drawn."""
 
     def to(self, device: torch.device) -> Splits:
         """All three sets on `device`."""
@@ -102,10 +104,19 @@ def split(train: ImageSet, test: ImageSet, config: DataConfig, seed: int, limit:
             f"data.val_size={config.val_size}: leaves nothing to train on, there are {len(train)} training images; "
             f"use {len(train) // 12} or 0"
         )
-    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
-    order = torch.randperm(len(train), generator=generator)
-    held_out, kept = order[: config.val_size], order[config.val_size :]
-    if limit:
-        kept = kept[:limit]
+    kept, held_out = split_indices(len(train), config.val_size, seed, limit)
     tested = torch.arange(min(config.test_limit or len(test), len(test)))
-    return Splits(train.subset(kept.sort().values), train.subset(held_out.sort().values), test.subset(tested))
+    return Splits(train.subset(kept), train.subset(held_out), test.subset(tested), total=len(train))
+
+
+def split_indices(total: int, val_size: int, seed: int, limit: int = 0) -> tuple[Tensor, Tensor]:
+    """Which of `total` training images a run trains on and which it holds out for validation: int64, sorted.
+
+    Args:
+        seed: the run's seed.
+        limit: training images to keep; 0 keeps all.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
+    order = torch.randperm(total, generator=generator)
+    held_out, kept = order[:val_size], order[val_size:]
+    return (kept[:limit] if limit else kept).sort().values, held_out.sort().values

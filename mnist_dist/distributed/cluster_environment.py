@@ -202,7 +202,7 @@ def read_int(environment: Mapping[str, str], name: str, required_by: str = "", d
             "both; pass on its whole environment"
         )
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise UserError(f"{name}={text!r} (environment): must be a whole number, as the launcher sets it")
+        raise UserError(f"{name}={text!r} (environment): must be a whole number of at least 0, as the launcher sets it")
     return int(text)
 
 

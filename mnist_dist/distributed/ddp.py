@@ -60,8 +60,8 @@ class DDPStrategy(ReplicatedStrategy):
         trained = [parameter for parameter in self.local_model.parameters() if parameter.requires_grad]
         hooks = [parameter.register_post_accumulate_grad_hook(order.append) for parameter in trained]
         self.wrapped_model.train()
-        image = torch.zeros(1, 1, 28, 28, device=self.runtime.device)
-        self.runtime.mixed_precision.scale_loss(self.wrapped_model(image).sum()).backward()
+        images = torch.zeros(2, 1, 28, 28, device=self.runtime.device)  # of one, BatchNorm1d could take no variance
+        self.runtime.mixed_precision.scale_loss(self.wrapped_model(images).sum()).backward()
         self.wrapped_model.zero_grad()
         with torch.no_grad():
             for buffer, old in zip(self.buffers, before, strict=True):

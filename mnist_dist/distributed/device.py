@@ -62,9 +62,14 @@ def find_accelerator() -> str:
     return "cuda" if torch.cuda.is_available() else torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
 
 
+def count_gpus() -> int:
+    """Number of CUDA devices of this machine."""
+    return torch.cuda.device_count()
+
+
 def check_gpus(topology: Topology) -> None:
     """Raise UserError if this machine has fewer CUDA devices than processes."""
-    gpus = torch.cuda.device_count()
+    gpus = count_gpus()
     if topology.local_world_size > gpus:
         raise UserError(
             f"{topology.local_world_size} processes on this machine, which has {gpus} GPU{'s' * (gpus > 1)}: start "

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from pathlib import PurePath
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -24,6 +25,8 @@ DEBUG_FILE = "ACCELERATE_DEBUG_RDV_FILE"
 """Set by accelerate.debug_launcher only."""
 _kept_groups: list[Any] = []
 """Destroyed groups of debug_launcher: freeing the last one deletes the file that debug_launcher deletes itself."""
+_debug_variables: dict[str, str] = {}
+"""torch's variables in a process of debug_launcher, once it has left that group."""
 
 
 def find_launcher() -> tuple[int, int]:
@@ -69,20 +72,35 @@ def is_called_by_launcher() -> bool:
     return multiprocessing.parent_process() is not None and any(mark in os.environ for mark in marks)
 
 
+def is_inside_launch_function() -> bool:
+    """Whether this call came from notebook_launcher or debug_launcher, which also call a function in their own process.
+
+    That is what notebook_launcher does for one process.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "accelerate.launchers":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def leave_debug_group() -> None:
     """Set torch's variables (RANK, ...) in a process of accelerate.debug_launcher, and leave its process group.
 
     That launcher gives ranks by the group only, and the group does not know run.timeout. The ranks agree on a free port
-    for the run's own group, because debug_launcher names the same port for every launch.
+    for their own groups, because debug_launcher names the same port for every launch. A later run of the process has
+    the same variables.
     """
     dist: Any = sys.modules.get("torch.distributed")
-    if DEBUG_FILE not in os.environ or dist is None or not dist.is_initialized():
-        return
-    rank, world_size = str(dist.get_rank()), str(dist.get_world_size())
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        box = [free.getsockname()[1]]
-        dist.broadcast_object_list(box)
-    _kept_groups.append(dist.group.WORLD)
-    dist.destroy_process_group()
-    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, LOCAL_WORLD_SIZE=world_size)
-    os.environ["MASTER_PORT"] = str(box[0])
+    if DEBUG_FILE in os.environ and dist is not None and dist.is_initialized():
+        rank, world_size = str(dist.get_rank()), str(dist.get_world_size())
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            box = [free.getsockname()[1]]
+            dist.broadcast_object_list(box)
+        _kept_groups.append(dist.group.WORLD)
+        dist.destroy_process_group()
+        _debug_variables.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, LOCAL_WORLD_SIZE=world_size)
+        _debug_variables["MASTER_PORT"] = str(box[0])
+    if DEBUG_FILE in os.environ:
+        os.environ.update(_debug_variables)

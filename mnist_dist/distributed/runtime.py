@@ -21,6 +21,7 @@ from mnist_dist.distributed.network import set_gloo_interface
 from mnist_dist.distributed.rendezvous import (
     create_accelerator,
     destroy_process_group,
+    open_control_group,
     ranks_not_in_store,
     store_has_key,
 )
@@ -74,13 +75,14 @@ class Runtime:
         self.on_exit = contextlib.ExitStack()
         self.stop_flag = torch.zeros((), dtype=torch.int32)
         self.stop_work: tuple[Any, Tensor] | None = None  # the all-reduce of stop flags in flight
-        self.control_group: Any = None
-        if self.world_size > 1:
-            # In torch 2.15 the gloo backend can abort a process that exits (`terminate called without an active
-            # exception`; seen in 13 of 90 runs of a bare DistributedDataParallel loop): the run would count as failed.
-            skip_exit_hooks()
-            # Python objects and stop flags use a gloo group of their own, so that they never wait for the device.
-            self.control_group = dist.new_group(backend="gloo", timeout=timeout)
+        self.control_group: Any = self.create_control_group(timeout) if self.world_size > 1 else None
+
+    def create_control_group(self, timeout: timedelta) -> Any:
+        """The group of Python objects and stop flags."""
+        # In torch 2.15 the gloo backend can abort a process that exits (`terminate called without an active
+        # exception`; seen in 13 of 90 runs of a bare DistributedDataParallel loop): the run would count as failed.
+        skip_exit_hooks()
+        return open_control_group(timeout)
 
     @property
     def device_name(self) -> str:
@@ -287,12 +289,6 @@ def join_process_group(config: Config, topology: Topology) -> Iterator[Runtime]:
             rendezvous_errors(topology, config.run.timeout, partial(store_has_key, topology)),
         ):
             accelerator = create_accelerator(config, topology, cpu)
-            if accelerator.num_processes != topology.world_size:
-                raise UserError(
-                    f"the launcher started {topology.world_size} processes, but accelerate sees "
-                    f"{accelerator.num_processes}: they would train apart and overwrite each other; use a file from "
-                    "launch/"
-                )
             runtime = Runtime(accelerator, topology, threads, shards, timedelta(seconds=config.run.timeout))
             peer_monitor = open_peer_monitor(topology, config.run.timeout, runtime.all_gather_object)
         # A notebook's Ctrl-C reaches its processes from the system, and milliseconds later from notebook_launcher.

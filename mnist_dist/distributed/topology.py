@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from mnist_dist.config.fsdp import FSDPConfig, is_on, read_fsdp
 from mnist_dist.distributed.cluster_environment import ClusterEnvironment, detect_cluster, read_int
 from mnist_dist.distributed.launcher import find_launcher, leave_debug_group
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.exit import rely_on_local_main
+
+_runs = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Topology:
     """What a launcher other than torchrun set, if the ranks come from it."""
     fsdp: FSDPConfig | None = None
     """The launcher's FSDP settings; None if the model is not to be sharded, and for a single process."""
+    earlier_runs: int = field(default=0, compare=False)
+    """How many runs this process has started before: a program may train and evaluate several times."""
 
     @property
     def is_main(self) -> bool:
@@ -92,7 +97,7 @@ def resolve_topology() -> Topology:
             MASTER_ADDR=host,
             MASTER_PORT=port,
         )
-    return topology
+    return replace(topology, earlier_runs=next(_runs))
 
 
 def read_topology(environment: Mapping[str, str] = os.environ) -> Topology:
@@ -168,16 +173,10 @@ def read_ranks(environment: Mapping[str, str]) -> tuple[int, int, int, int]:
     Raises:
         UserError: they are not numbers, or contradict each other.
     """
-
-    def number(name: str, default: int) -> int:
-        text = environment.get(name, "")
-        try:
-            return int(text) if text else default
-        except ValueError:
-            raise UserError(f"{name}={text!r} (environment): must be a whole number, as the launcher sets it") from None
-
-    rank, world_size = number("RANK", 0), number("WORLD_SIZE", 1)
-    local_rank, local_world_size = number("LOCAL_RANK", rank), number("LOCAL_WORLD_SIZE", world_size)
+    rank = read_int(environment, "RANK", default=0)
+    world_size = read_int(environment, "WORLD_SIZE", default=1)
+    local_rank = read_int(environment, "LOCAL_RANK", default=rank)
+    local_world_size = read_int(environment, "LOCAL_WORLD_SIZE", default=world_size)
     if world_size > 1 and not environment.get("RANK"):
         raise UserError(f"RANK is not set (environment), but WORLD_SIZE={world_size} is; start with a launcher")
     if not 0 <= rank < world_size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -61,14 +61,25 @@ def evaluate(
             logits = model(normalize(data.images[rows], config)).float()
         return logits, data.labels[rows], F.cross_entropy(logits, data.labels[rows], reduction="none")
 
-    # In each round, each rank evaluates as many consecutive batches as it has shards, which run on its threads.
-    per_rank = runtime.num_local_shards * batch_size
-    per_round = runtime.world_size * per_rank
-    for first in range(runtime.rank * per_rank, len(data) + runtime.rank * per_rank, per_round):
-        starts = range(first, min(first + per_rank, len(data)), batch_size)
+    for starts in batch_rounds(len(data), batch_size, runtime.rank, runtime.world_size, runtime.num_local_shards):
         for start, predictions in zip(starts, runtime.map(predict, starts), strict=True):
             counts.add(*predictions)
             if collector is not None:
                 collector.add(start, *predictions)
         check_stop()
     return Metrics.from_counts(runtime.all_reduce_sum(counts.tensor).tolist())
+
+
+def batch_rounds(images: int, batch_size: int, rank: int, world_size: int, local_shards: int) -> Iterator[range]:
+    """The batches of an evaluation that a rank computes, by their first images; equally many rounds on every rank.
+
+    In each round, each rank evaluates as many consecutive batches as it has shards, which run on its threads.
+
+    Args:
+        images: number of images of the set.
+        local_shards: shards of each rank; 1 without fixed shards.
+    """
+    per_rank = local_shards * batch_size
+    per_round = world_size * per_rank
+    for first in range(rank * per_rank, images + rank * per_rank, per_round):
+        yield range(first, min(first + per_rank, images), batch_size)

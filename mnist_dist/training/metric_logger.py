@@ -115,7 +115,7 @@ class MetricLogger:
         was measured, and `memory.peak_bytes`.
         """
         seconds = max(self.timer.seconds - self.window_start, 1e-9)
-        steps = self.state.progress.step - self.window_step
+        steps = max(self.state.progress.step - self.window_step, 1)  # 0 if a resumed run ends before its first step
         achieved = self.state.flops_per_image * self.window_images / seconds
         return {
             "images_per_second": self.window_images / seconds,

@@ -20,7 +20,7 @@ from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.state import TrainingState
 from mnist_dist.utils.errors import TrainingError
 
-MAX_STREAK = 50  # consecutive skipped updates after which the run ends
+MAX_STREAK = 50  # consecutive skipped updates after which the run ends; in fp16 the scale is then 2**-50 of its first
 MAX_ROLLBACKS = 5  # the next one ends the run instead
 
 
@@ -63,6 +63,7 @@ class NonfiniteGuard:
         self.steps: list[int] = []  # numbers of the batches since the last call of `pop_skipped`
         self.nonfinite: list[Tensor] = []  # for each of them, bool () on the device; in fp16 of this rank's images only
         self.streak = 0
+        self.scaler_streak = 0  # consecutive updates up to now that the gradient scaler skipped
 
     def before_forward(self) -> None:
         """Save the buffers, which a forward pass changes. Call it before each forward pass."""
@@ -92,8 +93,11 @@ class NonfiniteGuard:
         return nonfinite
 
     @torch.no_grad()
-    def restore_buffers(self) -> None:
-        """Restore the buffers, after an update that the gradient scaler skipped."""
+    def after_update(self, skipped_by_scaler: bool) -> None:
+        """Restore the buffers if the gradient scaler skipped the update. Call it after each update."""
+        self.scaler_streak = self.scaler_streak + 1 if skipped_by_scaler else 0
+        if not skipped_by_scaler:
+            return
         for buffer, saved in zip(self.buffers, self.saved_buffers, strict=True):
             buffer.copy_(saved)
 
@@ -133,10 +137,19 @@ def apply_policy(
         With train.nonfinite=rollback, the rollback to do, the same on every rank; None if there is nothing to do.
 
     Raises:
-        TrainingError: train.nonfinite=raise, or too many updates were skipped in a row, or too many rollbacks.
+        TrainingError: train.nonfinite=raise, or too many updates were skipped in a row (in fp16 whatever
+            train.nonfinite says), or too many rollbacks.
     """
     progress, config = state.progress, state.config
     policy, found = config.train.nonfinite, guard.pop_skipped()
+    if guard.scaler_streak >= MAX_STREAK > found.streak:
+        scale = state.runtime.mixed_precision.state_dict()["scale"]
+        raise TrainingError(
+            f"the fp16 gradient overflowed in {guard.scaler_streak} updates in a row up to step {progress.step}, "
+            f"at last with the loss scaled by {scale:.3g} (they changed no weight): no scale helps; use "
+            "--train.precision=bf16 or no",
+            everywhere=True,
+        )
     reason = found.describe("the loss" if guard.has_scaler else "the gradient", progress.step)
     if not found.count:
         if not (window.nonfinite and policy == "raise"):

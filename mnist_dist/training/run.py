@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.checkpoint.run_dir import RunDir, write_config, write_summary
+from mnist_dist.checkpoint.run_dir import RunDir, delete_summary, read_summary, write_config, write_summary
 from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE, STATUS
-from mnist_dist.config.validation import describe_excess
+from mnist_dist.config.validation import describe_early_stopping, describe_excess
 from mnist_dist.console.console import Console
 from mnist_dist.console.tee import TeeConsole
 from mnist_dist.data.dataset import Splits
@@ -18,6 +18,7 @@ from mnist_dist.tracking.metrics_file import MetricsFile
 from mnist_dist.tracking.status_file import StatusFile
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, describe_tracking
+from mnist_dist.training.early_stopping import how_to_train_longer, summary_keys
 from mnist_dist.training.metric_logger import MetricLogger
 from mnist_dist.training.profiler import measure_peak_flops
 from mnist_dist.training.state import TrainingState
@@ -32,11 +33,18 @@ from mnist_dist.utils.versions import versions
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. Every rank has the same one."""
+    """A finished run. Every rank has the same one.
+
+    >>> from mnist_dist import Config, train
+    >>> run = train(Config.from_recipe("debug", {"run.dir": "runs/other", "run.quiet": True}))
+    runs/other
+    >>> run, run.summary["test.count"]
+    (Run(folder=PosixPath('runs/other')), 1000)
+    """
 
     folder: Path
     """The run directory."""
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
     """The content of its summary.json."""
 
 
@@ -69,13 +77,15 @@ def train_and_test(
     facts = {"data": data.describe(), "tracking": tracking, "run": str(folder)}
     console.header(runtime.describe() | state.describe() | facts)
     processes = runtime.topology.local_world_size
-    for line in describe_excess(config, len(data.train), len(data.test), processes, os.cpu_count() or 1):
+    excess = describe_excess(config, len(data.train), len(data.test), processes, os.cpu_count() or 1)
+    for line in (*excess, *describe_early_stopping(config, len(state.sampler), state.last_step)):
         console.warn(line)
     if resumed_from:
         console.print(f"resuming from {resumed_from}")
 
     metrics_file: MetricsFile | None = None
     if runtime.is_main:
+        delete_summary(folder)
         write_config(folder, config)
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
     resolved = describe_resolved(state, data) | versions()
@@ -101,7 +111,7 @@ def train_and_test(
         trainer.train()
         already_tested = trainer.held_out_split == "test" and trainer.held_out_metrics
         test = already_tested or trainer.evaluate("test")
-        summary = summarize(trainer, test, resumed_from)
+        summary = runtime.broadcast(summarize(trainer, test, resumed_from))  # its times are those of rank 0
         code = EXIT_DONE
     except Stopped:
         code = EXIT_STOPPED
@@ -128,6 +138,18 @@ def open_status_file(state: TrainingState, folder: Path, console: Console) -> St
     }
     path = folder / STATUS if runtime.is_main else None
     return StatusFile(path, facts, lambda: {"step": state.progress.step}, console.warn)
+
+
+def finished_run(state: TrainingState, run_dir: RunDir, console: Console) -> Run:
+    """The run that the run directory holds, which has nothing left to train. Every rank must call it.
+
+    Args:
+        state: restored from its last checkpoint.
+    """
+    folder = run_dir.folder
+    console.print(f"{folder} holds this run, finished; {how_to_train_longer(state, folder)}")
+    summary = state.runtime.run_on_main(lambda: read_summary(folder) or {})
+    return Run(folder, summary | summary_keys(state))  # train.target_accuracy may be another one
 
 
 def as_in_json(summary: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mnist_dist.checkpoint.manager import CheckpointData
-from mnist_dist.checkpoint.state import NormSums, TrainProgress
+from mnist_dist.checkpoint.state import InitialWeights, NormSums, TrainProgress
 from mnist_dist.checkpoint.tensors import load_weights
 from mnist_dist.config.schema import Config
 from mnist_dist.data.sampler import GlobalBatchSampler
@@ -30,22 +30,33 @@ class TrainingState:
     Args:
         model: on its device, with the same values on every rank. FSDP2 shards it in place.
         images: number of training images.
+        initial_weights: where the model's weights are from.
 
     Raises:
         UserError: with data.drop_last there is no full batch to train on.
     """
 
-    def __init__(self, model: nn.Module, config: Config, runtime: Runtime, images: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Config,
+        runtime: Runtime,
+        images: int,
+        initial_weights: InitialWeights | None = None,
+    ) -> None:
         self.config, self.runtime, self.model = config, runtime, model
         self.flops_per_image = 3 * count_flops(model)  # a backward pass costs as much as two forward passes
         self.strategy = build_strategy(model, config, runtime)
         self.local_model = self.strategy.local_model
         self.ema = build_ema(self.local_model, config.optim.ema)
         self.optimizer = build_optimizer(self.local_model, config.optim, fused=can_fuse(runtime))
-        self.sampler = build_sampler(config, runtime, images)
+        self.sampler = build_sampler(
+            config, images, rank=runtime.rank, world_size=runtime.world_size, shards=runtime.shards
+        )
         self.total_steps = config.train.epochs * len(self.sampler)
         self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
         self.progress = TrainProgress()
+        self.initial_weights = initial_weights or InitialWeights()
         self.window = Counts(runtime.device)  # of this rank, since the last row of metrics
         self.norms = GradientNorms()  # since the last row of metrics, the same on every rank
         self.epoch_counts = Counts(runtime.device)  # of this rank, from the epoch's start to the last row of metrics
@@ -92,6 +103,7 @@ class TrainingState:
             "epoch_counts": epoch,
             "norms": asdict(self.norms.collect()),
             "scaler": self.runtime.mixed_precision.state_dict(),
+            "initial_weights": asdict(self.initial_weights),
         }
         full = self.strategy.full_state_dict
         return CheckpointData(
@@ -126,6 +138,7 @@ class TrainingState:
             self.ema.n_averaged.fill_(saved.state["ema_updates"])
         load_optimizer_tensors(self.optimizer, self.local_model, optimizer)
         vars(self.progress).update(saved.state["progress"])
+        self.initial_weights = InitialWeights.from_json(saved.state["initial_weights"])
         self.norms.restore(NormSums(**saved.state["norms"]))
         self.runtime.mixed_precision.load_state_dict(saved.state["scaler"])
         # A checkpoint has counts summed over all ranks, so only one rank keeps them.
@@ -133,8 +146,12 @@ class TrainingState:
         self.epoch_counts.restore(saved.state["epoch_counts"], keep=self.runtime.is_main)
 
 
-def build_sampler(config: Config, runtime: Runtime, images: int) -> GlobalBatchSampler:
-    """The sampler of the training images, for this rank.
+def build_sampler(config: Config, images: int, *, rank: int, world_size: int, shards: int) -> GlobalBatchSampler:
+    """The sampler of the training images, for a rank.
+
+    Args:
+        images: number of training images.
+        shards: number of fixed shards of a global batch; 0 without them.
 
     Raises:
         UserError: with data.drop_last there is no full batch to train on.
@@ -142,9 +159,9 @@ def build_sampler(config: Config, runtime: Runtime, images: int) -> GlobalBatchS
     sampler = GlobalBatchSampler(
         images,
         config.train.batch_size,
-        rank=runtime.rank,
-        world_size=runtime.world_size,
-        shards=runtime.shards,
+        rank=rank,
+        world_size=world_size,
+        shards=shards,
         accumulate=config.train.accumulate,
         seed=config.run.seed,
         shuffle=not config.train.overfit_batches,

@@ -7,9 +7,10 @@ from typing import Any
 
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.data.dataset import Splits
-from mnist_dist.data.identity import summary_keys
+from mnist_dist.data.identity import summary_keys as data_keys
 from mnist_dist.distributed.device import peak_memory
 from mnist_dist.models.summary import count_parameters
+from mnist_dist.training.early_stopping import summary_keys
 from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.state import TrainingState
 from mnist_dist.training.trainer import Trainer
@@ -42,9 +43,12 @@ def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dic
             "train.flops_per_second": round(state.flops_per_image * images_per_second),
             "train.skipped_steps": progress.scaler_skips + progress.nonfinite_skips,
             "train.rollbacks": progress.rollbacks,
+            **summary_keys(state),
             "memory.peak_bytes": max(runtime.all_gather_object(peak_memory(runtime.device))),
             **describe_resolved(state, trainer.data),
             "weights_sha256": weights_sha256(state.eval_model),
+            "init_from": state.initial_weights.source or None,
+            "init_sha256": state.initial_weights.sha256 or None,
             "resumed_from": str(resumed_from) if resumed_from else None,
             "run_id": trainer.run_id,
         }
@@ -65,5 +69,5 @@ def describe_resolved(state: TrainingState, data: Splits) -> dict[str, Any]:
         "precision": runtime.precision,
         "model.name": state.config.model.name,
         "model.parameters": count_parameters(state.model),
-        **summary_keys(data.digests),
+        **data_keys(data.digests),
     }

@@ -58,9 +58,9 @@ class TrainStep:
         state.norms.add(norm)
         skipped = self.guard.before_update(progress.step, norm, [output.losses for output in outputs])
         self.optimizer.step()
+        self.guard.after_update(self.optimizer.step_was_skipped)
         if self.optimizer.step_was_skipped:
             progress.scaler_skips += 1
-            self.guard.restore_buffers()
         elif state.ema is not None:
             state.ema.update_parameters(state.local_model, skipped)
         timer.enter("other")

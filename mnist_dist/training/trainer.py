@@ -11,6 +11,7 @@ from mnist_dist.console.console import Console
 from mnist_dist.data.dataset import Splits
 from mnist_dist.data.loader import DeviceLoader
 from mnist_dist.training.compile import compiled
+from mnist_dist.training.early_stopping import EarlyStopping
 from mnist_dist.training.evaluation import Collector, evaluate
 from mnist_dist.training.metric_logger import MetricLogger
 from mnist_dist.training.metrics import Metrics
@@ -56,6 +57,7 @@ class Trainer:
         self.timer = metric_logger.timer
         tested = len(data.test) if len(data.val) else 0
         self.time_left = TimeLeft(state, len(data.held_out[1]), tested, self.timer.seconds)
+        self.early_stopping = EarlyStopping(self.config.train, self.progress, self.runtime)
         self.writer = CheckpointWriter(checkpoint_dir, self.config.train.keep, console.warn)
         steps_left = state.last_step - self.progress.step
         self.profiler = StepProfiler(self.config.train.profile, steps_left, profile_dir, metric_logger)
@@ -68,7 +70,7 @@ class Trainer:
         return self.data.held_out[0]
 
     def train(self) -> None:
-        """Train from the current step to the last one.
+        """Train from the current step to the last one, or until early stopping ends the run.
 
         Raises:
             Stopped: a rank was asked to stop; a checkpoint is written.
@@ -85,18 +87,20 @@ class Trainer:
 
     def train_epochs(self) -> None:
         """Train the remaining epochs, then evaluate and save unless that is done for the last step."""
-        progress, last_step = self.progress, self.state.last_step
+        progress = self.progress
         if self.config.train.nonfinite == "rollback":
             self.rollback_data = self.checkpoint_data().to_host()
-        self.console.start_progress(last_step, progress.step, self.config.train.epochs)
+        self.console.start_progress(self.state.last_step, progress.step, self.config.train.epochs)
         if self.is_evaluation_due():  # the run was stopped during this evaluation
             self.evaluate_within_epoch()
-        while progress.step < last_step or self.is_epoch_done():
+        while not self.is_done() or self.is_epoch_done():
             self.train_epoch()
             if self.is_epoch_done():
                 self.finish_epoch()
+        if progress.stop_reason and progress.step < self.state.last_step:
+            self.console.print(f"ended at step {progress.step}: {self.early_stopping.describe()}")
         if progress.evaluated != progress.step:
-            self.evaluate_held_out(self.visualizer)
+            self.evaluate_held_out(has_media=True)
         if self.held_out_metrics is None:  # resumed after the last evaluation; its rows are logged already
             self.held_out_metrics = self.evaluate(self.held_out_split)
         if self.saved_step != progress.step:
@@ -119,7 +123,8 @@ class Trainer:
             progress.finish_step()
             self.metric_logger.add_images(batch.size)
             self.console.progress(progress.step, progress.epoch)
-            should_log = progress.step % self.config.tracking.log_steps == 0 or self.is_epoch_done() or self.is_done()
+            self.early_stopping.check_time()
+            should_log = self.is_row_due()
             should_save = self.is_checkpoint_due()
             should_stop = self.runtime.should_stop(stop_requested)
             if should_log or should_save or should_stop or self.is_evaluation_due():
@@ -127,7 +132,7 @@ class Trainer:
                 if self.roll_back(window):
                     break  # the progress is that of the last checkpoint, perhaps in an earlier epoch
                 if should_log:
-                    seconds_left = self.time_left.estimate(self.timer.seconds)
+                    seconds_left = min(self.time_left.estimate(self.timer.seconds), self.early_stopping.seconds_left())
                     self.metric_logger.log_window(window, self.train_step.lr, seconds_left)
             if self.is_evaluation_due():
                 self.evaluate_within_epoch()
@@ -173,7 +178,7 @@ class Trainer:
         """Evaluate, log the epoch, and save."""
         progress = self.progress
         has_media = self.config.tracking.has_media(progress.epoch + 1, self.config.train.epochs) or self.is_done()
-        held_out = self.evaluate_held_out(self.visualizer if has_media else None)
+        held_out = self.evaluate_held_out(has_media)
         self.metric_logger.log_epoch(self.train_step.lr, self.held_out_split, held_out)
         progress.finish_epoch()
         if len(self.data.val):
@@ -183,12 +188,16 @@ class Trainer:
     # Conditions
 
     def is_done(self) -> bool:
-        """Whether the last step is done."""
-        return self.progress.step == self.state.last_step
+        """Whether the last step is done, or early stopping ends the run at this one."""
+        return self.progress.step >= self.state.last_step or bool(self.progress.stop_reason)
 
     def is_epoch_done(self) -> bool:
         """Whether all batches of the current epoch are done, so that `finish_epoch` comes next."""
         return self.progress.step_in_epoch == len(self.state.sampler)
+
+    def is_row_due(self) -> bool:
+        """Whether a row of training metrics is due: each tracking.log_steps, at an epoch's end and at the last step."""
+        return self.progress.step % self.config.tracking.log_steps == 0 or self.is_epoch_done() or self.is_done()
 
     def is_checkpoint_due(self) -> bool:
         """Whether train.checkpoint_steps asks for a checkpoint now. At an epoch's end `finish_epoch` saves one."""
@@ -205,18 +214,28 @@ class Trainer:
 
     def evaluate_within_epoch(self) -> None:
         """Evaluate on the held-out set within an epoch, and show the metrics on the console."""
+        has_row = self.is_row_due()
         self.console.evaluation(self.held_out_split, self.evaluate_held_out().row(self.held_out_split))
+        if self.is_done() and not has_row:
+            self.metric_logger.log_window(self.state.reduce_counts(self.state.window), self.train_step.lr)
 
-    def evaluate_held_out(self, visualizer: Visualizer | None = None) -> Metrics:
-        """Evaluate on the held-out set, log the metrics and, with a visualizer, the media."""
+    def evaluate_held_out(self, has_media: bool = False) -> Metrics:
+        """Evaluate on the held-out set, and log the metrics. This may end the run (`EarlyStopping`).
+
+        Args:
+            has_media: log media too, as after the last evaluation. Only with a visualizer.
+        """
         self.profiler.finish()
-        collector = visualizer.collector() if visualizer else None
+        is_due = self.is_epoch_done() or self.is_evaluation_due()
+        may_have_media = has_media or self.early_stopping.depends_on_metrics
+        collector = self.visualizer.collector() if self.visualizer and may_have_media else None
         metrics = self.held_out_metrics = self.evaluate(self.held_out_split, collector)
         self.progress.evaluated = self.progress.step
         self.metric_logger.write(metrics.row(self.held_out_split) | metrics.details(self.held_out_split))
-        if visualizer and collector:
+        self.early_stopping.note_evaluation(metrics, is_due)
+        if self.visualizer and collector and (has_media or self.is_done()):
             with self.timer.paused():
-                visualizer.show(collector)
+                self.visualizer.show(collector)
         return metrics
 
     def evaluate(self, split: str, collector: Collector | None = None) -> Metrics:
@@ -253,6 +272,7 @@ class Trainer:
     def save(self) -> None:
         """Start writing a checkpoint of the current step in the background."""
         with self.timer.paused():
+            self.early_stopping.note_time()
             data = self.checkpoint_data()
             if self.runtime.is_main or self.rollback_data is not None:
                 data = data.to_host()

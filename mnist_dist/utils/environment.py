@@ -1,9 +1,13 @@
-"""Environment variables that a program sets for torch, accelerate and wandb, and takes back at its end."""
+"""What a run sets for the whole process, and takes back at its end: environment variables, hooks, filters."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import random
+import sys
+import warnings
 from collections.abc import Iterator
 
 SET_BY_A_RUN = (
@@ -34,3 +38,21 @@ def restored_environment() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def restored_process() -> Iterator[None]:
+    """As `restored_environment`, for the program that embeds this one; also what the libraries of a run leave changed.
+
+    That is sys.excepthook, sys.exit and the start method of multiprocessing (wandb), filters of warnings (accelerate),
+    and the state of Python's random numbers (rich).
+    """
+    hooks, numbers = (sys.excepthook, sys.exit), random.getstate()
+    start_method = multiprocessing.get_start_method(allow_none=True)
+    try:
+        with restored_environment(), warnings.catch_warnings():
+            yield
+    finally:
+        sys.excepthook, sys.exit = hooks
+        random.setstate(numbers)
+        multiprocessing.set_start_method(start_method, force=True)

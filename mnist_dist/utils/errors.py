@@ -9,7 +9,15 @@ EXIT_STOPPED = 3
 
 
 class UserError(Exception):
-    """Something the user can correct. The message is one line: what, where, what to do. Exit code 2."""
+    """Something the user can correct. The message is one line: what, where, what to do. Exit code 2.
+
+    >>> from mnist_dist import Config, UserError
+    >>> try:
+    ...     Config.from_recipe("debug", {"optim.lr": -1})
+    ... except UserError as error:
+    ...     print(error)
+    optim.lr=-1 (argument): must be at least 0
+    """
 
 
 class TrainingError(Exception):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, ParamSpec, TypeVar
 
-from mnist_dist.utils.environment import restored_environment
+from mnist_dist.utils.environment import restored_process
 from mnist_dist.utils.error_file import error_file
 from mnist_dist.utils.errors import (
     EXIT_FAILED,
@@ -23,13 +24,16 @@ from mnist_dist.utils.errors import (
 )
 from mnist_dist.utils.stdio import OutputError, discard_if_failing, guarded_streams, open_standard_descriptors
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 REPORT_SECONDS = 2  # that other processes of a machine stay, so that the launcher sees the reporting one end first
 _skip_exit_hooks = threading.Event()
 _local_main_reports = threading.Event()
 
 
 @guarded_streams()
-@restored_environment()
+@restored_process()
 def run_to_exit_code(action: Callable[[], int]) -> int:
     """Run a program's main function and return its exit code; an exception gives the exit code of its kind.
 
@@ -64,6 +68,23 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
     except Exception:
         traceback.print_exc()
         return EXIT_FAILED
+
+
+def library_function(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: run a function in the process of the program that calls it, and leave that as it was.
+
+    An expected error comes without the frames and causes within this package: its message is complete.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            with guarded_streams(), restored_process():
+                return function(*args, **kwargs)
+        except (UserError, TrainingError, Stopped) as error:
+            raise error.with_traceback(None) from None
+
+    return call
 
 
 def env_rank(name: str = "RANK") -> str:

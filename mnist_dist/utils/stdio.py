@@ -129,6 +129,22 @@ def discard_if_failing(stream: TextIO | None) -> None:
             stream.flush()
 
 
+@contextlib.contextmanager
+def discarded_stdout() -> Iterator[None]:
+    """Within the block, what native code and `print` write to descriptor 1 is discarded."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # closed
+            stdout = os.dup(1)
+            stack.callback(os.close, stdout)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.close(null)
+            stack.callback(os.dup2, stdout, 1)
+        yield
+
+
 def open_standard_descriptors() -> None:
     """Open /dev/null for each of the descriptors 0 to 2 that is closed.
 

@@ -24,8 +24,8 @@ from mnist_dist.checkpoint import manager
 from mnist_dist.checkpoint.manager import (
     CheckpointData,
     list_checkpoints,
-    load_checkpoint,
-    newest_checkpoint,
+    load_verified,
+    newest_verified,
     prune_checkpoints,
     recover,
     save_checkpoint,
@@ -53,7 +53,7 @@ def test_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "checkpoints", 7, saved())
     assert path == tmp_path / "checkpoints" / "step-00000007"
     assert corruption(path) is None
-    assert_same(load_checkpoint(path), saved())
+    assert_same(load_verified(path).parse(), saved())
     assert os.listdir(path.parent) == [path.name]
     assert sorted(os.listdir(path)) == sorted([*FILES, "manifest.json"])
 
@@ -63,7 +63,7 @@ def test_empty_parts_are_read_back_empty(tmp_path: Path) -> None:
     plain = replace(saved(step=0), optimizer={}, ema={})
     path = save_checkpoint(tmp_path, 0, plain)
     assert not (path / "ema.safetensors").exists()
-    assert_same(load_checkpoint(path), plain)
+    assert_same(load_verified(path).parse(), plain)
 
 
 def test_the_manifest_describes_every_file(folder: Path) -> None:
@@ -81,13 +81,13 @@ def test_the_manifest_describes_every_file(folder: Path) -> None:
 def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
     shared = torch.arange(6.0).reshape(2, 3)
     tied = CheckpointData({"a": shared, "b": shared, "c": shared.T}, {}, {}, state_of(1))
-    assert_same(load_checkpoint(save_checkpoint(tmp_path, 1, tied)), tied)
+    assert_same(load_verified(save_checkpoint(tmp_path, 1, tied)).parse(), tied)
 
 
 def test_the_same_step_again_replaces_the_first(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 7, saved(1))
     path = save_checkpoint(tmp_path, 7, saved(2))
-    assert_same(load_checkpoint(path), saved(2))
+    assert_same(load_verified(path).parse(), saved(2))
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -107,10 +107,10 @@ def test_incomplete_folders_of_a_killed_process_are_ignored_and_cleaned_up(
         (tmp_path / name / "model.safetensors").write_text("half deleted")
     assert (tmp_path / f".writing-{first.name}").exists()
     assert list_checkpoints(tmp_path) == [first]
-    assert newest_checkpoint(tmp_path, pytest.fail) == first
-    assert_same(load_checkpoint(first), saved(1))
+    assert newest_verified(tmp_path, pytest.fail).folder == first
+    assert_same(load_verified(first).parse(), saved(1))
 
-    assert_same(load_checkpoint(save_checkpoint(tmp_path, 7, saved(3))), saved(3))
+    assert_same(load_verified(save_checkpoint(tmp_path, 7, saved(3))).parse(), saved(3))
     assert os.listdir(tmp_path) == [first.name]
 
 
@@ -122,7 +122,7 @@ def test_a_checkpoint_moved_aside_for_a_new_one_that_is_not_there_gets_its_name_
     path = save_checkpoint(tmp_path, 7, saved())
     path.rename(tmp_path / f".replaced-{path.name}")
     settle(tmp_path)
-    assert_same(load_checkpoint(path), saved())
+    assert_same(load_verified(path).parse(), saved())
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
@@ -192,7 +192,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
     assert str(error.value).startswith(f"checkpoint {second}: cannot be written (")
     assert len(str(error.value).splitlines()) == 1
     assert list_checkpoints(tmp_path) == sorted(tmp_path.iterdir()) == [first, second]
-    assert_same(load_checkpoint(second), saved(1))
+    assert_same(load_verified(second).parse(), saved(1))
 
 
 def test_a_failed_last_rename_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +380,7 @@ def test_damage_is_detected_and_named(folder: Path, case: str) -> None:
     inflict(folder)
     assert corruption(folder) is not None
     with pytest.raises(UserError, match=rf"^checkpoint .*step-00000007: .*{reason}.*; choose another one$") as error:
-        load_checkpoint(folder)
+        load_verified(folder).parse()
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) < 1000
 
@@ -394,7 +394,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     flip("model.safetensors", -1)(folders[2])
     (folders[1] / "state.json").unlink()
     warnings: list[str] = []
-    assert newest_checkpoint(tmp_path, warnings.append) == folders[0]
+    assert newest_verified(tmp_path, warnings.append).folder == folders[0]
     assert [warning.split(" ")[1] for warning in warnings] == [
         str(folders[2]),
         str(folders[1]),
@@ -402,15 +402,15 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     ]
     assert "(state.json: No such file or directory) and passed over" in warnings[1]
     (folders[0] / "manifest.json").unlink()
-    assert newest_checkpoint(tmp_path, warnings.append) is None
-    assert newest_checkpoint(tmp_path / "absent", pytest.fail) is None
+    assert newest_verified(tmp_path, warnings.append) is None
+    assert newest_verified(tmp_path / "absent", pytest.fail) is None
 
 
 def test_a_file_that_the_manifest_does_not_name_is_not_read(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 7, replace(saved(), ema={}))
     (path / "ema.safetensors").write_bytes(b"not checked")
     (path / "notes.txt").write_text("mine")
-    assert load_checkpoint(path).ema == {}
+    assert load_verified(path).parse().ema == {}
 
 
 def test_a_renamed_checkpoint_is_refused(folder: Path) -> None:

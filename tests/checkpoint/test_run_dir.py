@@ -14,17 +14,15 @@ import pytest
 from small_checkpoint import is_same, saved
 
 from mnist_dist.checkpoint.manager import save_checkpoint
+from mnist_dist.checkpoint.resume_checks import RESUME_OVERRIDABLE, check_resumable, warn_if_other_hardware
 from mnist_dist.checkpoint.run_dir import (
-    RESUME_OVERRIDABLE,
     RunDir,
-    check_resumable,
     delete_old_run,
     newest_run,
     open_run_dir,
     prepare_run_dir,
     read_summary,
     resolve_checkpoint,
-    warn_if_other_hardware,
     write_config,
     write_summary,
 )
@@ -282,6 +280,20 @@ def test_settings_that_change_what_is_computed_may_not_change(tmp_path: Path) ->
     )
 
 
+def test_more_epochs_are_allowed_where_the_learning_rates_do_not_depend_on_them(tmp_path: Path) -> None:
+    def trained(epochs: int, **optim: Any) -> Config:
+        return Config(optim=OptimConfig(**optim), train=TrainConfig(epochs=epochs))
+
+    constant = {"schedule": "constant", "warmup": 0.0}
+    check_resumable(trained(9, **constant), trained(2, **constant).to_dict(), tmp_path)
+    for optim in ({}, {"schedule": "constant"}, {"schedule": "linear", "warmup": 0.0}):
+        with pytest.raises(UserError, match=rf"train\.epochs=9 \(was 2\), which .* --model\.init_from={tmp_path} "):
+            check_resumable(trained(9, **optim), trained(2, **optim).to_dict(), tmp_path)
+    for epochs, optim in ((1, constant), (9, {**constant, "lr": 0.5})):
+        with pytest.raises(UserError, match="give the same"):
+            check_resumable(trained(epochs, **optim), trained(2, **constant).to_dict(), tmp_path)
+
+
 def test_of_many_differences_the_first_are_named(tmp_path: Path) -> None:
     other = Config(data=DataConfig(val_size=1, limit=1, test_limit=1, mean=1.0, std=1.0))
     with pytest.raises(UserError, match=r"data\.mean=1\.0 \(was 0\.1307\) \.\.\.; give") as error:
@@ -305,7 +317,15 @@ def test_settings_that_change_nothing_may_change(tmp_path: Path) -> None:
     other = Config(
         run=RunConfig(dir="x", resume="y", device="cpu", threads=3, timeout=5.0, quiet=True),
         data=DataConfig(root="x", source="npm", classes=tuple("abcdefghij")),
-        train=TrainConfig(max_steps=3, eval_batch_size=7, checkpoint_steps=2, keep=9),
+        train=TrainConfig(
+            max_steps=3,
+            eval_batch_size=7,
+            checkpoint_steps=2,
+            keep=9,
+            patience=2,
+            target_accuracy=0.5,
+            max_minutes=1.0,
+        ),
         tracking=TrackingConfig(mode="disabled", project="p", log_steps=3),
     )
     check_resumable(other, Config().to_dict(), tmp_path)

@@ -14,8 +14,14 @@ from harness import run_ranks
 from programs import write_digits
 from small_checkpoint import corruption, replace_file, saved, state_of
 
-from mnist_dist.checkpoint.manager import load_checkpoint, newest_verified, save_checkpoint
-from mnist_dist.checkpoint.state import TrainProgress, check_state, upgrade_state
+from mnist_dist.checkpoint.manager import load_verified, newest_verified, save_checkpoint
+from mnist_dist.checkpoint.state import (
+    LATER_PROGRESS_FIELDS,
+    InitialWeights,
+    TrainProgress,
+    check_state,
+    upgrade_state,
+)
 from mnist_dist.train import main
 from mnist_dist.utils.errors import EXIT_DONE
 
@@ -59,13 +65,23 @@ def test_its_progress_is_read_under_todays_names(folder: Path) -> None:
     assert {*OLD_NAMES.values()} < old["position"].keys()
     write_state(folder, old)
     assert corruption(folder) is None
-    state = load_checkpoint(folder).state
+    state = load_verified(folder).parse().state
     assert state == new
     assert TrainProgress(**state["progress"]) == PROGRESS
 
 
 def test_todays_state_is_not_changed() -> None:
     assert upgrade_state(state_of(7)) == state_of(7)
+
+
+def test_what_the_first_versions_did_not_write_has_its_default() -> None:
+    state = state_of(7)
+    del state["initial_weights"], state["norms"]
+    state["progress"] = {k: v for k, v in state["progress"].items() if k not in LATER_PROGRESS_FIELDS}
+    upgraded = upgrade_state(state)
+    check_state(upgraded, 7)
+    assert (upgraded["progress"]["stop_reason"], upgraded["progress"]["evaluations_since_best"]) == ("", 0)
+    assert InitialWeights.from_json(upgraded["initial_weights"]) == InitialWeights()
 
 
 OLD = as_version_0_1(state_of(7))

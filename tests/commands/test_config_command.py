@@ -12,7 +12,7 @@ import pytest
 
 from mnist_dist.__main__ import main
 from mnist_dist.commands.config import build_parser
-from mnist_dist.config.schema import json_schema
+from mnist_dist.config.json_schema import json_schema
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_USER
 
 

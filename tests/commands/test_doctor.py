@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -27,7 +29,8 @@ from mnist_dist.distributed.topology import Topology
 from mnist_dist.utils.errors import TrainingError
 
 CONFIG = load([]).config
-ARGUMENTS = ["--json", "--run.device=cpu", "--run.threads=1", "--tracking.mode=disabled", "--data.source=local"]
+ARGUMENTS = ["--json", "--run.device=cpu", "--run.threads=1", "--tracking.mode=disabled"]
+ARGUMENTS += ["--data.source=local", "--data.val_size=5"]
 
 
 def examine(folder: Path, arguments: list[str], odd: str = "") -> tuple[int, float]:
@@ -275,6 +278,8 @@ def test_absent_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class TwoRanks:
     """The collective of two ranks, the other of which has the answer that is given."""
 
+    world_size = 2
+
     def __init__(self, other: tuple[str, str]) -> None:
         self.other = other
 
@@ -284,18 +289,33 @@ class TwoRanks:
 
 def test_machines_with_different_data(tmp_path: Path) -> None:
     write_digits(tmp_path, train=30, test=20)
-    config = load([f"--data.root={tmp_path}"]).config
+    config = load([f"--data.root={tmp_path}", "--data.val_size=5", "--data.test_limit=15"]).config
 
     def found(*other: str) -> list[Finding]:
         return doctor.check_data_sets(TwoRanks(other), config, ["one", "two"])  # type: ignore[arg-type]
 
     (alone,) = found("", "")
-    assert alone.found.startswith("30 train, 0 val, 20 test, sha256 ")
+    assert alone.found.startswith("25 train, 5 val, 15 test, sha256 ")  # what the run would have
     assert found(alone.found, "") == [alone]
-    (odd,) = found("30 train, 0 val, 20 test, sha256 1 and 2", "")
+    (odd,) = found("25 train, 5 val, 15 test, sha256 1 and 2", "")
     assert odd.verdict == PROBLEM
-    assert odd.found == f"rank 0 (one): {alone.found}; rank 1 (two): 30 train, 0 val, 20 test, sha256 1 and 2"
-    assert found("", "labels: truncated")[0].found == "rank 1 (two): labels: truncated"
+    assert odd.found == f"rank 0 (one): {alone.found}; rank 1 (two): 25 train, 5 val, 15 test, sha256 1 and 2"
+    truncated = found("", "labels: truncated; fetch them")[0]
+    assert (truncated.found, truncated.advice) == ("rank 1 (two): labels: truncated", "fetch them")
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_table_fits_the_terminal(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    doctor.show([Finding("precision of the run", "fp32"), Finding("data", "/" + "d" * 30, PROBLEM, "fetch it")], False)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= width
+    assert ("what to do" in lines[0]) == (width == 140)
+    assert any("/" + "d" * 28 in line for line in lines)
+    assert sum("fetch it" in line for line in lines) == 1
 
 
 def test_more_threads_than_cores() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -48,7 +49,7 @@ def read_examples(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]
         main([*command.split(), "--help"])
     _, heading, examples = capsys.readouterr().out.partition("\nexamples:\n")
     assert heading, f"{command} --help has no examples"
-    return [line.removeprefix("  ") for line in examples.splitlines()]
+    return [line.removeprefix("  ") for line in examples.replace(" \\\n      ", " ").splitlines()]
 
 
 def arguments_of(example: str) -> list[str]:
@@ -70,6 +71,22 @@ def test_help_ends_with_examples_that_the_parser_takes(command: str, capsys: pyt
         load(settings)
         for path in shlex.split(example):
             assert not path.startswith(("launch/", "configs/")) or (ROOT / path).is_file(), example
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_help_fits_the_terminal(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Except for an option with its choices in argparse's usage, which it does not break."""
+    examples = {command: read_examples(command, capsys) for command in COMMANDS}
+    monkeypatch.setenv("COLUMNS", str(width))
+    for command in ("", "train", *COMMANDS):
+        with contextlib.suppress(SystemExit):
+            main([*command.split(), "--help"])
+        usage, _, rest = capsys.readouterr().out.partition("\n\n")
+        assert [line for line in rest.splitlines() if len(line) > width] == []
+        assert width < 80 or [line for line in usage.splitlines() if len(line) > width] == []
+    assert {command: read_examples(command, capsys) for command in COMMANDS} == examples
 
 
 def run_commands(home: Path, commands: list[list[str]]) -> list[int]:

@@ -23,7 +23,7 @@ from mnist_dist.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
-from mnist_dist.config.validation import describe_excess
+from mnist_dist.config.validation import describe_early_stopping, describe_excess
 from mnist_dist.config.values import describe_range, field_schema, item_schema
 from mnist_dist.config.yaml_files import MAX_YAML_BYTES, list_recipes, read_yaml, recipes_folder
 from mnist_dist.utils.errors import UserError
@@ -226,7 +226,7 @@ def test_every_number_that_python_prints_is_read_exactly(number: float) -> None:
         ("--optim.lrr=1", "optim.lrr (command line): unknown setting; did you mean optim.lr?"),
         ("--lr=1", "lr (command line): unknown setting; did you mean optim.lr?"),
         ("--tracking=1", "tracking (command line): is a section; give one of its settings, as in --tracking.mode=..."),
-        ("--model.depth=1", "model.depth (command line): unknown setting; settings of model: name"),
+        ("--model.depth=1", "model.depth (command line): unknown setting; settings of model: name, init_from"),
         ("--nonsense=1", "nonsense (command line): unknown setting; --help lists all settings"),
         ("--optim.lr", "--optim.lr (command line) needs a value: --optim.lr=VALUE"),
         ("--config", "--config (command line) needs a value: --config=VALUE"),
@@ -494,6 +494,32 @@ def test_settings_that_ask_for_more_than_there_is_cost_a_line(
 # Printing
 
 
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ([], []),
+        (["--train.patience=5"], []),
+        (
+            ["--train.patience=6"],
+            ["train.patience=6: the held-out set is evaluated 6 times in 60 steps"],
+        ),
+        (["--train.patience=6", "--train.eval_steps=9"], []),
+        (
+            ["--train.patience=1", "--train.max_steps=9"],
+            ["train.patience=1: the held-out set is evaluated 0 times"],
+        ),
+        (
+            ["--train.target_accuracy=0.9", "--train.patience=2", "--data.val_size=0"],
+            ["train.patience=2 and train.target_accuracy=0.9: data.val_size=0, so the test set decides"],
+        ),
+    ],
+)
+def test_early_stopping_that_does_other_than_expected_is_named(arguments: list[str], found: list[str]) -> None:
+    config = load(arguments).config
+    lines = describe_early_stopping(config, 10, config.train.max_steps or 60)
+    assert [line[: len(start)] for line, start in zip(lines, found, strict=True)] == found
+
+
 def test_printed_configuration_reads_back_the_same(yaml_file: Any, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = load(["--run.dir=null", "--tracking.tags=[no, '5', 'a, b']", "--optim.lr=1e-7", "--print_config"])
     assert loaded.print_config
@@ -648,7 +674,7 @@ def test_shards_that_cannot_be_are_refused(arguments: list[str], world_size: int
         ([], 4, True, 4),
         ([], 8, True, 0),
         ([], 1, False, 0),
-        (["--train.batch_size=50"], 1, True, 0),
+        (["--config=debug"], 2, True, 0),  # 50 images a batch
         (["--train.accumulate=128"], 1, True, 0),
         (["--train.shards=0"], 1, True, 0),
         (["--train.shards=8"], 8, False, 8),

@@ -92,6 +92,11 @@ def test_files_for_the_launcher_are_told_from_settings(path: Path) -> None:
     assert error_of("--config", str(path)) == (
         f"--config={path}: is a file of accelerate's: give it to accelerate launch --config_file {path}"
     )
+    where = (
+        f"launch/{path.name} is a file of accelerate's: give it to accelerate launch --config_file launch/{path.name}"
+    )
+    assert error_of("--config", path.name) == f"--config={path.name}: no such file; {where}"
+    assert error_of("--config", path.stem).startswith(f"--config={path.stem}: neither a recipe nor a file; {where}; ")
 
 
 def test_a_sweep_is_told_from_settings() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mnist_dist.config.schema import FIELDS, json_schema
+from mnist_dist.config.json_schema import json_schema
+from mnist_dist.config.schema import FIELDS
 from mnist_dist.config.yaml_files import find_recipe, list_recipes, recipes_folder
 
 SCHEMA = recipes_folder() / "schema.json"

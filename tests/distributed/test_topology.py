@@ -95,14 +95,17 @@ def test_the_launcher_may_start_a_shell_in_between() -> None:
 def test_a_variable_that_is_not_a_number_is_named(name: str, text: str) -> None:
     with pytest.raises(UserError) as error:
         read_topology(environment(0, 2, 0, 2) | {name: text})
-    assert str(error.value) == f"{name}={text!r} (environment): must be a whole number, as the launcher sets it"
+    assert (
+        str(error.value)
+        == f"{name}={text!r} (environment): must be a whole number of at least 0, as the launcher sets it"
+    )
 
 
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
         (environment(2, 2, 0, 2), "RANK=2 (environment): must be from 0 to WORLD_SIZE-1, and WORLD_SIZE=2"),
-        (environment(-1, 2, 0, 2), "RANK=-1 (environment): must be from 0"),
+        (environment(-1, 2, 0, 2), "RANK='-1' (environment): must be a whole number of at least 0"),
         (environment(0, 0, 0, 1), "RANK=0 (environment): must be from 0"),
         (environment(0, 2, 2, 2), "LOCAL_RANK=2, LOCAL_WORLD_SIZE=2, WORLD_SIZE=2 (environment)"),
         (environment(0, 2, 0, 3), "LOCAL_RANK=0, LOCAL_WORLD_SIZE=3, WORLD_SIZE=2 (environment)"),

@@ -13,7 +13,7 @@ from small_checkpoint import is_same, saved
 
 from mnist_dist.checkpoint import async_writer, manager
 from mnist_dist.checkpoint.async_writer import CheckpointWriter
-from mnist_dist.checkpoint.manager import CheckpointData, list_checkpoints, load_checkpoint, save_checkpoint, step_of
+from mnist_dist.checkpoint.manager import CheckpointData, list_checkpoints, load_verified, save_checkpoint, step_of
 from mnist_dist.utils.errors import TrainingError
 
 TIMEOUT = 20.0  # seconds
@@ -54,7 +54,7 @@ def test_it_writes_what_it_was_given_and_deletes_what_is_not_kept(tmp_path: Path
         writer.submit(step, saved(step=step), best_step=2)
     writer.finish()
     assert steps(tmp_path / "checkpoints") == [2, 6, 8]
-    assert is_same(load_checkpoint(tmp_path / "checkpoints" / "step-00000006"), saved(step=6))
+    assert is_same(load_verified(tmp_path / "checkpoints" / "step-00000006").parse(), saved(step=6))
     writer.finish()  # again: no effect
 
 
@@ -68,7 +68,7 @@ def test_training_may_change_the_tensors_while_their_copies_are_written(tmp_path
         tensor.zero_()
     gate.opened.set()
     writer.finish()
-    assert is_same(load_checkpoint(tmp_path / "step-00000007"), saved())
+    assert is_same(load_verified(tmp_path / "step-00000007").parse(), saved())
 
 
 def test_at_most_one_is_in_flight(tmp_path: Path, gate: Gate) -> None:
@@ -137,7 +137,7 @@ def test_a_failure_is_one_warning_and_an_error_only_for_the_last_checkpoint(
     assert all(warning.endswith("; training goes on without it") for warning in warnings)
     assert not root.parent.exists() or steps(root) == [1]  # nothing was written where the mount was
     mend(root)
-    assert is_same(load_checkpoint(root / "step-00000001"), saved(step=1))
+    assert is_same(load_verified(root / "step-00000001").parse(), saved(step=1))
     writer.submit(4, saved(step=4), None)
     writer.finish()
     assert steps(root) == [1, 4]

@@ -22,7 +22,7 @@ from small_checkpoint import FILES, corruption, is_same, replace_file, saved, st
 
 from mnist_dist.checkpoint import state as checkpoint_state
 from mnist_dist.checkpoint.format import MAX_TENSOR_BYTES
-from mnist_dist.checkpoint.manager import load_checkpoint, newest_verified, save_checkpoint, serialize
+from mnist_dist.checkpoint.manager import load_verified, newest_verified, save_checkpoint, serialize
 from mnist_dist.checkpoint.state import TrainProgress, check_state
 from mnist_dist.checkpoint.tensors import parse_tensors
 from mnist_dist.utils.errors import UserError
@@ -114,7 +114,7 @@ def test_any_damage_is_named_and_the_one_before_is_used(
         f"({each}: " in warning for each in ([name] if inflict is not swap and name != "manifest.json" else EACH)
     )
     with pytest.raises(UserError) as error:
-        load_checkpoint(folder)
+        load_verified(folder).parse()
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) < 500
 
@@ -239,11 +239,14 @@ def without(key: str) -> bytes:
     return json.dumps({k: v for k, v in state_of(7).items() if k != key}).encode()
 
 
+LATER_KEYS = ("norms", "data", "initial_weights")
+"""Keys that the first versions did not write."""
+INITIAL = state_of(7)["initial_weights"]
 SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 0}
 NORMS = state_of(7)["norms"]
 BEST = {"step": 5, "accuracy": 0.5, "loss": 1.5}
 STATES: dict[str, tuple[bytes, str]] = {
-    **{f"no {key}": (without(key), f"the state lacks '{key}'") for key in state_of(7) if key not in ("norms", "data")},
+    **{f"no {key}": (without(key), f"the state lacks '{key}'") for key in state_of(7) if key not in LATER_KEYS},
     **{f"{key} null": (changed(**{key: None}), f"{key} is not ") for key in state_of(7)},
     **{
         f"progress without {key}": (
@@ -273,6 +276,20 @@ STATES: dict[str, tuple[bytes, str]] = {
     "best of half a step": (moved(best=BEST | {"step": 1.5}), "progress.best does not name"),
     "best of none": (moved(best={"accuracy": 1.0}), "progress.best does not name"),
     "best a text": (moved(best=BEST | {"loss": "low"}), "best.'loss' is not a number"),
+    "best of the held-out set": (moved(held_out_best={"loss": 1.0}), "progress.held_out_best does not hold accuracy"),
+    "stopped for nothing": (moved(stop_reason="boredom"), "progress.stop_reason is not a setting"),
+    "evaluations later": (moved(evaluations_since_best=8), "progress.evaluations_since_best is 8 at step 7"),
+    "initial weights of nowhere": (
+        changed(initial_weights=INITIAL | {"source": ""}),
+        "initial_weights does not hold a",
+    ),
+    "initial weights half": (changed(initial_weights={"source": "a"}), "initial_weights lacks"),
+    "initial weights of a bad digest": (changed(initial_weights=INITIAL | {"sha256": "x"}), "initial_weights does not"),
+    "images half": (changed(initial_weights=INITIAL | {"trained_on": [{"seed": 1}]}), "trained_on[0] lacks"),
+    "images negative": (
+        changed(initial_weights=INITIAL | {"trained_on": [INITIAL["trained_on"][0] | {"seed": -1}]}),
+        "initial_weights holds a number that is too small",
+    ),
     "run_id a path": (changed(run_id="../../x"), "run_id is not an id"),
     "run_id an escape": (changed(run_id="\x1b[2J"), "run_id is not printable text"),
     "run_id long": (changed(run_id="a" * 100), "run_id is not an id"),
@@ -324,9 +341,9 @@ def test_a_valid_state_is_accepted(state: dict[str, Any]) -> None:
 
 def test_a_checkpoint_without_norms_or_digests_is_read_with_empty_ones(folder: Path) -> None:
     replace_file(folder, "state.json", without("norms"))
-    assert load_checkpoint(folder).state["norms"] == {"count": 0, "nonfinite": 0, "total": 0.0, "most": 0.0}
+    assert load_verified(folder).parse().state["norms"] == {"count": 0, "nonfinite": 0, "total": 0.0, "most": 0.0}
     replace_file(folder, "state.json", without("data"))
-    assert load_checkpoint(folder).state["data"] == {}
+    assert load_verified(folder).parse().state["data"] == {}
 
 
 @dataclass
@@ -422,7 +439,7 @@ def check_reader(folder: Path) -> None:
     """Assert that the reader accepts a checkpoint, or refuses it in one short line."""
     reason = corruption(folder)
     if reason is None:
-        found = load_checkpoint(folder)
+        found = load_verified(folder).parse()
         check_state(found.state, 7)
         assert all(isinstance(value, torch.Tensor) for value in (found.model | found.optimizer | found.ema).values())
     else:

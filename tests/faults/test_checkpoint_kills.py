@@ -21,7 +21,7 @@ from small_checkpoint import corruption, is_same, saved
 
 from mnist_dist.checkpoint.manager import (
     list_checkpoints,
-    load_checkpoint,
+    load_verified,
     prune_checkpoints,
     recover,
     save_checkpoint,
@@ -121,7 +121,7 @@ def check(root: Path) -> list[int]:
         assert corruption(path) is None, path
     recover(root)
     assert not [path for path in root.iterdir() if path.name.startswith(".")]
-    found = {step_of(path): load_checkpoint(path) for path in list_checkpoints(root)}
+    found = {step_of(path): load_verified(path).parse() for path in list_checkpoints(root)}
     for step, content in found.items():
         editions = [edition for edition in (1, 2) if is_same(content, saved(edition, step))]
         assert editions, step

@@ -138,7 +138,10 @@ class Result:
 
 def result_of(folder: Path) -> Result:
     """Read the run directory of a finished run, and check that it has no incomplete file."""
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
+    files = {"config.yaml", "metrics.jsonl", "status.json", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == {*files, "checkpoints"}
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["step"], status["last_step"]) == ("finished", STEPS, STEPS)
     checkpoints = list_checkpoints(folder / "checkpoints")
     assert sorted((folder / "checkpoints").iterdir()) == checkpoints
     assert [corruption(path) for path in checkpoints] == [None] * len(checkpoints)

@@ -14,7 +14,7 @@ from measured_keys import MEASURED_ROW_KEYS
 from small_training import build_trainer
 from torch import Tensor, nn
 
-from mnist_dist.checkpoint.manager import CheckpointData, list_checkpoints, load_checkpoint, step_of
+from mnist_dist.checkpoint.manager import CheckpointData, list_checkpoints, load_verified, step_of
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.schema import (
     Config,
@@ -133,7 +133,7 @@ def start(
         before: called with the run before training.
     """
     with start_runtime(config, Topology()) as runtime:
-        saved = load_checkpoint(resume) if isinstance(resume, Path) else resume
+        saved = load_verified(resume).parse() if isinstance(resume, Path) else resume
         rows: list[Row] = []
         run = Run(build(config, runtime, data, checkpoints, rows=rows, resume=saved), rows=rows)
         before(run)

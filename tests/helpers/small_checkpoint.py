@@ -35,6 +35,11 @@ def state_of(step: int) -> dict[str, Any]:
         "config": Config().to_dict(),
         "machine": {"torch": "2.10", "kernels": "cpu"},
         "data": {"train": "0123456789abcdef" * 4, "test": "f" * 64},
+        "initial_weights": {
+            "source": "runs/a/checkpoints/step-00000009",
+            "sha256": "a" * 64,
+            "trained_on": [{"sha256": "b" * 64, "seed": 3, "val_size": 5000, "limit": 0}],
+        },
     }
 
 

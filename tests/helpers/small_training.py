@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnist_dist.checkpoint.manager import CheckpointData, load_checkpoint, newest_checkpoint
+from mnist_dist.checkpoint.manager import CheckpointData, newest_verified
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config, DataConfig
@@ -139,8 +139,8 @@ def open_trainer(
     model = runtime.to_device(build_model() if build_model else create_model(config.model.name).double())
     if build_model is None:
         model.register_forward_pre_hook(to_double)
-    newest = newest_checkpoint(folder, print)
-    resume = load_checkpoint(newest) if newest else None
+    newest = newest_verified(folder, print)
+    resume = newest.parse() if newest else None
     return build_trainer(config, runtime, model, splits, StepCallback(after_step), folder, resume=resume, **options)
 
 

@@ -23,7 +23,7 @@ from programs import (
 )
 from small_checkpoint import corruption
 
-from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint
+from mnist_dist.checkpoint.manager import list_checkpoints, load_verified
 from mnist_dist.checkpoint.tensors import load_weights, weights_sha256
 from mnist_dist.data.prepare import default_root, find_files
 from mnist_dist.models import create_model
@@ -211,7 +211,7 @@ def test_fsdp2_is_stopped_resumes_and_writes_the_same_files_as_any_other_run(
     assert_same_curve(tmp_path / "run", single, steps=40)
     model = create_model("unshuffle")
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    load_weights(model, load_checkpoint(newest).model, "the checkpoint")
+    load_weights(model, load_verified(newest).parse().model, "the checkpoint")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["weights_sha256"] == weights_sha256(model)
 
 

@@ -56,6 +56,16 @@ def test_an_update_whose_gradient_overflows_is_as_if_its_batch_were_not_there(tm
     assert run.sha256 == untrained.sha256
 
 
+def test_a_run_whose_every_gradient_overflows_ends(tmp_path: Path) -> None:
+    """It would train nothing, and say nothing. It ends at the first row after fifty updates."""
+    run = train_fp16(("--train.epochs=20", "--train.nonfinite=skip"), tmp_path, None, 2.0**126)
+    assert run.trainer.progress.scaler_skips == run.trainer.progress.step == 51
+    assert run.error.startswith(
+        "the fp16 gradient overflowed in 51 updates in a row up to step 51, at last with the loss"
+    )
+    assert not run.warnings
+
+
 def test_a_run_resumes_with_the_scale_of_its_checkpoint(tmp_path: Path) -> None:
     arguments = ("--train.nonfinite=skip", "--train.checkpoint_steps=1")
     uninterrupted = train_fp16(arguments, tmp_path / "uninterrupted", NAN_AT, 2.0**19)

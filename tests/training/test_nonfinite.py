@@ -13,7 +13,7 @@ import torch
 from small_training import build_trainer
 from torch import Tensor, nn
 
-from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint, newest_checkpoint, step_of
+from mnist_dist.checkpoint.manager import list_checkpoints, load_verified, newest_verified, step_of
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
@@ -114,8 +114,8 @@ def train(
     with start_runtime(config, Topology()) as runtime:
         torch.manual_seed(0)
         console = RecordingConsole(lambda step: after_step(run.trainer, step))
-        newest, rows = newest_checkpoint(folder, pytest.fail), list[dict[str, Any]]()
-        resume = load_checkpoint(newest) if newest else None
+        newest, rows = newest_verified(folder, pytest.fail), list[dict[str, Any]]()
+        resume = newest.parse() if newest else None
         model = runtime.to_device(NanForWhite())
         trainer = build_trainer(config, runtime, model, data, console, folder, rows=rows, resume=resume)
         run = Run(trainer, rows, console.warnings)
@@ -185,7 +185,7 @@ def test_raise_ends_the_run_before_the_step_is_logged_or_saved(tmp_path: Path, o
     assert run.rows == []
     (saved,) = list_checkpoints(tmp_path)
     assert step_of(saved) == 1
-    assert all(tensor.isfinite().all() for tensor in load_checkpoint(saved).model.values())
+    assert all(tensor.isfinite().all() for tensor in load_verified(saved).parse().model.values())
 
 
 def test_the_guard_is_read_at_rows_and_epoch_ends_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def test_a_rollback_restores_the_last_checkpoint_halves_the_rate_and_skips_the_b
     rates = [[row["lr"] for row in rows if "lr" in row] for rows in (run.rows, plain.rows)]
     assert rates[0] == [rate / (2 if step < STEPS else 4) for step, rate in enumerate(rates[1])]
     expected = train(("--optim.lr=0.005", "--train.max_steps=4"), tmp_path / "expected", NAN_AT, skip_batches=(1,))
-    first = load_checkpoint(tmp_path / "rollback" / "step-00000004")
+    first = load_verified(tmp_path / "rollback" / "step-00000004").parse()
     for name, tensor in expected.trainer.state.model.state_dict().items():
         assert tensor.equal(first.model[name]), name
 

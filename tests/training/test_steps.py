@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from recorded_run import DATA, IMAGES, STEPS, Run, build, comparable, config, start, train_by_hand, update_norms
 
-from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint
+from mnist_dist.checkpoint.manager import list_checkpoints, load_verified
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.data.loader import normalize
 from mnist_dist.distributed.runtime import start_runtime
@@ -120,7 +120,7 @@ def test_an_update_that_the_scaler_skips_advances_neither_the_schedule_nor_the_e
     assert int(run.trainer.state.ema.n_averaged) == 2 * STEPS - 3
     rates = [lr_at(update, 2 * STEPS, run.trainer.config.optim) for update in (0, 1, 1, 1, 2, 3, 3, 4)]
     assert run.values("lr") == list(zip(range(1, 9), rates, strict=True))
-    saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
+    saved = load_verified(list_checkpoints(tmp_path)[-1]).parse()
     with start_runtime(run.trainer.config, Topology()) as runtime:
         resumed = build(run.trainer.config, runtime, resume=saved)
     assert (resumed.train_step.lr, resumed.progress.scaler_skips) == (rates[-1], 3)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from recorded_run import DATA, STEPS, WITHOUT_VAL, Row, Run, comparable, config, start, steps_of, stop_after
 
-from mnist_dist.checkpoint.manager import list_checkpoints, load_checkpoint, newest_checkpoint, step_of
+from mnist_dist.checkpoint.manager import list_checkpoints, load_verified, newest_verified, step_of
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.schema import Config
 from mnist_dist.data.dataset import Splits
@@ -44,8 +44,7 @@ def test_a_run_stopped_after_every_step_equals_an_uninterrupted_one(tmp_path: Pa
         run = start(settings, tmp_path / "stopped", resume=newest, before=stop_after(step))
         rows += run.rows
         assert run.stopped
-        newest = newest_checkpoint(tmp_path / "stopped", pytest.fail)
-        assert newest is not None
+        newest = newest_verified(tmp_path / "stopped", pytest.fail).folder
         assert step_of(newest) == run.trainer.progress.step == step
     resumed = start(settings, tmp_path / "stopped", resume=newest)
 
@@ -53,7 +52,7 @@ def test_a_run_stopped_after_every_step_equals_an_uninterrupted_one(tmp_path: Pa
     assert resumed.sha256 == uninterrupted.sha256
     assert weights_sha256(resumed.trainer.state.model) == weights_sha256(uninterrupted.trainer.state.model)
     assert comparable(rows + resumed.rows) == comparable(uninterrupted.rows)
-    ends = [replace(run.trainer.progress, seconds=0.0) for run in (resumed, uninterrupted)]
+    ends = [replace(run.trainer.progress, seconds=0.0, wall_seconds=0.0) for run in (resumed, uninterrupted)]
     assert ends[0] == ends[1]
     assert {total, int(resumed.trainer.progress.best["step"])} <= set(steps_of(tmp_path / "stopped"))
 
@@ -119,7 +118,7 @@ def test_speed_seconds_and_learning_rate_after_a_resume(tmp_path: Path) -> None:
     """Speed is measured from the resume on; seconds of training include those before it."""
     settings = config({"schedule": "linear"})
     start(settings, tmp_path, before=stop_after(STEPS))
-    saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
+    saved = load_verified(list_checkpoints(tmp_path)[-1]).parse()
     saved.state["progress"]["seconds"] = 1e6
     run = start(settings, tmp_path, resume=saved)
     assert run.values("images_per_second")[0][1] > 1
@@ -139,7 +138,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_beyond_the_end_of_an_epoch_is_refused(tmp_path: Path) -> None:
     """The epoch has no such batch, so training could not continue."""
     start(config(max_steps=2), tmp_path)
-    saved = load_checkpoint(list_checkpoints(tmp_path)[-1])
+    saved = load_verified(list_checkpoints(tmp_path)[-1]).parse()
     saved.state["progress"]["step_in_epoch"] = STEPS + 1
     with pytest.raises(UserError, match=r"^here: is at batch 5 of an epoch that has 4; choose another one$"):
         start(config(), tmp_path / "again", resume=saved)

@@ -19,7 +19,7 @@ from programs import write_digits
 from mnist_dist.train import main
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED
 from mnist_dist.utils.exit import run_to_exit_code
-from mnist_dist.utils.stdio import ignore_output_errors
+from mnist_dist.utils.stdio import discarded_stdout, ignore_output_errors
 
 FULL = "No space left on device"
 SETTINGS = (
@@ -180,3 +180,19 @@ def test_streams_are_restored_and_odd_ones_get_what_they_can_take() -> None:
     assert bare.text == "Größe\n"
     ascii_only.seek(0)
     assert ascii_only.read() == "Gr??e\n"
+
+
+def test_what_native_code_prints_is_discarded(capfd: pytest.CaptureFixture[str]) -> None:
+    print("before", end=" ")
+    with discarded_stdout():
+        os.write(1, b"[Gloo] Rank 0 is connected")
+    os.write(1, b"after")
+    assert capfd.readouterr().out == "before after"
+    stdout = os.dup(1)
+    os.close(1)
+    try:
+        with discarded_stdout(), pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(1)
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)

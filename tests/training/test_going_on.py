@@ -1,0 +1,74 @@
+"""Whole runs that end early, go on with other settings, and start from each other: files, lines and exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forked_training import run_forked
+from programs import Ended, write_digits
+
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER
+
+COMMON = (
+    *("--data.root=digits", "--data.source=local", "--data.val_size=40", "--model.name=basic", "--train.batch_size=40"),
+    *("--train.precision=no", "--run.threads=1", "--run.device=cpu", "--tracking.mode=disabled", "--optim.lr=0.001"),
+)
+CONSTANT = ("--optim.schedule=constant", "--optim.warmup=0")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "digits").mkdir()
+    write_digits(tmp_path / "digits", train=200, test=50)
+    return tmp_path
+
+
+def train(work: Path, *arguments: str) -> Ended:
+    return run_forked([*COMMON, *arguments], work)
+
+
+def summary(work: Path, run: str) -> dict[str, Any]:
+    return json.loads((work / run / "summary.json").read_text())
+
+
+def test_a_target_that_is_missed_is_exit_code_1_now_and_when_started_again(work: Path) -> None:
+    settings = ("--run.dir=run", "--train.epochs=1", "--train.target_accuracy=0.999")
+    first = train(work, *settings)
+    assert first.code == EXIT_FAILED
+    [line] = first.err.splitlines()
+    assert line.startswith(
+        "mnist_dist: error: train.target_accuracy=0.999 is not reached: after 4 steps the highest accu"
+    )
+    assert summary(work, "run")["train.target_reached"] is False
+    again = train(work, *settings)
+    assert (again.code, again.err) == (EXIT_FAILED, first.err)
+    assert "run holds this run, finished; --model.init_from=run, with another --run.dir, starts a new run" in again.out
+    assert train(work, *settings[:2], "--train.target_accuracy=0.01").code == EXIT_DONE
+
+
+def test_a_finished_run_trains_more_epochs_on_a_constant_schedule(work: Path) -> None:
+    """Into the same rows, with a new summary. On any other schedule the error names the way."""
+    assert train(work, *CONSTANT, "--run.dir=whole", "--train.epochs=3").code == EXIT_DONE
+    assert train(work, *CONSTANT, "--run.dir=run", "--train.epochs=1").code == EXIT_DONE
+    stopped = train(work, *CONSTANT, "--run.dir=run", "--train.epochs=1")
+    assert "run holds this run, finished; more --train.epochs let it train on; " in stopped.out
+    assert train(work, *CONSTANT, "--run.dir=run", "--train.epochs=3").code == EXIT_DONE
+    for key in ("weights_sha256", "test.loss", "val.loss", "train.steps", "train.epochs", "train.stop_reason"):
+        assert summary(work, "run")[key] == summary(work, "whole")[key]
+    steps = [
+        [json.loads(line)["step"] for line in (work / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("run", "whole")
+    ]
+    assert steps[0] == steps[1]
+
+    assert train(work, "--run.dir=cycle", "--train.epochs=1").code == EXIT_DONE
+    refused = train(work, "--run.dir=cycle", "--train.epochs=3")
+    assert refused.code == EXIT_USER
+    [line] = refused.err.splitlines()
+    way = "--model.init_from=cycle/checkpoints/step-00000004"
+    assert line.endswith(f"start a new run from its weights with {way} and another --run.dir")
+    assert train(work, "--run.dir=new", "--train.epochs=1", way).code == EXIT_DONE
+    assert summary(work, "new")["init_sha256"] == summary(work, "cycle")["weights_sha256"]
