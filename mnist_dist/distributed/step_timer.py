@@ -68,10 +68,13 @@ class StepTimer:
         """A function whose calls are measured as a phase. Calls from other threads are not."""
 
         def call(*arguments: Any) -> T:
-            if threading.get_ident() != self.thread:
+            before = self.phase
+            if before is None or threading.get_ident() != self.thread:
                 return function(*arguments)
-            with self.measure(phase):
-                return function(*arguments)
+            self.enter(phase)
+            result = function(*arguments)
+            self.enter(before)
+            return result
 
         return call
 
