@@ -18,17 +18,23 @@ if TYPE_CHECKING:
 
 
 @library_function
-def load_model(run: Run | str | os.PathLike[str], checkpoint: str = "last") -> TrainedModel:
+def load_model(
+    run: Run | str | os.PathLike[str], checkpoint: str = "last", model: str | None = None, trust: bool = False
+) -> TrainedModel:
     """Load the trained model of a run, on the CPU and in eval mode. With optim.ema, its weights are the average.
+
+    Code that came with a run is not run unasked: a run whose model is not one of the package needs `model` or `trust`.
 
     Args:
         run: what `train` returned, or the folder of a run or of one of its checkpoints, or `last`: the newest run in
             runs/.
         checkpoint: `last`, `best` (on the validation split), a step (`430` or `step-00000430`), or the path of a
             checkpoint.
+        model: the code that builds the model, `FILE.py:FUNCTION` or `MODULE:FUNCTION`.
+        trust: whether to run the code that is in the run's folder, or that its configuration names.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it is damaged.
+        UserError: there is no such run or checkpoint, it is damaged, or its model's code is not given or does not fit.
 
     >>> from mnist_dist import load_model
     >>> model = load_model("runs/digits")
@@ -39,7 +45,7 @@ def load_model(run: Run | str | os.PathLike[str], checkpoint: str = "last") -> T
         from mnist_dist.checkpoint.load_model import load_model
         from mnist_dist.checkpoint.trained_model import TrainedModel
 
-    return TrainedModel(load_model(folder_of(run), checkpoint))
+    return TrainedModel(load_model(folder_of(run), checkpoint, model, trust))
 
 
 @library_function
@@ -49,11 +55,13 @@ def evaluate(
     checkpoint: str = "last",
     data_root: str | os.PathLike[str] | None = None,
     precision: Literal["no", "fp16", "bf16"] | None = None,
+    model: str | None = None,
+    trust: bool = False,
 ) -> Metrics:
     """Metrics of a run's model on a split, as `mnist-dist evaluate` computes them. Every process must call it.
 
     Args:
-        run, checkpoint: as in `load_model`.
+        run, checkpoint, model, trust: as in `load_model`.
         data_root: the folder of the run's data, if it was moved.
         precision: by default as in training.
 
@@ -74,7 +82,7 @@ def evaluate(
 
     console = open_console(topology.is_main, quiet=False)
     root = None if data_root is None else os.fspath(data_root)
-    return evaluate_run(topology, console, folder_of(run), split, checkpoint, root, precision).metrics
+    return evaluate_run(topology, console, folder_of(run), split, checkpoint, root, precision, model, trust).metrics
 
 
 @contextmanager

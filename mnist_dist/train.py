@@ -21,8 +21,8 @@ from mnist_dist.distributed.launcher import is_called_by_launcher, is_inside_lau
 from mnist_dist.distributed.openmp import release_threads_before_forks
 from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking
-from mnist_dist.utils.errors import EXIT_DONE, Stopped, UserError
-from mnist_dist.utils.exit import exit_with, library_function, run_to_exit_code
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError
+from mnist_dist.utils.exit import exit_with, library_function, report, run_to_exit_code
 from mnist_dist.utils.resume_command import resume_command
 from mnist_dist.utils.stdio import ignore_output_errors
 
@@ -91,7 +91,12 @@ def train(config: Config) -> Run:
     (PosixPath('runs/debug-...'), 40, 1000)
     """
     topology = resolve_topology()
-    run = run_training(check_config(config, topology.world_size, topology.fsdp), topology, None)
+    try:
+        run = run_training(check_config(config, topology.world_size, topology.fsdp), topology, None)
+    except Stopped as stopped:
+        if topology.is_main and is_called_by_launcher():
+            report(stopped, EXIT_STOPPED, "stopped")  # notebook_launcher raises only that it got the signal
+        raise
     if run is None:
         raise UserError(
             f"run.as_processes={config.run.as_processes}: without fixed shards there is no run to return; set "
@@ -133,6 +138,7 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
 
     import torch
 
+    from mnist_dist.checkpoint.model_files import check_resumable_code
     from mnist_dist.checkpoint.resume_checks import check_resumable, warn_if_other_hardware
     from mnist_dist.checkpoint.run_dir import open_run_dir, prepare_run_dir
     from mnist_dist.checkpoint.run_lock import RunLock
@@ -143,8 +149,8 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
     from mnist_dist.data.prepare import is_default_root, provide_files, resolve_root
     from mnist_dist.distributed.consistency import check_ranks_agree
     from mnist_dist.distributed.runtime import start_runtime
-    from mnist_dist.models import create_model
     from mnist_dist.tracking.tracker import new_run_id
+    from mnist_dist.training.build_model import build_model, find_model
     from mnist_dist.training.early_stopping import is_finished
     from mnist_dist.training.initial_weights import load_initial_weights
     from mnist_dist.training.rank_checks import check_ranks
@@ -168,6 +174,7 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         files = provide_files(root, "local", console.print)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
         check_ranks_agree(runtime, {"the data set": data.shown_digests})
+        builder = find_model(config, runtime)
 
         # The run directory, locked, and the checkpoint to resume from. Rank 0 opens and reads them for all ranks, which
         # may be on machines without this directory.
@@ -175,6 +182,7 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         saved, source = run_dir.load(), run_dir.checkpoint.folder if run_dir.checkpoint else None
         if saved and source:
             check_resumable(config, saved.state["config"], source)
+            check_resumable_code(saved.state["code"], builder.digests, source)
             saved_root = saved.state["config"].get("data", {}).get("root", "")
             check_resumable_data(saved.state["data"], saved_root, data.digests, root, source, console.warn)
         if saved and run_dir.same_run:
@@ -182,16 +190,16 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         else:
             run_id = runtime.run_on_main(lambda: new_run_id(config, run_dir.folder))
 
-        # The model: the same on all ranks, because each initialises it from the same seed.
-        torch.manual_seed(config.run.seed)
+        # The model: the same on all ranks.
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
-        model = runtime.to_device(create_model(config.model.name))
+        num_classes = len(config.data.classes)
+        model = build_model(builder, config, runtime, num_classes, len(data.train), console.warn)
 
         # The training state: restored from the checkpoint, then wrapped for training.
         initial_weights = None
         if config.model.init_from and not saved:
             initial_weights = load_initial_weights(model, config, data, run_dir.folder, runtime, console)
-        state = TrainingState(model, config, runtime, len(data.train), initial_weights)
+        state = TrainingState(model, config, runtime, len(data.train), initial_weights, builder.files)
         if saved and source:
             state.restore(saved, str(source))
             warn_if_other_hardware(saved.state["machine"], runtime.fingerprint(), console.warn)

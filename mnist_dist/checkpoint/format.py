@@ -29,7 +29,7 @@ MANIFEST, STATE = "manifest.json", "state.json"
 TENSOR_FILES = {part: f"{part}.safetensors" for part in ("model", "optimizer", "ema")}
 REQUIRED_FILES = (STATE, TENSOR_FILES["model"], TENSOR_FILES["optimizer"])
 
-MAX_TENSOR_BYTES = 1 << 28  # per file: two hundred times the largest registered model with Adam's state
+MAX_TENSOR_BYTES = 1 << 30  # per file: Adam's state of 134 million parameters
 MAX_BYTES = {STATE: MAX_JSON_BYTES} | dict.fromkeys(TENSOR_FILES.values(), MAX_TENSOR_BYTES)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from mnist_dist.checkpoint.manager import (
     VerifiedCheckpoint,
@@ -19,11 +20,13 @@ from mnist_dist.checkpoint.manager import (
     newest_verified,
     step_of,
 )
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS, newest_run
+from mnist_dist.checkpoint.model_files import check_model_files
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, MODEL, newest_run
 from mnist_dist.checkpoint.tensors import load_weights
+from mnist_dist.config.model_file import is_file_name, split_name
 from mnist_dist.config.schema import Config
 from mnist_dist.config.values import describe_error
-from mnist_dist.models import ImageClassifier, create_model
+from mnist_dist.models import ModelBuilder, find_builder
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.files import expand_home
 from mnist_dist.utils.strict_json import dump_strict
@@ -41,31 +44,85 @@ class LoadedModel:
 
     config: Config
     """The run's; settings that are newer than the run have their default."""
-    model: ImageClassifier
+    model: nn.Module
     step: int
     """Optimizer steps of the checkpoint."""
     digests: dict[str, str]
     """SHA-256 of the training set (`train`) and of the test set (`test`); empty in checkpoints of version 0.1.0."""
+    code: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the source files that built the model, if it is not one of the package."""
 
 
-def load_model(run: str, checkpoint: str = "last") -> LoadedModel:
+def load_model(run: str, checkpoint: str = "last", model: str | None = None, trust: bool = False) -> LoadedModel:
     """Load the model of a run.
+
+    Code that came with a run is not run unasked: a run whose model is not one of the package needs `model` or `trust`.
 
     Args:
         run: the folder of a run or of one of its checkpoints, or `last`: the newest run in runs/.
         checkpoint: `last`, `best` (on the validation split), a step (`430` or `step-00000430`), or the path of a
             checkpoint.
+        model: the code that builds the model, `FILE.py:FUNCTION` or `MODULE:FUNCTION`.
+        trust: whether to run the code that is in the run's folder, or that its configuration names.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it is damaged.
+        UserError: there is no such run or checkpoint, it is damaged, or its model's code is not given or does not fit.
     """
     verified = find_checkpoint(run, checkpoint)
     saved = verified.parse()
     config = read_config(saved.state["config"], verified.folder)
+    builder = choose_builder(config.model.name, verified.folder, saved.state["code"], model, trust)
     with torch.random.fork_rng(devices=()):  # the weights that it draws are replaced
-        model = create_model(config.model.name)
-    load_weights(model, saved.ema or saved.model, str(verified.folder))
-    return LoadedModel(config, model.eval(), step_of(verified.folder), saved.state["data"])
+        network = builder.build(len(config.data.classes), config.model.args)
+    with builder.running("loading its weights:"):
+        load_weights(network, saved.ema or saved.model, str(verified.folder))
+    return LoadedModel(config, network.eval(), step_of(verified.folder), saved.state["data"], builder.digests)
+
+
+def choose_builder(
+    name: str, checkpoint: Path, digests: dict[str, str], model: str | None, trust: bool
+) -> ModelBuilder:
+    """The builder of a run's model.
+
+    Args:
+        name: the run's model.name.
+        checkpoint: its folder.
+        digests: of the model's source files in training.
+        model, trust: see `load_model`.
+
+    Raises:
+        UserError: see `load_model`.
+    """
+    source, function = split_name(name)
+    run = checkpoint.parents[1]
+    if not source:
+        if model:
+            raise UserError(f"--model {model}: the network of {run} is {name}, which this package has; leave it out")
+        return find_builder(name)
+    copy = run / MODEL / Path(source).name if is_file_name(source) else None
+    if model:
+        if not split_name(model)[0]:
+            raise UserError(f"--model {model}: give FILE.py:FUNCTION or MODULE:FUNCTION, as in --model {name}")
+        builder = find_builder(model)
+        if sorted(builder.digests.values()) != sorted(digests.values()):
+            at = f", which {run / MODEL} has" if copy else ""
+            warn(f"{model}: is not the code that {run} was trained with{at}; its weights may mean something else here")
+        return builder
+    if not trust:
+        what = f"the copy {copy}" if copy else f"the module {source}"
+        raise UserError(
+            f"{run}: its network is built by code that is not of this package, {name}, and code of a run is not run "
+            f"unasked; give yours by --model {name}, or --trust to run {what}"
+        )
+    if copy is None:
+        return find_builder(name)
+    check_model_files(run, digests)
+    return find_builder(f"{copy}:{function}")
+
+
+def warn(text: str) -> None:
+    """Write a warning to standard error."""
+    print(f"mnist_dist: warning: {text}", file=sys.stderr)
 
 
 def find_checkpoint(run: str, checkpoint: str) -> VerifiedCheckpoint:
@@ -107,7 +164,7 @@ def choose_checkpoint(folder: Path, checkpoint: str) -> VerifiedCheckpoint:
                 f"{folder}: {describe_checkpoints(root)}"
             )
         return load_verified(path.absolute())
-    newest = newest_verified(root, lambda text: print(f"mnist_dist: warning: {text}", file=sys.stderr))
+    newest = newest_verified(root, warn)
     if newest is None:
         raise UserError(f"{folder}: has no complete checkpoint; give the folder of a run that wrote one")
     if checkpoint == "best":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from mnist_dist.config.schema import Config, OptimConfig
+from mnist_dist.config.schema import Config, OptimConfig, flat, flatten
 from mnist_dist.utils.errors import UserError
 
 RESUME_OVERRIDABLE = {
@@ -46,14 +46,15 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
     Raises:
         UserError: names the settings that differ.
     """
-    before = {section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()}
+    before = flatten({section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()})
+    now = flat(config)
     differing = {
-        f"{section}.{key}": f"{section}.{key}={value!r} (was {repr(before[section][key])[:60]})"
-        for section, values in config.to_dict().items()
-        for key, value in values.items()
-        if section != "tracking" and f"{section}.{key}" not in RESUME_OVERRIDABLE and before[section][key] != value
+        key: (f"{key}={now[key]!r}" if key in now else f"no {key}")
+        + f" (was {repr(before[key])[:60] if key in before else 'not given'})"
+        for key in now | before
+        if not key.startswith("tracking.") and key not in RESUME_OVERRIDABLE and not is_same(key, now, before)
     }
-    has_more_epochs = "train.epochs" in differing and config.train.epochs > before["train"]["epochs"]
+    has_more_epochs = "train.epochs" in differing and config.train.epochs > before["train.epochs"]
     if has_more_epochs and is_extendable(config.optim):
         del differing["train.epochs"]
     if not differing:
@@ -69,6 +70,14 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
         f"{checkpoint}: was written with other settings: {shown}{' ...' if len(differing) > 4 else ''}; give the same, "
         "or start anew in another --run.dir"
     )
+
+
+def is_same(key: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a setting has the same value; the file of a model may have moved, since its content is compared."""
+    value, old = now.get(key), before.get(key)
+    if key == "model.name":
+        return PurePath(str(value)).name == PurePath(str(old)).name
+    return value == old and (key in now) == (key in before)
 
 
 def warn_if_other_hardware(before: dict[str, str], now: dict[str, str], warn: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@
         metrics.jsonl  see `tracking.metrics_file`
         status.json    see `tracking.status_file`
         checkpoints/   see `checkpoint.manager`
+        model/         only with a model of the user's own: its source files
         profile/       only with train.profile
         summary.json   written last: a run directory with it holds a finished run
 
@@ -37,6 +38,7 @@ from mnist_dist.checkpoint.run_paths import (
     CHECKPOINTS,
     CONFIG,
     METRICS,
+    MODEL,
     PROFILE,
     RUNS,
     STATUS,
@@ -171,7 +173,7 @@ def prepare_run_dir(run_dir: RunDir, config: Config, lock: RunLock) -> bool:
 
 
 def delete_old_run(folder: Path) -> None:
-    """Delete checkpoints (incomplete ones too), profile, metrics, status and summary of an earlier run; nothing else.
+    """Delete checkpoints (incomplete ones too), profile, code, metrics, status and summary of an earlier run.
 
     Raises:
         OSError: one of them cannot be deleted.
@@ -179,8 +181,9 @@ def delete_old_run(folder: Path) -> None:
     recover(folder / CHECKPOINTS)
     for checkpoint in list_checkpoints(folder / CHECKPOINTS):
         shutil.rmtree(checkpoint)
-    if (folder / PROFILE).is_dir():
-        shutil.rmtree(folder / PROFILE)
+    for name in (PROFILE, MODEL):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
     for name in (METRICS, STATUS, SUMMARY):
         (folder / name).unlink(missing_ok=True)
 

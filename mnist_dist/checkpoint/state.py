@@ -164,6 +164,8 @@ class CheckpointState:
     data: dict[str, str]
     """SHA-256 of the training set (`train`) and of the test set (`test`); empty if the version that wrote it kept none.
     """
+    code: dict[str, str]
+    """SHA-256 of the source files of a model of the user's own, by relative path; empty with a registered model."""
     initial_weights: InitialWeights
     """Where the weights before the first step are from."""
 
@@ -179,7 +181,7 @@ def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
         later = {name: value for name, value in asdict(TrainProgress()).items() if name in LATER_PROGRESS_FIELDS}
         state = state | {"progress": later | progress}
     # The first checkpoints had none of these.
-    return {"norms": asdict(NormSums()), "data": {}, "initial_weights": asdict(InitialWeights()), **state}
+    return {"norms": asdict(NormSums()), "data": {}, "code": {}, "initial_weights": asdict(InitialWeights()), **state}
 
 
 def check_state(state: dict[str, Any], step: int) -> None:
@@ -231,6 +233,8 @@ def invalid_value(state: dict[str, Any], step: int) -> str | None:
         return "scaler is not the state of a gradient scaler"
     if state["data"] and (state["data"].keys() != DATA_KEYS or not all(map(SHA256.fullmatch, state["data"].values()))):
         return "data does not hold the SHA-256 of train and test"
+    if not all(map(SHA256.fullmatch, state["code"].values())):
+        return "code does not hold SHA-256s"
     initial = state["initial_weights"]
     digests = [initial["sha256"], *(images["sha256"] for images in initial["trained_on"])]
     if not all(map(SHA256.fullmatch, filter(None, digests))) or bool(initial["source"]) != bool(initial["sha256"]):

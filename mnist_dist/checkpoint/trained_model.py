@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.data.loader import normalize
+from mnist_dist.models.classifier import probabilities
 
 TOLERANCE = 1e-3
 """By which a pixel may lie outside 0 to 1, as rounding does."""
@@ -57,7 +58,7 @@ class TrainedModel(nn.Module):
     def probabilities(self, images: Any) -> Tensor:
         """Class probabilities, float32 (B, K), without gradients."""
         with torch.no_grad():
-            return self.model.probabilities(self(images))
+            return probabilities(self.model, self(images))
 
     def predict(self, images: Any) -> Tensor:
         """The most likely label of each image, int64 (B,). `class_names` has its name."""

@@ -53,7 +53,7 @@ def add_data_options(parser: argparse.ArgumentParser, source: str = DATA["source
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RUN and --checkpoint, the arguments of `load_model`, and --data.root; as `run`, `checkpoint` and `root`."""
+    """Add RUN, --checkpoint, --model and --trust, the arguments of `load_model`, and --data.root as `root`."""
     parser.add_argument(
         "run",
         metavar="RUN",
@@ -65,6 +65,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default="last",
         help="checkpoint to load: the newest, the best on the validation split, that of a step (430 or step-00000430), "
         "or the one at a path (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="FILE.py:FUNCTION|MODULE:FUNCTION",
+        help="for a run whose network is not one of this package: the code to build it with, as in training",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="for such a run: build the network by the code that its folder has or names. Code can do anything, so "
+        "only for runs of people whom you trust",
     )
     parser.add_argument(
         "--data.root",

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     labels = resolve_labels(config.tracking)  # the project of the runs, which may be WANDB_PROJECT
     tracking = config.tracking.model_copy(update={"project": labels.project, "entity": labels.entity})
     config = config.model_copy(update={"tracking": tracking})
-    sections = describe(config, *names(config.model.name))
+    sections = describe(config, *names(config))
     if options.save:
         save(sections, config.tracking)
     if options.out or not options.save:
@@ -73,13 +73,13 @@ def build_parser() -> Parser:
     return parser
 
 
-def names(model_name: str) -> tuple[list[str], list[str]]:
-    """The names of a model's convolutions, and those of its parameters."""
+def names(config: Config) -> tuple[list[str], list[str]]:
+    """The names of the convolutions of a configuration's model, and those of its parameters."""
     from torch import nn
 
     from mnist_dist.models import create_model
 
-    model = create_model(model_name)
+    model = create_model(config.model.name, len(config.data.classes), config.model.args)
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     return layers, [name for name, _ in model.named_parameters()]
 

@@ -24,7 +24,8 @@ def main(arguments: list[str]) -> int:
     from mnist_dist.utils.strict_json import dump_strict
 
     console, split = open_console(topology.is_main, options.json), options.split
-    found = evaluate_run(topology, console, options.run, split, options.checkpoint, options.root, options.precision)
+    of_run = options.run, split, options.checkpoint, options.root, options.precision, options.model, options.trust
+    found = evaluate_run(topology, console, *of_run)
     metrics = found.metrics
     if topology.is_main and options.json:
         result = metrics.row(split) | {"step": found.step, "world_size": topology.world_size} | metrics.details(split)
@@ -44,8 +45,8 @@ def build_parser() -> Parser:
         examples=[
             "mnist-dist evaluate runs/digits",
             "mnist-dist evaluate last --split val --checkpoint best",
-            "mnist-dist evaluate runs/digits --data.root=data",
-            "mnist-dist evaluate runs/digits --precision no --json",
+            "mnist-dist evaluate runs/digits --data.root=data --precision no --json",
+            "mnist-dist evaluate runs/mine --model my_net.py:build",
             "torchrun --nproc-per-node 2 -m mnist_dist evaluate runs/digits",
         ],
     )

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
     from mnist_dist.checkpoint.load_model import load_model
 
-    loaded = load_model(options.run, options.checkpoint)
+    loaded = load_model(options.run, options.checkpoint, options.model, options.trust)
     console = Console(highlight=False)
     bad = predict_pictures(console, loaded, options.pictures, options.maps) if options.pictures else []
     if options.index or options.first:
@@ -59,6 +59,7 @@ def build_parser() -> Parser:
             "mnist-dist predict last --index 3 8 --maps",
             "mnist-dist predict runs/digits --split train --first 60 --checkpoint best",
             "mnist-dist predict runs/digits seven.png",
+            "mnist-dist predict runs/mine seven.png --model my_net.py:build",
         ],
     )
     add_run_arguments(parser)
@@ -157,12 +158,13 @@ def probabilities(loaded: LoadedModel, images: Tensor) -> Tensor:
     import torch
 
     from mnist_dist.data.loader import normalize
+    from mnist_dist.models import classifier
 
     config = loaded.config.data
     model = loaded.model
     with torch.inference_mode():
         parts = [model(normalize(part.unsqueeze(1), config)) for part in images.split(BATCH)]
-        return model.probabilities(torch.cat(parts))
+        return classifier.probabilities(model, torch.cat(parts))
 
 
 def draw(

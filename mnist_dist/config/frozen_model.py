@@ -34,7 +34,8 @@ class FrozenModel(BaseModel):
     @classmethod
     def check_printable(cls, value: Any) -> Any:
         """Refuse line breaks and control characters, which would break up error messages and tables."""
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and not text.isprintable():
-                raise ValueError("not printable")
+        for each in value.values() if isinstance(value, dict) else (value,):
+            for text in each if isinstance(each, tuple) else (each,):
+                if isinstance(text, str) and not text.isprintable():
+                    raise ValueError("not printable")
         return value

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from mnist_dist.config.schema import SECTIONS
-from mnist_dist.config.values import describe_range, field_schema, item_schema
+from mnist_dist.config.values import CODE_FORMS, choices_of, describe_range, field_schema, item_schema
 from mnist_dist.config.yaml_files import list_recipes
 from mnist_dist.utils.help_text import help_width, wrap, wrap_commands
 
-TYPES = {"integer": "INT", "number": "FLOAT", "boolean": "true|false", "string": "TEXT"}
+TYPES = {"integer": "INT", "number": "FLOAT", "boolean": "true|false", "string": "TEXT", "object": "VALUE"}
 
 USAGE = "usage: python -m mnist_dist.train [--config NAME|PATH]... [--section.key=VALUE]..."
 ABOUT = """\
@@ -23,6 +23,8 @@ examples:
   accelerate launch -m mnist_dist.train --config speed99 --run.dir=runs/speed99
   torchrun --nproc_per_node 2 -m mnist_dist.train --optim.lr=1e-3
   python -m mnist_dist.train --optim.betas=0.9,0.99 --tracking.tags=first,try
+  python -m mnist_dist.train --model.name=compact --model.args.width=64
+  python -m mnist_dist.train --model.name=my_net.py:build --model.args.width=64
   python -m mnist_dist.train --config strong --run.seed=1 --print_config
   python -m mnist_dist.train --run.as_processes=64 --run.device=cuda
   python -m mnist_dist.train --model.init_from=last --train.patience=2
@@ -54,14 +56,16 @@ def format_field(key: str, width: int) -> str:
     schema = field_schema(key)
     limits = describe_range(schema)
     facts = f"{'each ' if limits and schema['type'] == 'array' else ''}{limits}; " if limits else ""
-    option = f"--{key}={describe_value(schema)} ({facts}default: {format_default(schema['default'])})"
+    name = f"{key}.NAME" if schema["type"] == "object" else key
+    option = f"--{name}={describe_value(schema)} ({facts}default: {format_default(schema['default'])})"
     return f"{wrap(option, width, 2, 6)}\n{wrap(schema['description'], width, 6)}"
 
 
 def describe_value(schema: dict[str, Any]) -> str:
     """Placeholder of an option's value, such as `INT`, `auto|cpu` or `TEXT,...`."""
     item = item_schema(schema)
-    value = "|".join(item["enum"]) if "enum" in item else TYPES[item["type"]]
+    choices = [*choices_of(item), *(CODE_FORMS if "anyOf" in item else ())]
+    value = "|".join(choices) or TYPES[item["type"]]
     if schema["type"] != "array":
         return value
     return ",".join([value] * len(schema["prefixItems"])) if "prefixItems" in schema else f"{value},..."
@@ -69,6 +73,6 @@ def describe_value(schema: dict[str, Any]) -> str:
 
 def format_default(value: Any) -> str:
     """A default as it would be given on the command line."""
-    if isinstance(value, list):
+    if isinstance(value, list | dict):
         return ",".join(map(str, value)) or "empty"
     return str(value).lower() if isinstance(value, bool) else str(value) or "empty"

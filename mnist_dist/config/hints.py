@@ -23,7 +23,7 @@ OPTIONS = {
     "bf16 amp mixed_precision use_amp": "--train.precision=bf16",
     "fp32 no_amp": "--train.precision=no",
     "limit_train_batches overfit": "--train.overfit_batches=N",
-    "patience early_stopping": "--train.epochs=N (nothing stops early, and the best checkpoint is kept)",
+    "early_stopping early_stopping_patience": "--train.patience=N",
     "save_steps save_interval checkpoint_interval": "--train.checkpoint_steps=N",
     "eval_interval val_check_interval": "--train.eval_steps=N",
     "save_total_limit save_top_k": "--train.keep=N",
@@ -37,7 +37,8 @@ OPTIONS = {
     "smoothing": "--optim.label_smoothing=X",
     "clip_grad gradient_clip_val max_grad_norm": "--optim.clip=NORM",
     "model_ema model_ema_decay ema_decay": "--optim.ema=DECAY",
-    "a arch net network": "--model.name=NAME",
+    "a arch net network": "--model.name=NAME, or FILE.py:FUNCTION for a network of your own",
+    "model_args model_kwargs width dropout drop drop_rate hidden_size": "--model.args.NAME=VALUE",
     "data_dir data_path dataset": "--data.root=FOLDER",
     "aug augment aa auto_augment": "--data.shift, --data.rotate, --data.scale and --data.shear",
     "max_train_samples": "--data.limit=N",
@@ -115,6 +116,8 @@ def hint_for_value(key: str, value: str, choices: Iterable[str]) -> str:
     for own, others in VALUES.get(key, {}).items():
         if value.lower() in others.split():
             return f"; use {own}"
+    if key == "model.name" and value.endswith(".py"):
+        return f"; name its function too, as in {value}:build"
     return suggest(value, choices)
 
 

@@ -17,7 +17,8 @@ import yaml
 from mnist_dist.config.frozen_model import Source
 from mnist_dist.config.fsdp import FSDPConfig, read_fsdp
 from mnist_dist.config.hints import hint_for_argument
-from mnist_dist.config.schema import FIELDS, SECTIONS, Config
+from mnist_dist.config.model_file import check_model_file
+from mnist_dist.config.schema import ARGUMENTS, FIELDS, SECTIONS, Config
 from mnist_dist.config.validation import check_key, check_together, shown
 from mnist_dist.config.values import COMMAND_LINE, field_schema, parse_value
 from mnist_dist.config.yaml_files import Setting, find_recipe, list_recipes, read_yaml
@@ -67,7 +68,10 @@ def assemble(recipes: Sequence[str], settings: Sequence[Setting]) -> Config:
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for setting in settings:
         section, _, key = setting.key.partition(".")
-        values[section][key] = parse_value(setting)
+        if setting.key.startswith(f"{ARGUMENTS}."):
+            values["model"].setdefault("args", {})[key.partition(".")[2]] = parse_value(setting)
+        else:
+            values[section][key] = parse_value(setting)
     config = Config.model_validate(values)
     config._source = Source(tuple(path.stem for path in files), {setting.key: setting.origin for setting in settings})
     return config
@@ -82,6 +86,7 @@ def check_for_launch(config: Config, world_size: int, fsdp: FSDPConfig | None) -
     if config.run.as_processes > 1:
         fsdp = read_fsdp(os.environ)  # a single process ignores it
     check_together(config, world_size, fsdp, config.source.origins)
+    check_model_file(config.model.name, config.source.origins.get("model.name", "default"))
 
 
 def read_command_line(arguments: Sequence[str]) -> tuple[list[str], list[Setting], bool]:
@@ -115,7 +120,31 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], list[Setting
 
 def dump(config: Config) -> str:
     """The configuration as YAML, from which `--config` gives an equal configuration."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    settings = config.to_dict()
+    arguments = settings["model"]["args"]
+    settings["model"]["args"] = {name: quote_texts(value) for name, value in arguments.items()}
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 120}
+    return yaml.dump(settings, Dumper=SettingsDumper, **options)
+
+
+class QuotedText(str):
+    """A text that is written in quotes: the type of a model's argument is that of its spelling."""
+
+
+class SettingsDumper(yaml.SafeDumper):
+    """Plain YAML, with quotes around `QuotedText`."""
+
+
+SettingsDumper.add_representer(
+    QuotedText, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style='"')
+)
+
+
+def quote_texts(value: Any) -> Any:
+    """A scalar or a list of scalars, with its texts as `QuotedText`."""
+    if isinstance(value, list):
+        return [quote_texts(item) for item in value]
+    return QuotedText(value) if isinstance(value, str) else value
 
 
 def print_config(config: Config) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, PrivateAttr
 from pydantic.fields import FieldInfo
@@ -19,6 +19,19 @@ AUTO_SHARDS = 4
 """Number of fixed shards that train.shards=-1 stands for, where it turns them on."""
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+MODELS = ("unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed")
+"""The registered models, by name: known here, so that a typo is found before torch is imported."""
+CODE_NAME = r"[^:\s][^:]*:[A-Za-z_][A-Za-z0-9_]*"
+"""Spelling of a model by its code: FILE.py:FUNCTION or MODULE:FUNCTION."""
+NAME_CHOICES: list[Any] = [{"enum": list(MODELS)}, {"pattern": f"^{CODE_NAME}$"}]
+MODEL_NAME = rf"^({'|'.join(MODELS)}|{CODE_NAME})$"
+
+Scalar = Union[bool, int, float, str]  # noqa: UP007  the spelling that pydantic and Python 3.10 share
+Argument = Union[Scalar, tuple[Scalar, ...]]  # noqa: UP007
+ARGUMENT_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+ARGUMENTS = "model.args"
+"""The one setting that is a mapping; `model.args.width` is the key of one of its entries."""
 
 
 class RunConfig(FrozenModel):
@@ -84,11 +97,18 @@ class DataConfig(FrozenModel):
 class ModelConfig(FrozenModel):
     """Which network is trained."""
 
-    name: Literal["unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed"] = "unshuffle"
-    """Registered model; `mnist-dist models` describes each one."""
+    name: Annotated[str, Field(pattern=MODEL_NAME, json_schema_extra={"anyOf": NAME_CHOICES})] = "unshuffle"
+    """Registered model (`mnist-dist models` describes each one), or a function of your own that returns a
+    torch.nn.Module, as FILE.py:FUNCTION or MODULE:FUNCTION."""
+    args: dict[Annotated[str, Field(pattern=ARGUMENT_NAME)], Argument] = {}  # noqa: RUF012  each instance gets a copy
+    """Keyword arguments of the model's function, as in --model.args.width=64. Each is a number, true, false, a text
+    (in quotes if it looks like one of these), or a list of these in brackets. `mnist-dist models` lists them."""
     init_from: str = ""
     """Weights to start a new run from, in place of random ones: a run (its newest checkpoint), a checkpoint, a
     .safetensors file, or last: the newest run in runs/. Their head may have another number of classes. Empty: none."""
+
+    def __hash__(self) -> int:  # pydantic's would fail for a dictionary
+        return hash((self.name, tuple(sorted(self.args.items())), self.init_from))
 
 
 class OptimConfig(FrozenModel):
@@ -173,11 +193,14 @@ class TrainConfig(FrozenModel):
 
 
 class TrackingConfig(FrozenModel):
-    """What is recorded in wandb, besides metrics.jsonl, which is always written."""
+    """What is recorded in wandb and other trackers, besides metrics.jsonl, which is always written."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Mode of wandb. auto: as given to wandb itself (WANDB_MODE, WANDB_DISABLED, `wandb offline`), otherwise online if
     a key is configured, otherwise offline. It never prompts."""
+    also: tuple[Literal["tensorboard", "trackio", "mlflow"], ...] = ()
+    """Trackers beside wandb, through accelerate. Each records rows, settings and images in a folder of its name in
+    run.dir; trackio and mlflow elsewhere if TRACKIO_DIR, TRACKIO_SERVER_URL or MLFLOW_TRACKING_URI say so."""
     project: str = "mnist_dist"
     """wandb project. If not set, WANDB_PROJECT; likewise WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS and
     WANDB_NOTES below."""
@@ -247,7 +270,7 @@ class Config(FrozenModel):
             UserError: one line that names the setting, its origin (`argument` for an override) and what would work.
 
         >>> Config.from_recipe(["debug", "seeds/convnet"], {"optim.lr": 0.1, "data.classes": list("abcdefghij")}).model
-        ModelConfig(name='convnet')
+        ModelConfig(name='convnet', args={})
         >>> Config.from_recipe("debug", {"optim.lrr": 0.1})
         Traceback (most recent call last):
         mnist_dist.utils.errors.UserError: optim.lrr (argument): unknown setting; did you mean optim.lr?
@@ -290,5 +313,15 @@ FIELDS: dict[str, FieldInfo] = {
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """The configuration as one dictionary with keys such as `optim.lr`."""
-    return {f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()}
+    """The configuration as one dictionary with keys such as `optim.lr` and `model.args.width`."""
+    return flatten(config.to_dict())
+
+
+def flatten(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Sections of settings as one dictionary; an empty mapping is left out."""
+    found: dict[str, Any] = {}
+    for section, values in sections.items():
+        for key, value in values.items():
+            entries = value.items() if isinstance(value, Mapping) else None
+            found |= {f"{section}.{key}": value} if entries is None else {f"{section}.{key}.{k}": v for k, v in entries}
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mnist_dist.config.fsdp import USE_FSDP, FSDPConfig
 from mnist_dist.config.hints import hint_for_option
-from mnist_dist.config.schema import FIELDS, SECTIONS, Config
+from mnist_dist.config.schema import ARGUMENTS, FIELDS, SECTIONS, Config
 from mnist_dist.utils.errors import UserError
 
 
@@ -183,7 +183,7 @@ def find_fsdp_conflicts(config: Config, environment: Mapping[str, str], origins:
 
 def check_key(key: str, origin: str) -> None:
     """Raise UserError, with a suggestion, unless `key` is a setting, such as `optim.lr`."""
-    if key in FIELDS:
+    if key in FIELDS or key.startswith(f"{ARGUMENTS}."):
         return
     section, dot, _ = key.partition(".")
     names = list(SECTIONS[section].model_fields) if section in SECTIONS else []

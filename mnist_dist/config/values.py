@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from mnist_dist.config.hints import hint_for_value
 from mnist_dist.config.json_schema import json_schema
-from mnist_dist.config.schema import SECTIONS
+from mnist_dist.config.schema import ARGUMENT_NAME, ARGUMENTS, SECTIONS, Argument, Scalar
 from mnist_dist.config.validation import shown
 from mnist_dist.config.yaml_files import Setting, as_written
 from mnist_dist.utils.errors import UserError
@@ -34,6 +34,7 @@ WORDS = {
     "number": "a number, as in 0.1 or 1e-3",
     "boolean": "true or false",
     "string": "a text without line breaks or control characters",
+    "object": "a number, true, false, a text without line breaks, or a list of these in brackets",
 }
 BOUNDS = {
     "minimum": "at least",
@@ -41,6 +42,9 @@ BOUNDS = {
     "maximum": "at most",
     "exclusiveMaximum": "below",
 }
+CODE_FORMS = ("FILE.py:FUNCTION", "MODULE:FUNCTION")
+"""How a model is named by its code."""
+MAX_DIGITS = 4000  # Python converts no more of an int; a text that looks like a longer one stays a text
 INTERPOLATION = re.compile(r"\$\{[\w.]+(:[^}]*)?\}")
 """A reference that OmegaConf or a shell would replace, as in `${oc.env:HOME}`; here it would become part of a path."""
 
@@ -54,6 +58,8 @@ def parse_value(setting: Setting) -> Any:
     Raises:
         UserError: names the key, the text, its origin and what would work.
     """
+    if setting.key.startswith(ARGUMENTS):
+        return parse_argument(setting)
     section, _, name = setting.key.partition(".")
     schema, value = field_schema(setting.key), setting.value
     if INTERPOLATION.search(str(value)):
@@ -71,20 +77,63 @@ def parse_value(setting: Setting) -> Any:
         wrong = describe_error(error, section)[1]
     except ValueError:
         wrong = f"must be {describe_type(schema)}"
-    hint = hint_for_value(setting.key, value, schema.get("enum", ())) if isinstance(value, str) else ""
+    hint = hint_for_value(setting.key, value, choices_of(schema)) if isinstance(value, str) else ""
     raise UserError(f"{setting.key}={shown(setting.value)} ({setting.origin}): {wrong}{hint}")
+
+
+def parse_argument(setting: Setting) -> Argument:
+    """Convert the text of an entry of `model.args`: the type is that of its spelling.
+
+    Raises:
+        UserError: it has no name, or is no scalar and no flat list of scalars.
+    """
+    name = setting.key[len(ARGUMENTS) + 1 :]
+    where = f"{setting.key}={shown(setting.value)} ({setting.origin})"
+    if not re.fullmatch(ARGUMENT_NAME, name):
+        raise UserError(f"{where}: name one argument of the model's function, as in --{ARGUMENTS}.width=64")
+    try:
+        value = setting.value
+        if isinstance(value, str) and value.startswith("["):
+            value = split_list(setting.key, value)
+        parsed = parse_scalar(value) if isinstance(value, str) else tuple(map(parse_scalar, value))
+        return SECTIONS["model"].model_validate({"args": {name: parsed}}).args[name]  # type: ignore[attr-defined]
+    except (ValidationError, ValueError):
+        raise UserError(f"{where}: must be {WORDS['object']}") from None
+
+
+def parse_scalar(text: str) -> Scalar:
+    """A text in quotes as it is between them; else a whole number, a number, true or false if it is spelled so.
+
+    Raises:
+        ValueError: the quotes are not closed.
+    """
+    if text[:1] in ("'", '"'):
+        node = compose_text(text)
+        if not isinstance(node, yaml.ScalarNode):
+            raise ValueError(text)
+        return str(node.value)
+    if SPELLINGS["integer"].fullmatch(text) and len(text) <= MAX_DIGITS:
+        return int(text)
+    if SPELLINGS["number"].fullmatch(text):
+        return float(text)
+    return text.lower() == "true" if text.lower() in ("true", "false") else text
+
+
+def compose_text(text: str) -> yaml.Node:
+    """The node of a text in YAML. Raises ValueError if it is not valid YAML."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError):
+        raise ValueError(text) from None
+    assert node is not None
+    return node
 
 
 def split_list(key: str, text: str) -> list[str]:
     """Split the text of a list, `[a, b]` or `a,b`, into its items. Raises ValueError if it is not valid YAML."""
     if not text.startswith("["):
         return [item.strip() for item in text.split(",")] if text else []
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError):
-        raise ValueError(text) from None
-    assert node is not None
-    items = as_written(node, key, COMMAND_LINE)
+    items = as_written(compose_text(text), key, COMMAND_LINE)
     return [items] if isinstance(items, str) else items
 
 
@@ -113,6 +162,8 @@ def describe_error(error: ValidationError, *section: str) -> tuple[str, str]:
 def describe_type(schema: dict[str, Any]) -> str:
     """The type of a field, by its JSON schema, in words that follow `must be`."""
     item = item_schema(schema)
+    if "anyOf" in schema:
+        return f"one of {', '.join(choices_of(schema))}, or {' or '.join(CODE_FORMS)}"
     if schema["type"] != "array":
         return f"one of {', '.join(item['enum'])}" if "enum" in item else WORDS[item["type"]]
     if "enum" in item:
@@ -127,6 +178,11 @@ def describe_range(schema: dict[str, Any]) -> str:
     bounds = [(words, item[bound]) for bound, words in BOUNDS.items() if bound in item]
     # pydantic 2.10 gives the bound 0 of a float as 0.0.
     return " and ".join(f"{words} {int(bound) if bound == int(bound) else bound}" for words, bound in bounds)
+
+
+def choices_of(schema: dict[str, Any]) -> list[str]:
+    """The fixed choices of a field, by its JSON schema; of `model.name`, the registered ones."""
+    return next((part["enum"] for part in (schema, *schema.get("anyOf", ())) if "enum" in part), [])
 
 
 def item_schema(schema: dict[str, Any]) -> dict[str, Any]:

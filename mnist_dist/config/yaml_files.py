@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from mnist_dist.config.hints import describe_foreign_file, hint_for_launch_file, hint_for_option, suggest
-from mnist_dist.config.schema import SECTIONS
+from mnist_dist.config.schema import ARGUMENTS, SECTIONS
 from mnist_dist.config.validation import check_key, shown
 from mnist_dist.utils.errors import UserError
 
@@ -118,12 +119,20 @@ def read_yaml(path: Path) -> list[Setting]:
             nodes = [(name, origin, node)]
         else:
             raise unknown_section(name, origin, path, [key for key, _, _ in entries(root, path, "")])
-        for key, key_origin, value in nodes:
+        for key, key_origin, value in (entry for node in nodes for entry in arguments_of(*node, path)):
             check_key(key, key_origin)
             if key in settings:
                 raise UserError(f"{key} ({key_origin}): given twice, first in {settings[key].origin}")
             settings[key] = Setting(key, as_written(value, key, key_origin), key_origin)
     return list(settings.values())
+
+
+def arguments_of(key: str, origin: str, node: yaml.Node, path: Path) -> Iterator[tuple[str, str, yaml.Node]]:
+    """A setting with its origin and value; of the mapping `model.args` instead each of its entries."""
+    if key != ARGUMENTS:
+        yield key, origin, node
+    elif not is_null(node):
+        yield from ((f"{key}.{n}", place, value) for n, place, value in entries(node, path, "the model's arguments"))
 
 
 def unknown_section(name: str, origin: str, path: Path, keys: list[str]) -> UserError:
@@ -209,4 +218,6 @@ def text_of(node: yaml.Node, key: str, origin: str) -> str:
         raise UserError(f"{key} ({origin}): has no value; give one, or leave the line out")
     if node.tag not in YAML_TAGS:
         raise UserError(f"{key} ({origin}): has the tag {shown(node.tag)}; write a plain value")
+    if node.style and key.startswith(f"{ARGUMENTS}."):  # it has no type of its own, so the quotes say that it is a text
+        return json.dumps(node.value, ensure_ascii=False)
     return str(node.value)

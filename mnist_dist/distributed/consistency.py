@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mnist_dist.utils.errors import UserError
 
 if TYPE_CHECKING:
     from mnist_dist.distributed.runtime import Runtime
+
+T = TypeVar("T")
 
 MAX_CLOCK_SKEW = 5.0  # seconds; a larger difference between two clocks is worth a warning
 
@@ -34,6 +37,27 @@ def check_ranks_agree(runtime: Runtime, values: dict[str, dict[str, Any]]) -> li
                 differences = ", ".join(f"{k}={found.get(k)!r} against {expected.get(k)!r}" for k in keys[:3])
                 raise UserError(f"{group} of rank {rank} differs from rank 0's: {differences}; start all with the same")
     return [clock for _, clock in ranks]
+
+
+def run_on_all_ranks(runtime: Runtime, action: Callable[[], T]) -> T:
+    """Run an action on every rank; if it fails on one, all ranks end. Every rank must call it.
+
+    Args:
+        action: uses no collective.
+
+    Raises:
+        UserError: what the action raised on the first rank where it failed, which is named unless it is rank 0.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except UserError as caught:
+        error = caught
+    failures = runtime.all_gather_object(str(error) if error else "")
+    rank = next((rank for rank, text in enumerate(failures) if text), None)
+    if rank is not None:
+        raise UserError(f"rank {rank}: {failures[rank]}" if rank else failures[rank]) from error
+    return result  # type: ignore[return-value]
 
 
 def describe_clock_skew(clocks: list[float]) -> str | None:

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,8 @@ from mnist_dist.distributed.topology import Topology
 from mnist_dist.optim.eager import without_dynamo
 from mnist_dist.utils.environment import restored_environment
 
+T = TypeVar("T")
+
 COMPRESSED = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,6 +36,14 @@ class FakeGroupRuntime(Runtime):
     def create_control_group(self, timeout: timedelta) -> Any:
         """A fake group, too."""
         return dist.new_group(backend="fake")
+
+    def broadcast(self, value: T) -> T:
+        """The value of rank 0, which this is."""
+        return value
+
+    def all_gather_object(self, value: T) -> list[T]:
+        """The value of this rank, as if all others had the same."""
+        return [value] * self.world_size
 
     def enable_shared_memory(self, capacity: int) -> None:
         """Does nothing: there is no other process to share memory with."""

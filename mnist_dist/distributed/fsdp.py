@@ -40,7 +40,7 @@ class FSDPStrategy(DDPStrategy):
 
         self.config, self.runtime = config, runtime
         self.meta_model = copy.deepcopy(model).to("meta")  # the model's structure, without memory
-        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.shapes = {name: p.shape for name, p in model.named_parameters(remove_duplicate=False)}
         model.to(memory_format=torch.contiguous_format)  # fully_shard accepts no other memory format
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
         options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": fsdp.reshard_after_forward}
@@ -56,10 +56,12 @@ class FSDPStrategy(DDPStrategy):
     def build_local_model(self) -> nn.Module:
         """A module whose parameters are this rank's shards, in the same memory, with the wrapped model's buffers."""
         local_model = copy.deepcopy(self.meta_model)
+        shards: dict[nn.Parameter, nn.Parameter] = {}  # modules that share a parameter share its shard
         for module, wrapped in zip(local_model.modules(), self.wrapped_model.modules(), strict=True):
             for name, parameter in wrapped.named_parameters(recurse=False):
-                shard = parameter.to_local()  # type: ignore[attr-defined]
-                setattr(module, name, nn.Parameter(shard, parameter.requires_grad))
+                if parameter not in shards:
+                    shards[parameter] = nn.Parameter(parameter.to_local(), parameter.requires_grad)  # type: ignore[attr-defined]
+                setattr(module, name, shards[parameter])
             for name, buffer in wrapped.named_buffers(recurse=False):
                 setattr(module, name, buffer)
         return local_model

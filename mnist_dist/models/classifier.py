@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor, nn
+
+Width = Annotated[int, Field(ge=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ImageClassifier(nn.Module):
@@ -30,3 +36,18 @@ class ImageClassifier(nn.Module):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Class probabilities, float32 (B, K), from what `forward` returned."""
         return logits.float().softmax(dim=1)
+
+
+def dropout_of(probability: float) -> list[nn.Module]:
+    """The end of a body: dropout of its flat features, or nothing for 0. No other layer's name depends on it."""
+    return [nn.Dropout(probability)] if probability else []
+
+
+def probabilities(model: nn.Module, logits: Tensor) -> Tensor:
+    """Class probabilities, float32 (B, K), from what a model's `forward` returned.
+
+    They are what its class's method `probabilities` makes of it, as in `ImageClassifier`; without one, the softmax.
+    """
+    if hasattr(type(model), "probabilities"):
+        return model.probabilities(logits)  # type: ignore[operator]
+    return logits.float().softmax(dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mnist_dist.models.classifier import ImageClassifier
+from mnist_dist.models.classifier import Dropout, ImageClassifier, Width, dropout_of
 from mnist_dist.models.registry import register_model
 
 
@@ -26,18 +26,21 @@ class FlattenChannelsLast(nn.Module):
 
 
 @register_model
-def compact(num_classes: int = 10) -> ImageClassifier:
+def compact(num_classes: int = 10, width: Width = 32, dropout: Dropout = 0.0) -> ImageClassifier:
     """The middle 24x24 pixels in 2x2 patches, 32 and 64 filters of 3x3 with batch norms: the fastest to 99 %."""
     body = nn.Sequential(
         CentreUnshuffle(),
-        nn.Conv2d(4, 32, 3, padding=1, bias=False),
+        nn.Conv2d(4, width, 3, padding=1, bias=False),
         nn.MaxPool2d(2),
-        nn.BatchNorm2d(32),  # after the pooling: a quarter of the work
+        nn.BatchNorm2d(width),  # after the pooling: a quarter of the work
         nn.SiLU(),
-        nn.Conv2d(32, 64, 3, bias=False),
+        nn.Conv2d(width, 2 * width, 3, bias=False),
         nn.MaxPool2d(2),
-        nn.BatchNorm2d(64),
+        nn.BatchNorm2d(2 * width),
         nn.SiLU(),
         FlattenChannelsLast(),
+        *dropout_of(dropout),
     )
-    return ImageClassifier(body, nn.Sequential(nn.Linear(64 * 2 * 2, 256), nn.SiLU(), nn.Linear(256, num_classes)))
+    hidden = 8 * width
+    head = nn.Sequential(nn.Linear(2 * width * 2 * 2, hidden), nn.SiLU(), nn.Linear(hidden, num_classes))
+    return ImageClassifier(body, head)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mnist_dist.models.classifier import ImageClassifier
+from mnist_dist.models.classifier import Dropout, ImageClassifier, Width, dropout_of
 from mnist_dist.models.registry import register_model
 
 
-def deep_body() -> nn.Sequential:
-    """Feature maps of 24x24, 12x12 and 10x10; 2000 flat features."""
+def deep_body(width: int, dropout: float) -> nn.Sequential:
+    """Feature maps of 24x24, 12x12 and 10x10; 200 * width flat features."""
     return nn.Sequential(
-        nn.Conv2d(1, 10, 5),
+        nn.Conv2d(1, width, 5),
         nn.MaxPool2d(2),  # before the ReLU: the same values, a quarter of the work
         nn.ReLU(),
-        nn.Conv2d(10, 20, 3),
+        nn.Conv2d(width, 2 * width, 3),
         nn.ReLU(),
         nn.Flatten(),
+        *dropout_of(dropout),
     )
 
 
-def deep_layers(num_classes: int) -> list[nn.Module]:
-    """From 2000 features to 500 and to the logits."""
-    return [nn.Linear(20 * 10 * 10, 500), nn.ReLU(), nn.Linear(500, num_classes)]
+def deep_layers(width: int, num_classes: int) -> list[nn.Module]:
+    """From 200 * width features to 500 and to the logits."""
+    return [nn.Linear(2 * width * 10 * 10, 500), nn.ReLU(), nn.Linear(500, num_classes)]
 
 
 class SoftmaxClassifier(ImageClassifier):
@@ -34,12 +35,13 @@ class SoftmaxClassifier(ImageClassifier):
 
 
 @register_model
-def deep_head(num_classes: int = 10) -> ImageClassifier:
+def deep_head(num_classes: int = 10, width: Width = 10, dropout: Dropout = 0.0) -> ImageClassifier:
     """As published, with its mistake: ReLU and softmax after the last layer, though the loss expects logits."""
-    return SoftmaxClassifier(deep_body(), nn.Sequential(*deep_layers(num_classes), nn.ReLU(), nn.Softmax(dim=1)))
+    head = nn.Sequential(*deep_layers(width, num_classes), nn.ReLU(), nn.Softmax(dim=1))
+    return SoftmaxClassifier(deep_body(width, dropout), head)
 
 
 @register_model
-def deep_head_fixed(num_classes: int = 10) -> ImageClassifier:
+def deep_head_fixed(num_classes: int = 10, width: Width = 10, dropout: Dropout = 0.0) -> ImageClassifier:
     """deep_head without the last ReLU and softmax: the head gives logits, as the loss expects."""
-    return ImageClassifier(deep_body(), nn.Sequential(*deep_layers(num_classes)))
+    return ImageClassifier(deep_body(width, dropout), nn.Sequential(*deep_layers(width, num_classes)))

@@ -23,7 +23,8 @@ def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
     names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
     def record(module: nn.Module, _: Any, output: Tensor) -> None:
-        found.append((names[module], output[0].float()))  # type: ignore[index]
+        if output.ndim == 4:  # a module of the user's own may call it with one image (C, H, W)
+            found.append((names[module], output[0].float()))  # type: ignore[index]
 
     handles = [module.register_forward_hook(record) for module in names]
     try:

@@ -1,8 +1,11 @@
 """Models by name.
 
-To add a model, write a function that builds it, decorate it with `@register_model`, import its module in
-`mnist_dist/models/__init__.py`, and add its name to `model.name` in `mnist_dist/config/schema.py`. `mnist-dist models`
-prints the first line of the function's docstring.
+To add a model to the package, write a function that builds it, decorate it with `@register_model`, import its module in
+`mnist_dist/models/__init__.py`, and add its name to `MODELS` in `mnist_dist/config/schema.py`. `mnist-dist models`
+prints the first line of the function's docstring. A model outside of the package needs none of this: see `builder`.
+
+All registered functions take `num_classes`, the number of logits; `width`, the filters of the first convolution, with
+which the other layers scale; and `dropout`, the probability of dropping a feature before the head.
 """
 
 from __future__ import annotations
@@ -37,22 +40,10 @@ def list_models() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def describe_model(name: str) -> str:
-    """One line about a model: the first of its builder's docstring.
+def registered_builder(name: str) -> Callable[..., ImageClassifier]:
+    """The function that builds a registered model.
 
     Raises:
         KeyError: no model of that name.
     """
-    return (_BUILDERS[name].__doc__ or "").strip().splitlines()[0]
-
-
-def create_model(name: str, num_classes: int = 10) -> ImageClassifier:
-    """A new model on the CPU, its weights drawn from torch's global random generator.
-
-    Args:
-        num_classes: number of logits.
-
-    Raises:
-        KeyError: no model of that name.
-    """
-    return _BUILDERS[name](num_classes)
+    return _BUILDERS[name]

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mnist_dist.models.classifier import ImageClassifier
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -59,19 +57,24 @@ def count_flops(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def summarize(model: ImageClassifier) -> ModelSummary:
-    """Run one blank image through the model, on the CPU, and record the output shape of every layer."""
+def summarize(model: nn.Module) -> ModelSummary:
+    """Run one blank image through the model, on the CPU and in eval mode, and record the output shape of every layer.
+
+    A layer that returns several tensors is listed with the shape of the first. The model is left in eval mode.
+    """
     layers: list[Layer] = []
 
     def record(name: str) -> Any:
-        def hook(module: nn.Module, _: Any, output: Tensor) -> None:
-            layers.append(Layer(name, describe_layer(module), tuple(output.shape[1:]), count_parameters(module)))
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple | list) else [output]
+            shape = next((tuple(tensor.shape[1:]) for tensor in tensors if isinstance(tensor, Tensor)), ())
+            layers.append(Layer(name, describe_layer(module), shape, count_parameters(module)))
 
         return hook
 
     leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(record(name)) for name, module in leaves]
-    model(torch.zeros(1, 1, 28, 28))
+    model.eval()(torch.zeros(1, 1, 28, 28))
     for handle in handles:
         handle.remove()
     return ModelSummary(count_parameters(model), count_flops(model), tuple(layers))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mnist_dist.models.classifier import ImageClassifier
+from mnist_dist.models.classifier import Dropout, ImageClassifier, Width, dropout_of
 from mnist_dist.models.registry import register_model
 
 
@@ -26,16 +26,19 @@ class PixelUnshuffle(nn.Module):
 
 
 @register_model
-def unshuffle(num_classes: int = 10) -> ImageClassifier:
+def unshuffle(num_classes: int = 10, width: Width = 32, dropout: Dropout = 0.0) -> ImageClassifier:
     """Pixels of 2x2 patches as channels, 32 and 64 filters of 3x3, 128 hidden units: the default."""
     body = nn.Sequential(
         PixelUnshuffle(),
-        nn.Conv2d(4, 32, 3, padding=1),
+        nn.Conv2d(4, width, 3, padding=1),
         nn.MaxPool2d(2),  # before the ReLU: the same values, a quarter of the work
         nn.ReLU(),
-        nn.Conv2d(32, 64, 3, padding=1),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
+        *dropout_of(dropout),
     )
-    return ImageClassifier(body, nn.Sequential(nn.Linear(64 * 3 * 3, 128), nn.ReLU(), nn.Linear(128, num_classes)))
+    hidden = 4 * width
+    head = nn.Sequential(nn.Linear(2 * width * 3 * 3, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+    return ImageClassifier(body, head)

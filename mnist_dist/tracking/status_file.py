@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from mnist_dist.utils.errors import Stopped
+from mnist_dist.utils.errors import Stopped, TrainingError, UserError
 from mnist_dist.utils.strict_json import dump_strict
 
 WRITE_SECONDS = 1.0
@@ -90,4 +90,5 @@ class StatusFile:
         elif isinstance(error, Stopped):
             self._write("stopped", str(error))
         else:
-            self._write("failed", " ".join(f"{type(error).__name__} {error}".split()))
+            kind = "" if isinstance(error, (TrainingError, UserError)) else f"{type(error).__name__}: "
+            self._write("failed", " ".join(f"{kind}{error}".split()))

@@ -1,20 +1,24 @@
 """The tracker interface: what mirrors metrics.jsonl elsewhere. Imports neither torch nor wandb.
 
-accelerate's trackers are not used: their calls may block and raise, and then a slow or broken wandb would slow or stop
-training.
+Every tracker records on a thread of its own, because the calls of wandb and of accelerate's trackers may block and
+raise, and then a slow or broken one would slow or stop training.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mnist_dist.config.schema import Config
+from mnist_dist.tracking.accelerate_tracker import AccelerateTracker
+from mnist_dist.tracking.backend import StartTracker
 from mnist_dist.tracking.media import Media
 from mnist_dist.tracking.wandb_auth import tracking_mode
+from mnist_dist.tracking.wandb_thread import MachineLoadTracker, SharedLoad
 from mnist_dist.tracking.wandb_tracker import WandbTracker
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.run_id import RUN_ID
@@ -79,6 +83,49 @@ class NullTracker:
         """Does nothing."""
 
 
+class TrackerGroup:
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self.trackers = trackers
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether one gave up waiting."""
+        return any(tracker.timed_out for tracker in self.trackers)
+
+    @property
+    def view_hint(self) -> str:
+        """Those of all, one a line."""
+        return "\n".join(tracker.view_hint for tracker in self.trackers if tracker.view_hint)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Log a row with all. Returns at once."""
+        for tracker in self.trackers:
+            tracker.log(row)
+
+    def log_media(self, step: int, epoch: int, media: Media) -> None:
+        """Log the media of a step with all. Returns at once."""
+        for tracker in self.trackers:
+            tracker.log_media(step, epoch, media)
+
+    def write_logs(self, line: str) -> None:
+        """Log a line that the run prints with all. Returns at once."""
+        for tracker in self.trackers:
+            tracker.write_logs(line)
+
+    def alert(self, title: str, text: str, level: AlertLevel = "WARN") -> None:
+        """Send an alert with all. Returns at once."""
+        for tracker in self.trackers:
+            tracker.alert(title, text, level)
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """Finish all at the same time, so that the slowest one decides how long it takes."""
+        with ThreadPoolExecutor(len(self.trackers)) as pool:
+            for done in [pool.submit(tracker.finish, summary, exit_code) for tracker in self.trackers]:
+                done.result()
+
+
 def open_tracker(
     config: Config,
     folder: Path,
@@ -87,20 +134,29 @@ def open_tracker(
     warn: Callable[[str], None],
     is_main: bool,
     facts: Mapping[str, Any] | None = None,
+    start_tracker: StartTracker | None = None,
+    load: SharedLoad | None = None,
 ) -> Tracker:
-    """The tracker that the configuration asks for.
+    """The trackers that the configuration asks for: wandb, and those of tracking.also.
 
     Args:
-        folder: the run's folder, where wandb creates `wandb/`.
+        folder: the run's folder, where wandb creates `wandb/`, and the others their folders.
         run_id: the same for all segments of a run that is stopped and resumed.
-        resumed: whether this is a later segment than the first.
+        resumed: whether this is a later segment than the first. Then metrics.jsonl must have the rows of earlier ones.
         warn: is called with one line, from another thread.
         facts: resolved values to filter runs by, which the configuration lacks; with dotted keys.
+        start_tracker: starts one of accelerate's trackers; without it there are none of tracking.also.
+        load: where the load of this machine is sent, if several share a wandb run.
     """
-    mode = tracking_mode(config.tracking)[0] if is_main else "disabled"
-    if mode == "disabled":
-        return NullTracker()
-    return WandbTracker(config, folder, run_id, resumed, mode, warn, facts or {})
+    if not is_main:
+        return MachineLoadTracker(load, config.tracking.timeout) if load else NullTracker()
+    trackers: list[Tracker] = []
+    if (mode := tracking_mode(config.tracking)[0]) != "disabled":
+        trackers.append(WandbTracker(config, folder, run_id, resumed, mode, warn, facts or {}, load))
+    if start_tracker is not None:
+        also = (config, folder, run_id, resumed, warn, facts or {}, start_tracker)
+        trackers += [AccelerateTracker(name, *also) for name in dict.fromkeys(config.tracking.also)]
+    return trackers[0] if len(trackers) == 1 else TrackerGroup(trackers) if trackers else NullTracker()
 
 
 def new_run_id(config: Config, folder: Path) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.tracking.backend import check_packages
 from mnist_dist.tracking.wandb_settings import describe_labels, has_home, read_setting, requested_mode, resolve_labels
 from mnist_dist.utils.errors import UserError
 
@@ -53,6 +54,8 @@ def describe_tracking(config: Config) -> str:
     """The mode and its reason, and what else is taken from wandb's environment and files, for the console."""
     mode, reason = tracking_mode(config.tracking)
     told = f"wandb {mode} ({reason})"
+    if config.tracking.also:
+        told += f", {', '.join(dict.fromkeys(config.tracking.also))}"
     if mode == "disabled":
         return told
     homeless = "" if has_home() else "no home folder: wandb keeps all its files in the run's folder"
@@ -63,8 +66,10 @@ def check_tracking(config: Config) -> None:
     """Check the tracking settings as wandb and its server would, before training and without a network.
 
     Raises:
-        UserError: wandb would refuse a name or the key, or online was asked for without a key.
+        UserError: wandb would refuse a name or the key, or online was asked for without a key; or a package of
+            tracking.also is not installed.
     """
+    check_packages(config.tracking)
     labels = resolve_labels(config.tracking)
 
     def origin(name: str) -> str:

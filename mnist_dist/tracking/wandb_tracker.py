@@ -1,8 +1,6 @@
-"""The wandb tracker. All calls of wandb run on a thread of its own, fed by a queue.
+"""The wandb tracker. wandb is imported and called on the thread of `queued_tracker` only.
 
-wandb may be missing, raise, block on the network or hang, and its calls may take milliseconds. On the thread none of
-that delays or stops training: a problem is one warning, and metrics.jsonl is complete without wandb. That is why
-neither accelerate's tracker nor wandb's own API is called directly. wandb is imported on the thread only.
+accelerate's wandb tracker has no offline fallback, resume, media or time limit, so wandb's own API is called.
 
 A run is one wandb run over all its stops and resumes; the checkpoint keeps its id. Online, wandb continues the run.
 Offline, each segment has a folder of its own, and `wandb beta sync --id` uploads them as one run.
@@ -16,10 +14,7 @@ covers all segments and no undone step.
 from __future__ import annotations
 
 import os
-import queue
 import shlex
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,51 +23,22 @@ from typing import Any
 import mnist_dist
 from mnist_dist.config.schema import Config, TrackingConfig
 from mnist_dist.tracking.media import Media, wandb_key
+from mnist_dist.tracking.queued_tracker import one_line
 from mnist_dist.tracking.wandb_artifacts import Row, model_artifacts, read_rows
 from mnist_dist.tracking.wandb_media import media_values, row_values
-from mnist_dist.tracking.wandb_service import (
-    create_temporary_folders,
-    force_teardown,
-    kill_service,
-    remove_temporary_folders,
-    set_up,
-    upload_failed,
-)
+from mnist_dist.tracking.wandb_service import create_temporary_folders, force_teardown, upload_failed
 from mnist_dist.tracking.wandb_settings import resolve_labels, wandb_environment
-from mnist_dist.utils.exit import skip_exit_hooks
+from mnist_dist.tracking.wandb_thread import SYSTEM_SETTINGS, SharedLoad, WandbThread, shared_settings
 
-MAX_QUEUED = 10_000
-MAX_QUEUED_MEDIA = 20  # some hundred kilobytes each
 # Metrics of which wandb's summary has the best value beside the last. None of the test set: nothing is chosen on it.
 BEST = {
     **dict.fromkeys(("val.accuracy", "val.top2", "epoch.train.accuracy"), max),
     **dict.fromkeys(("val.loss", "epoch.train.loss"), min),
 }
-# wandb gets the configuration and the metrics: no environment, command line, code, packages, git state or machine.
-PRIVATE_SETTINGS = {
-    "silent": True,
-    "quiet": True,
-    "console": "off",
-    "host": "",
-    "symlink": False,
-    "save_code": False,
-    "disable_code": True,
-    "disable_git": True,
-    "disable_job_creation": True,
-    "program": "mnist_dist",  # otherwise the path of the program
-    "x_disable_meta": True,
-    "x_disable_machine_info": True,
-    "x_disable_stats": True,
-    "x_save_requirements": False,
-}
-SYSTEM_SETTINGS = {"x_disable_stats": False, "x_disable_machine_info": False, "x_stats_sampling_interval": 5.0}
 SOURCE_DIR = Path(mnist_dist.__file__).parent
 
-WandbCall = Callable[[Any, Any], None]
-"""A job for the thread. Arguments: the module wandb and the wandb run."""
 
-
-class WandbTracker:
+class WandbTracker(WandbThread):
     """A tracker that logs to wandb. Arguments as in `open_tracker`; mode: `online` or `offline`."""
 
     def __init__(
@@ -84,29 +50,23 @@ class WandbTracker:
         mode: str,
         warn: Callable[[str], None],
         facts: Row,
+        load: SharedLoad | None = None,
     ) -> None:
-        self.timed_out = False
-        self.view_hint = ""
+        super().__init__("wandb", config.tracking.timeout, warn)
         self._config, self._folder, self._run_id, self._resumed = config, folder, run_id, resumed
-        self._mode, self._warn, self._facts = mode, warn, facts
+        self._mode, self._facts, self._load = mode, facts, load
         self._labels = resolve_labels(config.tracking)
         self._dir = Path(self._labels.dir or folder)  # where wandb creates its folder
-        self._queue: queue.SimpleQueue[WandbCall | None] = queue.SimpleQueue()  # None: the run has finished
-        self._media_queued = self._media_logged = 0  # each is changed by one thread only
-        self._step = 0
-        self._is_full = False
         self._sync_dir: Path | None = None  # wandb's folder of this segment
-        self._result: tuple[Row, int] = ({}, 1)  # what `finish` was given
-        self._ended = threading.Event()  # the thread has
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no crash reports over the network
-        threading.Thread(target=self._run_thread, name="wandb", daemon=True).start()
+        self.start_thread()
 
     def log(self, row: Row) -> None:
         """Log a row of metrics.jsonl. Returns at once."""
         row, config = dict(row), self._config
         self._step = row["step"]
         classes = config.data.classes if config.tracking.has_media(row["epoch"], config.train.epochs) else ()
-        self._enqueue(lambda wandb, run: log(run, row["step"], row["time"], row_values(wandb, row, classes)))
+        self.enqueue(lambda wandb, run: log(run, row["step"], row["time"], row_values(wandb, row, classes)))
 
     def log_media(self, step: int, epoch: int, media: Media) -> None:
         """Log the media of a step. Returns at once."""
@@ -114,79 +74,46 @@ class WandbTracker:
 
         def log_values(wandb: Any, run: Any) -> None:
             log(run, step, now, {"epoch": epoch, **media_values(wandb, step, epoch, media, classes)})
-            self._media_logged += 1
 
         self._step = step
-        if self._enqueue(log_values, is_full=self._media_queued - self._media_logged >= MAX_QUEUED_MEDIA):
-            self._media_queued += 1
+        self.enqueue_media(log_values)
 
     def write_logs(self, line: str) -> None:
         """Log a line that the run prints. Returns at once."""
-        self._enqueue(lambda wandb, run: run.write_logs(line))
+        self.enqueue(lambda wandb, run: run.write_logs(line))
 
     def alert(self, title: str, text: str, level: str = "WARN") -> None:
         """Send an alert, if tracking.alerts is set. Level: INFO, WARN or ERROR. Returns at once."""
         if self._config.tracking.alerts:
-            self._enqueue(lambda wandb, run: run.alert(title=title, text=text, level=level))
+            self.enqueue(lambda wandb, run: run.alert(title=title, text=text, level=level))
 
-    def finish(self, summary: Row, exit_code: int) -> None:
-        """Log the run's summary and wait until everything is recorded, for tracking.timeout seconds at most."""
-        self._result = dict(summary), exit_code
-        self._queue.put(None)
-        timeout = self._config.tracking.timeout
-        if self.timed_out or self._ended.wait(timeout):
-            return
-        self.timed_out = True
-        skip_exit_hooks()  # wandb's may never return
-        kill_service()
-        if "wandb" in sys.modules:
-            remove_temporary_folders(sys.modules["wandb"])
-        self.view_hint = self._describe_files()
-        self._warn(f"wandb did not finish within {timeout:g} s and was stopped; metrics.jsonl has everything")
-
-    def _enqueue(self, call: WandbCall, is_full: bool = False) -> bool:
-        """Queue a call for the thread. False, with one warning, if the queue is full or was so before."""
-        if self._ended.is_set() or self._is_full:
-            return False
-        if is_full or self._queue.qsize() >= MAX_QUEUED:
-            self._is_full = True
-            self._warn(f"wandb cannot keep up; from step {self._step} on, rows are in metrics.jsonl only")
-            return False
-        self._queue.put(call)
-        return True
+    def abandon(self) -> None:
+        """End wandb's service without waiting for it."""
+        super().abandon()
+        if self.timed_out:
+            self.view_hint = self._describe_files()
 
     # On the thread
 
-    def _run_thread(self) -> None:
+    def record(self) -> None:
         """Import wandb, log until `finish` is called, and leave no process or exit hook of wandb behind."""
-        wandb: Any = None
-        try:
-            import wandb
+        import wandb
 
-            create_temporary_folders(wandb)
-            with wandb_environment(self._dir):
-                self._log_run(wandb, self._init(wandb))
-            wandb.teardown(self._result[1])
-        except BaseException as error:  # SystemExit too: nothing that wandb raises may end training
-            if not self.timed_out:
-                self._warn(f"wandb failed ({one_line(error)}); training goes on, and metrics.jsonl has everything")
-            force_teardown(wandb)
-        finally:
-            if wandb is not None:
-                remove_temporary_folders(wandb)
-            self._ended.set()
+        create_temporary_folders(wandb)
+        with wandb_environment(self._dir):
+            self._log_run(wandb, self._open_run(wandb))
+        wandb.teardown(self._result[1])
 
-    def _init(self, wandb: Any) -> Any:
+    def _open_run(self, wandb: Any) -> Any:
         """The wandb run. If it cannot be online, it is offline, with a warning."""
         config, labels = self._config, self._labels
-        wanted = settings_for(config.tracking)
 
         def init(mode: str) -> Any:
-            known = {k: v for k, v in (wanted | {"mode": mode}).items() if k in wandb.Settings.model_fields}
-            settings = wandb.Settings(**known)
-            set_up(wandb, settings, self._warn)  # before init, which would otherwise print and may prompt
-            return wandb.init(
-                mode=mode,
+            is_shared = self._load is not None and mode == "online"
+            return self.init(
+                wandb,
+                settings_for(config.tracking) | (shared_settings(0) if is_shared else {}),
+                mode="shared" if is_shared else mode,
                 id=self._run_id,
                 resume="allow",
                 dir=str(self._dir),
@@ -199,7 +126,6 @@ class WandbTracker:
                 tags=list(labels.tags) or None,
                 config=config.to_dict() | {"facts": {wandb_key(key): value for key, value in self._facts.items()}},
                 allow_val_change=self._resumed,
-                settings=settings,
             )
 
         try:
@@ -237,7 +163,7 @@ class WandbTracker:
             run.define_metric(wandb_key(key), step_metric="global_step", summary=f"{best.__name__},last")
         if "code" in self._config.tracking.share:
             run.log_code(str(SOURCE_DIR), name="source-mnist_dist", include_fn=lambda path: path.endswith(".py"))
-        while (call := self._queue.get()) is not None:
+        for call in self.queued_calls():
             call(wandb, run)
         summary, exit_code = self._result
         rows = read_rows(self._folder)
@@ -266,11 +192,11 @@ class WandbTracker:
 
 
 def settings_for(tracking: TrackingConfig) -> dict[str, Any]:
-    """wandb's settings: private except for what is shared."""
+    """wandb's settings: timeouts, and what is shared."""
     # Half of the time for init and half for finish leave time to start over offline, and to save what is not uploaded.
     half = tracking.timeout / 2
     timeouts = {"init_timeout": half, "finish_timeout": half, "finish_timeout_raises": True}
-    return PRIVATE_SETTINGS | timeouts | (SYSTEM_SETTINGS if "system" in tracking.share else {})
+    return timeouts | (SYSTEM_SETTINGS if "system" in tracking.share else {})
 
 
 def log(run: Any, step: int, timestamp: float, values: Mapping[str, Any]) -> None:
@@ -291,8 +217,3 @@ def best_values(rows: list[Row]) -> dict[str, dict[str, float]]:
         for key, values in found.items()
         if values
     }
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}".rstrip(": ")

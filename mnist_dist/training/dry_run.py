@@ -1,7 +1,7 @@
 """`run.as_processes=N`: in one process, check what N processes would meet, before anybody starts or rents them.
 
 Every rank's share comes from the real samplers. Rank 0 does real steps in torch's fake process group, which give its
-memory and what it sends. Nothing is written, and nothing is downloaded.
+memory and what it sends. Nothing is written but the data set, if it is missing.
 """
 
 from __future__ import annotations
@@ -10,30 +10,29 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import torch
-
 from mnist_dist.checkpoint.manager import VerifiedCheckpoint, newest_verified
+from mnist_dist.checkpoint.model_files import check_resumable_code
 from mnist_dist.checkpoint.resume_checks import check_resumable
 from mnist_dist.checkpoint.run_dir import newest_run_to_resume, resolve_checkpoint
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS, check_not_foreign, not_writable
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, RUNS, check_not_foreign, not_writable
 from mnist_dist.config.loader import LoadedConfig
 from mnist_dist.config.schema import Config
 from mnist_dist.config.validation import describe_processes, refusal
-from mnist_dist.console.console import open_console
-from mnist_dist.data.dataset import ImageSet, Splits, read_splits, split
+from mnist_dist.console.console import Console, open_console
+from mnist_dist.data.dataset import Splits, read_splits
 from mnist_dist.data.identity import check_resumable_data
-from mnist_dist.data.prepare import find_files, holds_other_data, is_default_root, provide_files, resolve_root
+from mnist_dist.data.prepare import provide_files, resolve_root
 from mnist_dist.distributed.fake_group import start_fake_runtime
 from mnist_dist.distributed.topology import Topology
+from mnist_dist.models import find_builder
+from mnist_dist.training.build_model import build_model, find_model
 from mnist_dist.training.dry_run_table import DryRun, print_dry_run
+from mnist_dist.training.initial_weights import load_initial_weights
 from mnist_dist.training.rank_plan import RankPlan, plan_ranks
 from mnist_dist.training.rank_shares import RankShares, find_rank_shares
 from mnist_dist.training.trial_step import StepCost, measure_step
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.files import expand_home
-
-MNIST_IMAGES = 60_000, 10_000
-"""Training and test images of MNIST, for where it is not downloaded yet."""
 
 
 def dry_run(loaded: LoadedConfig, topology: Topology) -> LoadedConfig | None:
@@ -60,14 +59,14 @@ def dry_run(loaded: LoadedConfig, topology: Topology) -> LoadedConfig | None:
     with noted(reasons):
         plan = plan_ranks(config, topology, count)
     with noted(reasons):
-        data, is_here = read_data(config)
+        data = read_data(config, console.print)
         with noted(reasons):
             checkpoint = find_checkpoint(config, data, console.warn)
         if plan is not None:
             shares = find_rank_shares(config, data, count, plan.shards)
             with noted(reasons):
-                cost = try_step(config, plan, data.train, shares)
-            print_dry_run(DryRun(config, plan, data, is_here, shares, cost, checkpoint), console)
+                cost = try_step(config, plan, data, shares, checkpoint is not None, console)
+            print_dry_run(DryRun(config, plan, data, shares, cost, checkpoint), console)
     if reasons:
         raise refusal(count, reasons)
     assert plan is not None
@@ -88,22 +87,14 @@ def noted(reasons: list[str]) -> Iterator[None]:
         reasons.append(str(error))
 
 
-def read_data(config: Config) -> tuple[Splits, bool]:
-    """The data set, and whether it is there. If MNIST would be downloaded, blank images in its place.
+def read_data(config: Config, say: Callable[[str], None]) -> Splits:
+    """The data set, downloaded as a run would do it.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    root, source = resolve_root(config.data.root), config.data.source
-    would_download = source != "local" and is_default_root(root) and not find_files(root) and not holds_other_data(root)
-    if not would_download:
-        files = provide_files(root, "local", lambda line: None)
-        return read_splits(files, config.data, config.run.seed, config.train_limit), True
-    train, test = (
-        ImageSet(torch.zeros(1, 1, 28, 28, dtype=torch.uint8).expand(count, 1, 28, 28), torch.arange(count) % 10)
-        for count in MNIST_IMAGES
-    )
-    return split(train, test, config.data, config.run.seed, config.train_limit), False
+    files = provide_files(resolve_root(config.data.root), config.data.source, say)
+    return read_splits(files, config.data, config.run.seed, config.train_limit)
 
 
 def find_checkpoint(config: Config, data: Splits, warn: Callable[[str], None]) -> VerifiedCheckpoint | None:
@@ -126,24 +117,36 @@ def find_checkpoint(config: Config, data: Splits, warn: Callable[[str], None]) -
     if checkpoint is not None:
         saved = checkpoint.parse().state
         check_resumable(config, saved["config"], checkpoint.folder)
+        check_resumable_code(saved["code"], find_builder(config.model.name).digests, checkpoint.folder)
         saved_root = saved["config"].get("data", {}).get("root", "")
         root = resolve_root(config.data.root)
         check_resumable_data(saved["data"], saved_root, data.digests, root, checkpoint.folder, warn)
     return checkpoint
 
 
-def try_step(config: Config, plan: RankPlan, data: ImageSet, shares: RankShares) -> StepCost | None:
+def try_step(
+    config: Config, plan: RankPlan, data: Splits, shares: RankShares, is_resumed: bool, console: Console
+) -> StepCost | None:
     """Do steps as rank 0, on this machine's GPU if the processes would have one; None if torch has no fake group.
 
+    Args:
+        is_resumed: whether a checkpoint has the weights, so that model.init_from does not count.
+
     Raises:
-        UserError: a step fails.
+        UserError: the weights of model.init_from do not fit, or a step fails.
     """
     cpu = plan.device == "cpu" or not plan.is_here
     precision = "no" if cpu and plan.precision == "fp16" else plan.precision
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     try:
         with start_fake_runtime(config, plan.topology, plan.shards, cpu) as runtime:
-            return measure_step(config, runtime, data.to(runtime.device), shares)
+            builder = find_model(config, runtime)
+            num_classes = len(config.data.classes)
+            model = build_model(builder, config, runtime, num_classes, len(data.train), console.warn)
+            if config.model.init_from and not is_resumed:
+                folder = expand_home(config.run.dir or str(RUNS / "new"), "run.dir=")
+                load_initial_weights(model, config, data, folder, runtime, console)
+            return measure_step(model, config, runtime, data.train.to(runtime.device), shares)
     except ImportError:
         return None
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

@@ -29,8 +29,6 @@ class DryRun:
     config: Config
     plan: RankPlan
     data: Splits
-    data_is_here: bool
-    """False: MNIST would be downloaded; `data` has as many blank images."""
     shares: RankShares
     cost: StepCost | None
     """None: not measured."""
@@ -78,9 +76,8 @@ def describe_images(found: DryRun) -> dict[str, str]:
     epochs, steps = config.train.epochs, shares.steps_per_epoch
     total = min(config.train.max_steps or epochs * steps, epochs * steps)
     microbatches = f" in {config.train.accumulate} microbatches" if config.train.accumulate > 1 else ""
-    assumed = "" if found.data_is_here else "; of MNIST, which each machine would download"
     facts = {
-        "data": data.describe() + assumed,
+        "data": data.describe(),
         "steps": f"{total:,} ({epochs} epoch{'s' * (epochs > 1)} x {steps:,})",
         "each batch": f"{sum(shares.batch):,} images: {describe_shares(shares.batch)}{microbatches}",
     }
@@ -97,7 +94,10 @@ def describe_memory(found: DryRun) -> dict[str, str]:
     cost, data, count = found.cost, found.data, found.plan.topology.world_size
     if cost is None:
         return {}
-    about = {"activations": f" for {cost.microbatch:,} images", "gathered": " from all processes, for a part of a step"}
+    about = {
+        "activations": f" for {cost.microbatch:,} image{'s' * (cost.microbatch > 1)}",
+        "gathered": " from all processes, for a part of a step",
+    }
     parts = {f"  {name}": f"{format_bytes(size)}{about.get(name, '')}" for name, size in cost.memory.items() if size}
     images = sum(split.images.nbytes + split.labels.nbytes for split in (data.train, data.val, data.test))
     facts = {

@@ -9,7 +9,7 @@ from mnist_dist.config.schema import Config
 from mnist_dist.data.dataset import Splits
 from mnist_dist.data.sampler import GlobalBatch
 from mnist_dist.training.evaluation import batch_rounds
-from mnist_dist.training.state import build_sampler
+from mnist_dist.training.state import sampler_of_rank
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def find_rank_shares(config: Config, data: Splits, world_size: int, shards: int)
     images, steps = len(data.train), 0
     first, last = [], []
     for rank in range(world_size):
-        sampler = build_sampler(config, images, rank=rank, world_size=world_size, shards=shards)
+        sampler = sampler_of_rank(config, images, rank, world_size, shards)
         steps = len(sampler)
         first.append(count_images(next(sampler.batches())))
         sampler.load_state_dict({"epoch": 0, "start": steps - 1})

@@ -8,17 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mnist_dist.checkpoint.model_files import write_model_files
 from mnist_dist.checkpoint.run_dir import RunDir, delete_summary, read_summary, write_config, write_summary
 from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE, STATUS
 from mnist_dist.config.validation import describe_early_stopping, describe_excess
 from mnist_dist.console.console import Console
 from mnist_dist.console.tee import TeeConsole
 from mnist_dist.data.dataset import Splits
+from mnist_dist.distributed.accelerate_trackers import start_tracker
 from mnist_dist.tracking.metrics_file import MetricsFile
+from mnist_dist.tracking.queued_tracker import one_line
 from mnist_dist.tracking.status_file import StatusFile
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, describe_tracking
 from mnist_dist.training.early_stopping import how_to_train_longer, summary_keys
+from mnist_dist.training.machine_load import share_load
 from mnist_dist.training.metric_logger import MetricLogger
 from mnist_dist.training.profiler import measure_peak_flops
 from mnist_dist.training.state import TrainingState
@@ -87,10 +91,14 @@ def train_and_test(
     if runtime.is_main:
         delete_summary(folder)
         write_config(folder, config)
+        write_model_files(folder, state.code)
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
     resolved = describe_resolved(state, data) | versions()
     has_media = wants_media(config, tracked, runtime)
-    tracker = open_tracker(tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved)
+    load = share_load(tracked, run_id, runtime, console.warn)
+    tracker = open_tracker(
+        tracked, folder, run_id, resumed, console.warn, runtime.is_main, resolved, start_tracker, load
+    )
     if isinstance(console, TeeConsole):
         console.copy_lines_to(tracker.write_logs)
 
@@ -113,8 +121,13 @@ def train_and_test(
         test = already_tested or trainer.evaluate("test")
         summary = runtime.broadcast(summarize(trainer, test, resumed_from))  # its times are those of rank 0
         code = EXIT_DONE
-    except Stopped:
+        tracker.alert("Run finished", f"{folder.name}: test accuracy {test.accuracy:.2%}", "INFO")
+    except Stopped as stopped:
         code = EXIT_STOPPED
+        tracker.alert("Run stopped", f"{folder.name}: {stopped}")
+        raise
+    except BaseException as error:
+        tracker.alert("Run failed", f"{folder.name}: {one_line(error)}", "ERROR")
         raise
     finally:
         console.close()

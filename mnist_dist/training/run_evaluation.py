@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from mnist_dist.checkpoint.load_model import load_model
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -38,13 +39,21 @@ class Evaluation:
 
 
 def evaluate_run(
-    topology: Topology, console: Console, run: str, split: str, checkpoint: str, root: str | None, precision: str | None
+    topology: Topology,
+    console: Console,
+    run: str,
+    split: str,
+    checkpoint: str,
+    root: str | None,
+    precision: str | None,
+    model: str | None = None,
+    trust: bool = False,
 ) -> Evaluation:
     """Evaluate the model of a run. Every rank must call it.
 
     Args:
         console: takes progress of a download, and warnings.
-        run, checkpoint: as in `load_model`.
+        run, checkpoint, model, trust: as in `load_model`.
         root: the folder of the run's data; None: the data.root of the run.
         precision: no, fp16 or bf16; None: as in training.
 
@@ -56,7 +65,7 @@ def evaluate_run(
         raise UserError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
     if precision not in (None, *PRECISIONS):
         raise UserError(f"precision {precision!r}: must be one of {', '.join(PRECISIONS)}")
-    loaded = load_model(run, checkpoint)
+    loaded = load_model(run, checkpoint, model, trust)
     config = loaded.config
     if config.run.device != "cpu":  # an accelerator that training insisted on is not needed here
         config = config.model_copy(update={"run": config.run.model_copy(update={"device": "auto"})})
@@ -68,15 +77,18 @@ def evaluate_run(
     with start_runtime(config, topology) as runtime:
         files = provide_files(folder, "local", console.print)
         splits = read_splits(files, config.data, config.run.seed, config.train_limit)
-        model = runtime.to_device(loaded.model)
-        mine = {"the checkpoint": {"step": loaded.step, "weights": short(weights_sha256(model))}}
+        network = runtime.to_device(loaded.model)
+        mine: dict[str, dict[str, Any]] = {
+            "the model's code": {name: short(digest) for name, digest in loaded.code.items()},
+            "the checkpoint": {"step": loaded.step, "weights": short(weights_sha256(network))},
+        }
         check_ranks_agree(runtime, mine | {"the data set": splits.shown_digests})
         check_split_data(split, loaded.digests, splits.digests, folder, console.warn)
         data = getattr(splits, split)
         if not len(data):
             raise UserError(f"split {split}: this run has none (data.val_size=0); use test or train")
         size, check_stop = config.train.eval_batch_size, partial(interrupt_if_asked, runtime)
-        metrics = evaluate(model, data.to(runtime.device), config.data, runtime, size, check_stop)
+        metrics = evaluate(network, data.to(runtime.device), config.data, runtime, size, check_stop)
         return Evaluation(metrics, loaded.step, config.data.classes, splits.digests, runtime.describe())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,7 @@ from mnist_dist.data.sampler import GlobalBatchSampler
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.distributed.strategy import build_strategy
 from mnist_dist.models.summary import count_flops, count_parameters
+from mnist_dist.models.user_code import digests_of
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.optim.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from mnist_dist.training.metrics import Counts, GradientNorms, Metrics
@@ -31,6 +33,7 @@ class TrainingState:
         model: on its device, with the same values on every rank. FSDP2 shards it in place.
         images: number of training images.
         initial_weights: where the model's weights are from.
+        code: source files of a model of the user's own, by relative path.
 
     Raises:
         UserError: with data.drop_last there is no full batch to train on.
@@ -43,16 +46,16 @@ class TrainingState:
         runtime: Runtime,
         images: int,
         initial_weights: InitialWeights | None = None,
+        code: Mapping[str, bytes] | None = None,
     ) -> None:
         self.config, self.runtime, self.model = config, runtime, model
+        self.code = dict(code or {})
         self.flops_per_image = 3 * count_flops(model)  # a backward pass costs as much as two forward passes
         self.strategy = build_strategy(model, config, runtime)
         self.local_model = self.strategy.local_model
         self.ema = build_ema(self.local_model, config.optim.ema)
         self.optimizer = build_optimizer(self.local_model, config.optim, fused=can_fuse(runtime))
-        self.sampler = build_sampler(
-            config, images, rank=runtime.rank, world_size=runtime.world_size, shards=runtime.shards
-        )
+        self.sampler = build_sampler(config, runtime, images)
         self.total_steps = config.train.epochs * len(self.sampler)
         self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
         self.progress = TrainProgress()
@@ -103,6 +106,7 @@ class TrainingState:
             "epoch_counts": epoch,
             "norms": asdict(self.norms.collect()),
             "scaler": self.runtime.mixed_precision.state_dict(),
+            "code": digests_of(self.code),
             "initial_weights": asdict(self.initial_weights),
         }
         full = self.strategy.full_state_dict
@@ -146,8 +150,13 @@ class TrainingState:
         self.epoch_counts.restore(saved.state["epoch_counts"], keep=self.runtime.is_main)
 
 
-def build_sampler(config: Config, images: int, *, rank: int, world_size: int, shards: int) -> GlobalBatchSampler:
-    """The sampler of the training images, for a rank.
+def build_sampler(config: Config, runtime: Runtime, images: int) -> GlobalBatchSampler:
+    """The sampler of the training images, for this rank. Raises UserError as `sampler_of_rank`."""
+    return sampler_of_rank(config, images, runtime.rank, runtime.world_size, runtime.shards)
+
+
+def sampler_of_rank(config: Config, images: int, rank: int, world_size: int, shards: int) -> GlobalBatchSampler:
+    """The sampler of the training images, for any rank.
 
     Args:
         images: number of training images.

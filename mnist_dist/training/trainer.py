@@ -156,7 +156,7 @@ class Trainer:
         Raises:
             TrainingError: train.nonfinite ends the run.
         """
-        rollback = apply_policy(self.train_step.guard, self.state, window, self.console.warn)
+        rollback = apply_policy(self.train_step.guard, self.state, window, self.warn_of_update)
         if rollback is None:
             return False
         assert self.rollback_data is not None
@@ -168,11 +168,16 @@ class Trainer:
         self.saved_step = progress.step
         self.train_step.restore_lr()
         self.metric_logger.rewind(progress.step)
-        self.console.warn(
+        self.warn_of_update(
             f"{rollback.reason}; rolled back to step {progress.step}, to continue at half the learning rate without "
             "the first of these batches"
         )
         return True
+
+    def warn_of_update(self, line: str) -> None:
+        """Say on the console, and by an alert, that an update was left out."""
+        self.console.warn(line)
+        self.metric_logger.tracker.alert("Update left out", line)
 
     def finish_epoch(self) -> None:
         """Evaluate, log the epoch, and save."""

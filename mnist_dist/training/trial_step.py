@@ -17,10 +17,9 @@ from mnist_dist.distributed.fake_group import TrafficCounter
 from mnist_dist.distributed.fixed_shards import FixedShardStrategy
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.distributed.step_output import image_losses
-from mnist_dist.models import create_model
 from mnist_dist.optim.optimizer import optimizer_tensors
 from mnist_dist.training.rank_shares import RankShares
-from mnist_dist.training.state import TrainingState, build_sampler
+from mnist_dist.training.state import TrainingState, sampler_of_rank
 from mnist_dist.training.train_step import TrainStep
 
 MAX_IMAGES = 64
@@ -44,17 +43,16 @@ class StepCost:
     """Bytes that a process sends, and receives, in a step."""
 
 
-def measure_step(config: Config, runtime: Runtime, data: ImageSet, shares: RankShares) -> StepCost:
+def measure_step(model: nn.Module, config: Config, runtime: Runtime, data: ImageSet, shares: RankShares) -> StepCost:
     """Do a step of each size that some rank meets, and measure the first one. Every rank must call it.
 
     Args:
+        model: on its device. It is trained, and sharded with FSDP2.
         data: the training images, on the device.
 
     Raises:
         UserError: the model, the strategy or the optimizer refuses.
     """
-    torch.manual_seed(config.run.seed)
-    model = runtime.to_device(create_model(config.model.name))
     outline = copy.deepcopy(model)
     state = TrainingState(model, config, runtime, images=len(data))
     train_step = TrainStep(state)
@@ -93,8 +91,7 @@ def trial_batches(config: Config, runtime: Runtime, data: ImageSet, shares: Rank
     for share in (min(last), max(last)):
         chosen.setdefault(share, (last.index(share), shares.steps_per_epoch - 1))
     for rank, start in chosen.values():
-        size, shards = runtime.world_size, runtime.shards
-        sampler = build_sampler(config, len(data), rank=rank, world_size=size, shards=shards)
+        sampler = sampler_of_rank(config, len(data), rank, runtime.world_size, runtime.shards)
         sampler.load_state_dict({"epoch": 0, "start": start})
         loader = DeviceLoader(data, sampler, config.data, augment=not config.train.overfit_batches)
         yield next(iter(loader))

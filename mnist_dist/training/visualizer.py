@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from mnist_dist.config.schema import Config
 from mnist_dist.data.dataset import Splits
 from mnist_dist.data.loader import normalize
 from mnist_dist.distributed.runtime import Runtime
-from mnist_dist.models import ImageClassifier
+from mnist_dist.models.classifier import probabilities
 from mnist_dist.models.feature_maps import feature_maps, filters, montage
 from mnist_dist.tracking.media import Example, Histogram, Media
 from mnist_dist.tracking.tracker import Tracker
@@ -86,10 +86,10 @@ class Visualizer:
         table = torch.tensor(rows).reshape(-1, ROW_SIZE)
         indices = table[:, INDEX].long()
         images = self.data.images[indices.to(self.data.images.device), 0].cpu().numpy()
-        probabilities = cast(ImageClassifier, model).probabilities(table[:, LOGITS:]).tolist()
+        chances = probabilities(model, table[:, LOGITS:]).tolist()
         predicted = table[:, LOGITS:].argmax(1).tolist()
         return tuple(
-            Example(index, images[i], int(rows[i][LABEL]), predicted[i], tuple(probabilities[i]), rows[i][LOSS])
+            Example(index, images[i], int(rows[i][LABEL]), predicted[i], tuple(chances[i]), rows[i][LOSS])
             for i, index in enumerate(indices.tolist())
         )
 
@@ -174,7 +174,11 @@ def wants_media(config: Config, tracked: Config, runtime: Runtime) -> bool:
         tracked: the configuration with the tracking mode that rank 0 resolved.
     """
     tracking = config.tracking
-    if tracking.mode == "disabled" or not (tracking.examples or tracking.histograms):
+    if not (tracking.examples or tracking.histograms):
+        return False
+    if tracking.also and tracking.examples:
+        return True  # which no environment variable turns off
+    if tracking.mode == "disabled":
         return False
     return runtime.broadcast(runtime.is_main and tracking_mode(tracked.tracking)[0] != "disabled")
 

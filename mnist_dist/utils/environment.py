@@ -51,6 +51,7 @@ def restored_process() -> Iterator[None]:
     start_method = multiprocessing.get_start_method(allow_none=True)
     try:
         with restored_environment(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")  # tqdm in a notebook; accelerate imports it
             yield
     finally:
         sys.excepthook, sys.exit = hooks

@@ -90,7 +90,7 @@ def key_of(item: Any) -> str:
 
 
 def sections_of(config: Config) -> list[Section]:
-    return describe(config, *names(config.model.name))
+    return describe(config, *names(config))
 
 
 def keys_of(sections: list[Section]) -> list[str]:

@@ -32,8 +32,10 @@ COMMANDS = (
     "dashboard",
     "config",
 )
-WITH_SETTINGS = ("doctor", "dashboard")
+WITH_SETTINGS = ("models", "doctor", "dashboard")
 """Commands that hand the arguments which they do not know to the configuration's loader."""
+MY_NET = "from torch import nn\n\ndef build(width=8):\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, width), "
+MY_NET += "nn.ReLU(), nn.Linear(width, 10))\n"
 RUN = (
     *("--data.root=data", "--data.source=local", "--data.val_size=50", "--run.dir=runs/digits", "--run.threads=1"),
     *("--model.name=basic", "--train.epochs=1", "--train.batch_size=50", "--train.precision=no", "--run.device=cpu"),
@@ -97,14 +99,16 @@ def run_commands(home: Path, commands: list[list[str]]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the examples name: data in `data`, a run in `runs/digits`, and a picture."""
+    """A folder with what the examples name: data, a picture, a run, and my_net.py with a run of it."""
     home = tmp_path_factory.mktemp("home")
     (home / "data").mkdir()
     write_digits(home / "data", train=250, test=50)
     picture = Image.new("L", (28, 28))
     picture.paste(255, (8, 8, 20, 12))
     picture.save(home / "seven.png")
-    assert run_ranks(1, run_commands, home, [["train", *RUN]]) == [[0]]
+    (home / "my_net.py").write_text(MY_NET)
+    mine = ["train", *RUN, "--run.dir=runs/mine", "--model.name=my_net.py:build"]
+    assert run_ranks(1, run_commands, home, [mine, ["train", *RUN]]) == [[0, 0]]
     return home
 
 

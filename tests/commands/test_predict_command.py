@@ -58,7 +58,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, data: DataConfig) -> list[tuple[st
     """Make `load_model` give RowReader with this configuration; records what it is asked for."""
     asked: list[tuple[str, str]] = []
 
-    def load_model(run: str, checkpoint: str = "last") -> types.SimpleNamespace:
+    def load_model(run: str, checkpoint: str, model: str | None, trust: bool) -> types.SimpleNamespace:
+        assert (model, trust) == (None, False)
         asked.append((run, checkpoint))
         return types.SimpleNamespace(config=Config(data=data), model=RowReader().eval(), step=1, digests={})
 

@@ -19,7 +19,7 @@ from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.step_timer import EventTimer
 from mnist_dist.distributed.topology import read_topology
 
-BASE, DELAY = 0.02, 0.06
+BASE, DELAY = 0.03, 0.1
 """Seconds of each step of each rank, which hide the noise of a busy machine; and those that the slow rank adds."""
 PHASES = {
     "data": "gathering the batch",
@@ -120,8 +120,7 @@ def test_a_slow_rank_is_named_with_its_phase(strategy: str, ranks: int, tmp_path
         assert behind == [FIRST + SPELL * i + 3 + j for i in range(len(PHASES)) for j in range(3)]
         slow = rows[FIRST + 2]
         assert slow["step_seconds.slowest_rank"] == 1
-        assert slow["step_seconds.ratio"] == pytest.approx(slow["step_seconds.most"] / slow["step_seconds.least"], 0.3)
-        assert slow["step_seconds.ratio"] > 1.5
+        assert 1.5 < slow["step_seconds.ratio"] <= 1.001 * slow["step_seconds.most"] / slow["step_seconds.least"]
 
 
 def test_equal_ranks_raise_no_alarm(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def state_of(step: int) -> dict[str, Any]:
         "config": Config().to_dict(),
         "machine": {"torch": "2.10", "kernels": "cpu"},
         "data": {"train": "0123456789abcdef" * 4, "test": "f" * 64},
+        "code": {},
         "initial_weights": {
             "source": "runs/a/checkpoints/step-00000009",
             "sha256": "a" * 64,

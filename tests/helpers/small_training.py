@@ -99,7 +99,10 @@ def build_trainer(
     state = TrainingState(model, config, runtime, images=len(data.train))
     if resume is not None:
         state.restore(resume, "here")
-    tracker: Any = SimpleNamespace(log=lambda row: None, log_media=log_media, alert=lambda *event: None)
+    alerts: list[tuple[str, ...]] = []
+    tracker: Any = SimpleNamespace(
+        log=lambda row: None, log_media=log_media, alert=lambda *event: alerts.append(event), alerts=alerts
+    )
     metrics_file = metrics_file or MetricsInMemory([] if rows is None else rows)
     peak_flops = profiler.measure_peak_flops(runtime) if config.train.profile else 0.0
     return Trainer(

@@ -43,9 +43,9 @@ def test_it_is_written_at_the_start_once_a_second_and_at_the_end(
     ("error", "state", "message"),
     [
         (Stopped("at step 5, with a checkpoint"), "stopped", "at step 5, with a checkpoint"),
-        (TrainingError("rank 1 is gone"), "failed", "TrainingError rank 1 is gone"),
-        (ZeroDivisionError("a\nb"), "failed", "ZeroDivisionError a b"),
-        (KeyboardInterrupt(), "failed", "KeyboardInterrupt"),
+        (TrainingError("rank 1 is gone"), "failed", "rank 1 is gone"),
+        (ZeroDivisionError("a\nb"), "failed", "ZeroDivisionError: a b"),
+        (KeyboardInterrupt(), "failed", "KeyboardInterrupt:"),
     ],
 )
 def test_it_says_how_a_run_ended(error: BaseException, state: str, message: str, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ DRIVER = """
     import json, os, signal, sys, threading
     from pathlib import Path
     import psutil
-    from mnist_dist.tracking import wandb_tracker
+    from mnist_dist.tracking import queued_tracker
     from mnist_dist.config.schema import Config, TrackingConfig
     from mnist_dist.utils.exit import exit_with
     from mnist_dist.tracking.tracker import open_tracker
@@ -266,7 +266,7 @@ def test_wandb_that_hangs_is_never_waited_for_but_at_the_end(tmp_path: Path, fak
 def test_what_wandb_does_not_take_is_not_hoarded(tmp_path: Path, take: str) -> None:
     script = f"""
         from mnist_dist.tracking.media import Media
-        wandb_tracker.MAX_QUEUED{"" if "row" in take else "_MEDIA"} = 5
+        queued_tracker.MAX_QUEUED{"" if "row" in take else "_MEDIA"} = 5
         tracker = start()
         for step in range(100):
             tracker.{take}

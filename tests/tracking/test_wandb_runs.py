@@ -23,6 +23,7 @@ RECIPE = (
     *("--run.device=cpu", "--run.threads=1", "--run.dir=run", "--data.source=local", "--data.val_size=30"),
     *("--model.name=basic", "--train.epochs=3", "--train.batch_size=24", "--optim.ema=0.5", "--optim.lr=0.01"),
     *("--tracking.mode=offline", "--tracking.log_steps=1", "--tracking.timeout=100"),
+    "--tracking.alerts=true",
 )
 STEPS = 5  # of an epoch
 AT_STEP_7 = """
@@ -35,6 +36,9 @@ from mnist_dist.utils.exit import exit_with
 
 def stop():
     os.kill(os.getpid(), signal.SIGTERM)
+
+def fail():
+    raise OSError("no")
 
 def kill_service():
     while not trackers[0].view_hint:  # wandb has begun
@@ -116,6 +120,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 def test_wandb_has_every_row_and_the_summary(whole: Whole) -> None:
     recorded = whole.recorded
     assert recorded.exit_code == 0
+    assert recorded.alerts == [("Run finished", f"run: test accuracy {whole.summary['test.accuracy']:.2%}", "INFO")]
     for row in read_rows(whole.folder):
         wanted = {key.replace(".", "/"): value for key, value in row.items() if not isinstance(value, list)}
         wanted |= {"global_step": wanted.pop("step"), "_timestamp": wanted.pop("time")}
@@ -178,6 +183,7 @@ def test_a_stopped_run_goes_on_as_the_same_run(whole: Whole, data: Path, tmp_pat
     assert train(tmp_path, data, at_step_7="stop").code == 3
     (first,) = segments(tmp_path / "run")
     assert first.exit_code == 3
+    assert first.alerts == [("Run stopped", "run: at step 7, with a checkpoint", "WARN")]
     assert first.summary["val/loss"] == best(tmp_path / "run", "val.loss", min)
     best_model, newest = models(first)
     assert (sorted(best_model.aliases), best_model.metadata["step"]) == (["best", "latest"], STEPS)
@@ -194,6 +200,12 @@ def test_a_stopped_run_goes_on_as_the_same_run(whole: Whole, data: Path, tmp_pat
     assert logged == whole.recorded.logged("train/loss")  # nothing twice, nothing missing
     assert second.summary["val/loss"] == whole.recorded.summary["val/loss"]  # of both segments
     assert second.summary["weights_sha256"] == whole.summary["weights_sha256"]
+
+
+def test_a_run_that_fails_says_so_by_an_alert(data: Path, tmp_path: Path) -> None:
+    assert train(tmp_path, data, "--tracking.artifacts=false", at_step_7="fail").code == 1
+    (recorded,) = segments(tmp_path / "run")
+    assert recorded.alerts == [("Run failed", "run: OSError: no", "ERROR")]
 
 
 def test_a_service_that_is_killed_in_a_run_changes_nothing(whole: Whole, data: Path, tmp_path: Path) -> None:

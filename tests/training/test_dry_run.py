@@ -17,9 +17,11 @@ from small_training import BASICS, synthetic_images, train
 from torch import nn
 
 from mnist_dist.config.loader import load
+from mnist_dist.console.console import Console
 from mnist_dist.data.dataset import Splits
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import Topology, read_topology
+from mnist_dist.models import create_model
 from mnist_dist.train import main
 from mnist_dist.training.dry_run import try_step
 from mnist_dist.training.evaluation import evaluate
@@ -78,18 +80,21 @@ def cost_of_a_step(strategy: str, as_processes: int = 0) -> StepCost | None:
     """What a step costs a real rank, or with `as_processes` one that is alone, which is then left as it was."""
     if strategy == "fsdp":
         os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
-    topology, train = read_topology(), digits().train
+    topology, data = read_topology(), digits()
     arguments = [*BASICS, *SIZES, *STRATEGIES[strategy], f"--run.as_processes={as_processes}"]
     config = load(arguments, topology.world_size, topology.fsdp).config
     if as_processes:
         before = dict(os.environ), torch.get_num_threads(), torch.get_rng_state().tolist()
         plan = plan_ranks(config, topology, as_processes)
-        cost = try_step(config, plan, train, find_rank_shares(config, digits(), as_processes, plan.shards))
+        shares = find_rank_shares(config, data, as_processes, plan.shards)
+        cost = try_step(config, plan, data, shares, False, Console())
         assert (dict(os.environ), torch.get_num_threads(), torch.get_rng_state().tolist()) == before
         assert not dist.is_initialized()
         return cost
     with start_runtime(config, topology) as runtime:
-        return measure_step(config, runtime, train, find_rank_shares(config, digits(), 2, runtime.shards))
+        torch.manual_seed(0)
+        model = runtime.to_device(create_model(config.model.name))
+        return measure_step(model, config, runtime, data.train, find_rank_shares(config, data, 2, runtime.shards))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -193,6 +198,10 @@ def test_table_fits_the_terminal(columns: int, home: Path) -> None:
             ("data.drop_last=true leaves nothing",),
         ),
         (("--run.as_processes=16", "--run.dir=data"), ("run.dir=data: holds no run",)),
+        (
+            ("--run.as_processes=16", "--run.dir=data", "--model.init_from=none"),
+            ("(1) run.dir=data: holds no run", "(2) model.init_from=none: "),
+        ),
         (("--run.as_processes=16", "--data.root=none"), ("no data set in ",)),
     ],
 )
@@ -209,7 +218,7 @@ def test_what_would_be_refused(arguments: tuple[str, ...], reasons: tuple[str, .
 
 def test_step_that_fails_on_one_image_is_refused(home: Path) -> None:
     model = "lambda name: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))"
-    patch = f"from torch import nn\nfrom mnist_dist.training import trial_step\ntrial_step.create_model = {model}"
+    patch = f"from torch import nn\nfrom mnist_dist.training import dry_run\ndry_run.create_model = {model}"
     ended = dry(home, "--run.as_processes=48", "--run.dir=data", before=patch)
     assert ended.code == 2
     assert "would be refused: (1) run.dir=data: holds no run" in ended.err

@@ -94,7 +94,7 @@ def test_a_target_that_is_not_reached_is_an_error_of_all_ranks(tmp_path: Path) -
 
 
 SETTINGS = {
-    "patience within an epoch": config(FROZEN, epochs=3, eval_steps=3, patience=2),
+    "patience within an epoch": config(FROZEN, epochs=3, eval_steps=3, patience=2, log_steps=4),
     "patience at an epoch's end": config(FROZEN, epochs=3, patience=1),
     "target": config(LEARNS | {"ema": 0.5}, epochs=3, eval_steps=3, target_accuracy=0.3, log_steps=50),
 }
@@ -255,6 +255,11 @@ def test_max_minutes_counts_the_time_before_a_resume(tmp_path: Path, monkeypatch
     more = settings.model_copy(update={"train": settings.train.model_copy(update={"max_minutes": 1.0})})
     longer = start(more, tmp_path, DATA, resume=newest_verified(tmp_path, pytest.fail).folder, before=clock.tick(5.0))
     assert ended(longer)[:2] == (12, "max_minutes")
+
+
+def test_the_time_is_kept_without_a_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(config(FROZEN, max_steps=3), tmp_path, DATA, before=Clock(monkeypatch).tick(5.0))
+    assert load_verified(tmp_path / "step-00000003").parse().state["progress"]["wall_seconds"] == 15.0
 
 
 # Several ranks

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_training import run_forked
+from forked_training import PLAIN, run_forked
 from programs import Ended, write_digits
 
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER
@@ -16,6 +16,8 @@ COMMON = (
     *("--data.root=digits", "--data.source=local", "--data.val_size=40", "--model.name=basic", "--train.batch_size=40"),
     *("--train.precision=no", "--run.threads=1", "--run.device=cpu", "--tracking.mode=disabled", "--optim.lr=0.001"),
 )
+FAILING = f"from mnist_dist.training.trainer import Trainer\nTrainer.train = None\n{PLAIN}"
+"""A program whose training fails."""
 CONSTANT = ("--optim.schedule=constant", "--optim.warmup=0")
 
 
@@ -55,6 +57,8 @@ def test_a_finished_run_trains_more_epochs_on_a_constant_schedule(work: Path) ->
     assert train(work, *CONSTANT, "--run.dir=run", "--train.epochs=1").code == EXIT_DONE
     stopped = train(work, *CONSTANT, "--run.dir=run", "--train.epochs=1")
     assert "run holds this run, finished; more --train.epochs let it train on; " in stopped.out
+    assert run_forked([*COMMON, *CONSTANT, "--run.dir=run", "--train.epochs=2"], work, FAILING).code == EXIT_FAILED
+    assert not (work / "run" / "summary.json").exists()  # it is not finished any more
     assert train(work, *CONSTANT, "--run.dir=run", "--train.epochs=3").code == EXIT_DONE
     for key in ("weights_sha256", "test.loss", "val.loss", "train.steps", "train.epochs", "train.stop_reason"):
         assert summary(work, "run")[key] == summary(work, "whole")[key]

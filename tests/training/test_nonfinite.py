@@ -155,6 +155,7 @@ def test_skipping_an_update_equals_skipping_its_batch_bit_for_bit(tmp_path: Path
     assert skipped.sha256 == expected.sha256
     assert comparable(skipped.rows) == comparable(expected.rows)
     assert (skipped.trainer.progress.nonfinite_skips, expected.trainer.progress.nonfinite_skips) == (2, 0)
+    assert skipped.trainer.metric_logger.tracker.alerts == [("Update left out", text) for text in skipped.warnings]
     assert [text.split(";")[0] for text in skipped.warnings] == [
         f"the gradient was not finite in 1 of the steps from {first + 1} to {noticed}"
         for first, noticed in (
@@ -270,6 +271,7 @@ def test_a_rollback_restores_the_last_checkpoint_halves_the_rate_and_skips_the_b
     assert not run.error
     progress = run.trainer.progress
     assert (progress.rollbacks, progress.skip_batches, progress.nonfinite_skips) == (2, [1, SECOND_NAN_BATCH], 0)
+    assert run.trainer.metric_logger.tracker.alerts == [("Update left out", text) for text in run.warnings]
     assert [text.split("; ")[1] for text in run.warnings] == [
         "rolled back to step 0, to continue at half the learning rate without the first of these batches",
         "rolled back to step 4, to continue at half the learning rate without the first of these batches",
