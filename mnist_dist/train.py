@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.checkpoint.run_paths import CONFIG
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, CONFIG
 from mnist_dist.checkpoint.state import check_config_readable
 from mnist_dist.config.arguments import check_config
 from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
@@ -138,15 +138,17 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
 
     import torch
 
+    from mnist_dist.checkpoint.manager import list_checkpoints
     from mnist_dist.checkpoint.model_files import check_resumable_code
     from mnist_dist.checkpoint.resume_checks import check_resumable, warn_if_other_hardware
     from mnist_dist.checkpoint.run_dir import open_run_dir, prepare_run_dir
     from mnist_dist.checkpoint.run_lock import RunLock
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
-    from mnist_dist.data.dataset import read_splits
+    from mnist_dist.data.dataset import name_classes, read_splits
     from mnist_dist.data.identity import check_resumable_data
     from mnist_dist.data.prepare import is_default_root, provide_files, resolve_root
+    from mnist_dist.data.sets import check_named_right
     from mnist_dist.distributed.consistency import check_ranks_agree
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.tracking.tracker import new_run_id
@@ -164,16 +166,18 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         console = TeeConsole(console)
 
     # The data files, before any rank waits for another. Into the default folder one process per machine downloads them.
-    root = resolve_root(config.data.root)
-    if topology.is_local_main or not is_default_root(root):
-        provide_files(root, config.data.source, console.print)
+    name = config.data.name
+    root = resolve_root(config.data.root, name)
+    if topology.is_local_main or not is_default_root(root, name):
+        provide_files(root, config.data.source, console.print, name)
 
     run_lock = RunLock(topology.launcher_pid, topology.worker_pid, topology.restart_count, dump(config))
     with run_lock as lock, start_runtime(config, topology) as runtime:
         check_ranks(loaded, runtime, console)
-        files = provide_files(root, "local", console.print)
+        files = provide_files(root, "local", console.print, name)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
         check_ranks_agree(runtime, {"the data set": data.shown_digests})
+        config = name_classes(config, data)
         builder = find_model(config, runtime)
 
         # The run directory, locked, and the checkpoint to resume from. Rank 0 opens and reads them for all ranks, which
@@ -188,11 +192,12 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         if saved and run_dir.same_run:
             run_id: str = saved.state["run_id"]
         else:
+            check_named_right(name, files)
             run_id = runtime.run_on_main(lambda: new_run_id(config, run_dir.folder))
 
         # The model: the same on all ranks.
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
-        num_classes = len(config.data.classes)
+        num_classes = len(config.data.class_names)
         model = build_model(builder, config, runtime, num_classes, len(data.train), console.warn)
 
         # The training state: restored from the checkpoint, then wrapped for training.
@@ -215,6 +220,11 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
                     run = train_and_test(train_step, data, console, run_dir, run_id, key_check, status_file)
                 except Stopped as stopped:
                     raise Stopped(f"{stopped}; {how_to_go_on(config, topology, arguments, run_dir)}") from stopped
+                except BaseException:  # an error, or a second Ctrl-C
+                    if topology.is_main and (checkpoints := list_checkpoints(run_dir.folder / CHECKPOINTS)):
+                        how = how_to_go_on(config, topology, arguments, run_dir)
+                        console.print(f"the newest checkpoint is {checkpoints[-1].name}; {how}")
+                    raise
         lock.mark_finished()
     return run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -31,6 +32,7 @@ SETTINGS = {
     "run.quiet": True,
     "tracking.mode": "disabled",
 }
+DOCUMENT = Path(__file__).parents[1] / "docs" / "python.md"
 EXAMPLES = ("mnist_dist", "mnist_dist.api", "mnist_dist.config.schema", "mnist_dist.train", "mnist_dist.training.run")
 EXAMPLES += ("mnist_dist.checkpoint.trained_model", "mnist_dist.utils.errors")
 ORDERS = """
@@ -161,18 +163,26 @@ def test_refused_before_torch_is_needed(
 
 
 def run_examples(folder: Path) -> list[tuple[str, int, int]]:
-    """Run the examples of the docstrings; for each module, how many there are, and how many failed."""
+    """Run the blocks of docs/python.md in one namespace, then the examples in docstrings.
+
+    Returns:
+        Each module, how many examples it has, and how many failed.
+    """
     os.chdir(folder)
     os.environ["XDG_CACHE_HOME"] = str(folder)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         del os.environ[name]
     overrides = {"model.name": "basic", "data.val_size": 100, "run.dir": "runs/digits", "run.quiet": True}
     train(Config.from_recipe("debug", overrides))
+    namespace: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL):
+        if "notebook_launcher" not in block:  # tests/launch has those
+            exec(block, namespace)
     results = [doctest.testmod(import_module(name), optionflags=doctest.ELLIPSIS) for name in EXAMPLES]
     return [(name, found.attempted, found.failed) for name, found in zip(EXAMPLES, results, strict=True)]
 
 
-def test_the_examples_in_docstrings(tmp_path: Path) -> None:
+def test_the_examples_in_the_document_and_in_docstrings(tmp_path: Path) -> None:
     (tmp_path / "mnist_dist").mkdir()
     write_digits(tmp_path / "mnist_dist", train=2500, test=1000)
     [results] = run_ranks(1, run_examples, tmp_path)

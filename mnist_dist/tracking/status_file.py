@@ -90,5 +90,5 @@ class StatusFile:
         elif isinstance(error, Stopped):
             self._write("stopped", str(error))
         else:
-            kind = "" if isinstance(error, (TrainingError, UserError)) else f"{type(error).__name__}: "
-            self._write("failed", " ".join(f"{kind}{error}".split()))
+            name = "" if isinstance(error, (TrainingError, UserError)) else f"{type(error).__name__}: "
+            self._write("failed", " ".join(f"{name}{error}".split()))

@@ -125,7 +125,8 @@ def find_notes(found: DryRun) -> Iterator[str]:
     count, local = plan.topology.world_size, plan.topology.local_world_size
     if config.run.device == "auto" and plan.device == "cpu":
         yield "for processes with a GPU each, which this machine does not have, add --run.device=cuda"
-    yield from describe_excess(config, len(found.data.train), len(found.data.test), local, os.cpu_count() or 1)
+    processes, images = local if plan.is_here else 1, found.data
+    yield from describe_excess(config, len(images.train), len(images.test), processes, os.cpu_count() or 1)
     if plan.device == "cpu" and local > plan.cores and not config.run.threads:
         yield f"{local} processes would share {plan.cores} cores if all were on a machine like this one"
     if without := sum(not share for share in shares.last_batch):
@@ -136,6 +137,8 @@ def find_notes(found: DryRun) -> Iterator[str]:
         yield f"the last bits of the weights depend on the number of processes{advice if can_shard else ''}"
     if found.cost is None:
         yield "memory and traffic were not measured: no step could be tried here"
+    if found.cost and plan.precision == "fp16" and not plan.is_here:
+        yield "activations were measured in fp32; in fp16 they take about half of that"
     if config.train.compile != "no":
         yield "torch.compile was not tried here"
     if found.cost and found.cost.microbatch > MAX_IMAGES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ class Source:
     """A safetensors file."""
     is_average: bool
     """Whether they are the run's average of weights (optim.ema)."""
-    model_name: str
-    """The run's model.name; empty for a file."""
+    model: str
+    """Options that name the run's model; empty for a file."""
     trained_on: tuple[TrainingImages, ...]
 
 
@@ -59,8 +60,8 @@ def load_initial_weights(
         tensors = parse_tensors(source.content, allow_metadata=True)
         new = find_new_tensors(model, tensors)
     except ValueError as error:
-        other = source.model_name not in ("", config.model.name)
-        hint = f"; they are of --model.name={source.model_name}" if other else ""
+        other = source.model not in ("", describe_model(config.to_dict()["model"]))
+        hint = f"; they are of {source.model}" if other else ""
         raise UserError(f"model.init_from={source.path}: {error}{hint}") from None
     model.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in new}, strict=False)
     console.print(f"initial weights: {describe_loaded(model, source, new)}{describe_other_data(source, data)}")
@@ -99,7 +100,14 @@ def read_source(config: Config, run_dir: Path) -> Source:
     images = TrainingImages(saved.state["data"].get("train", ""), settings["run"]["seed"], data["val_size"], limit)
     earlier = InitialWeights.from_json(saved.state["initial_weights"]).trained_on
     content = checkpoint.files[TENSOR_FILES["ema" if saved.ema else "model"]]
-    return Source(str(checkpoint.folder), content, bool(saved.ema), settings["model"]["name"], (*earlier, images))
+    model = describe_model(settings["model"])
+    return Source(str(checkpoint.folder), content, bool(saved.ema), model, (*earlier, images))
+
+
+def describe_model(settings: Mapping[str, Any]) -> str:
+    """The options that name a model, given the settings of `model`."""
+    arguments = [f" --model.args.{name}={value}" for name, value in settings["args"].items()]
+    return f"--model.name={settings['name']}{''.join(arguments)}"
 
 
 def read_file(path: Path) -> bytes:

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import psutil
@@ -17,13 +17,13 @@ ENTRIES = ("mnist_dist.train", "train", "train.py")
 
 
 def resume_command(arguments: Sequence[str], extra: Sequence[str], launcher_pid: int, by_other_launcher: bool) -> str:
-    """The command that was given, with further arguments, quoted for the shell.
+    """The command that was given, with further arguments in place of earlier ones, quoted for the shell.
 
     Where it is not known (srun, mpirun, a launcher that has ended or starts a script), it says what to add to it.
 
     Args:
         arguments: those of the training program.
-        extra: arguments to add, which win over earlier ones.
+        extra: arguments to add, as `--key=value`.
         launcher_pid: process id of the launcher that is this process's parent; 0 without one.
         by_other_launcher: whether a launcher started this process that is not its parent.
     """
@@ -37,7 +37,21 @@ def resume_command(arguments: Sequence[str], extra: Sequence[str], launcher_pid:
         by_other_launcher |= command[-count:] != own[-count:]
     if by_other_launcher:
         return f"the same command with {shlex.join(extra)}" if extra else "the same command"
-    return shlex.join([*typed(command), *extra])
+    kept = drop_options(given, {argument.partition("=")[0] for argument in extra})
+    return shlex.join([*typed(command[: len(command) - len(given)]), *kept, *extra])
+
+
+def drop_options(arguments: Sequence[str], options: Collection[str]) -> list[str]:
+    """Arguments without these options, given as `--key=value` or as `--key value`."""
+    kept: list[str] = []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if argument.partition("=")[0] not in options:
+            kept.append(argument)
+        elif "=" not in argument and queue and not queue[0].startswith("--"):
+            queue.pop(0)
+    return kept
 
 
 def command_line(pid: int) -> list[str]:

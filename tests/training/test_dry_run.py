@@ -217,8 +217,11 @@ def test_what_would_be_refused(arguments: tuple[str, ...], reasons: tuple[str, .
 
 
 def test_step_that_fails_on_one_image_is_refused(home: Path) -> None:
-    model = "lambda name: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))"
-    patch = f"from torch import nn\nfrom mnist_dist.training import dry_run\ndry_run.create_model = {model}"
+    patch = (
+        "from torch import nn\nfrom mnist_dist.training import dry_run\nmeasure = dry_run.measure_step\n"
+        "model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))\n"
+        "dry_run.measure_step = lambda _, *others: measure(model, *others)"
+    )
     ended = dry(home, "--run.as_processes=48", "--run.dir=data", before=patch)
     assert ended.code == 2
     assert "would be refused: (1) run.dir=data: holds no run" in ended.err
@@ -269,3 +272,11 @@ def test_gpus_of_this_machine_give_the_number_of_machines(monkeypatch: pytest.Mo
     assert (plan.topology.machines, plan.topology.local_world_size) == (8, 8)
     on_cpu = plan_ranks(load(["--run.device=cpu", "--train.precision=no"]).config, Topology(), 64)
     assert (on_cpu.device, on_cpu.topology.machines) == ("cpu", 1)
+
+
+def test_without_a_fake_group_all_else_is_shown(home: Path) -> None:
+    module = "torch.testing._internal.distributed.fake_pg"
+    ended = dry(home, "--run.as_processes=16", before=f"import sys\nsys.modules['{module}'] = None")
+    assert (ended.code, ended.out.splitlines()[-1]) == (0, "16 processes: would train")
+    assert "3 per process" in ended.out
+    assert "note: memory and traffic were not measured" in ended.out

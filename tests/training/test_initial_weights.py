@@ -187,7 +187,7 @@ def test_a_run_that_is_named_last_is_another_one(tmp_path: Path, work: Path, mon
     found = read_source(config("--model.init_from=last"), Path("runs/own"))
     assert found.path == "runs/one/checkpoints/step-00000004"
     assert found.is_average
-    assert found.model_name == "basic"
+    assert found.model == "--model.name=basic"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def splits(settings: Config) -> Splits:
 
 
 def source(*trained_on: TrainingImages) -> Source:
-    return Source("runs/a", b"", False, "basic", trained_on)
+    return Source("runs/a", b"", False, "--model.name=basic", trained_on)
 
 
 @pytest.mark.parametrize(

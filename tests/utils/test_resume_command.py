@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness import run_ranks
+from programs import write_digits
 
+from mnist_dist.train import main
+from mnist_dist.training import run as run_module
 from mnist_dist.utils import resume_command as module
+from mnist_dist.utils.errors import EXIT_FAILED, TrainingError
 from mnist_dist.utils.resume_command import resume_command
 
 ARGUMENTS = ["--config", "debug", "--run.seed=1"]
@@ -43,6 +48,16 @@ def test_one_process(own: list[str], shown: str, programs_on_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
+    "given",
+    [["--run.resume=never", "--config", "debug"], ["--run.resume", "never", "--config", "debug", "--run.dir=a"]],
+)
+def test_earlier_values_are_replaced(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "mnist_dist.train", *given])
+    found = resume_command(given, ["--run.dir=b", "--run.resume=auto"], 0, False)
+    assert found == "python -m mnist_dist.train --config debug --run.dir=b --run.resume=auto"
+
+
+@pytest.mark.parametrize(
     ("launcher", "shown"),
     [
         (
@@ -72,3 +87,31 @@ def test_a_launcher_that_is_not_the_parent(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_command_line_of_a_process() -> None:
     assert module.command_line(os.getpid())[1:] == sys.orig_argv[1:]
     assert module.command_line(2**22 + 1) == []
+
+
+SETTINGS = (
+    *("--data.root=.", "--data.source=local", "--data.val_size=50", "--run.threads=1", "--run.device=cpu"),
+    *("--model.name=basic", "--train.epochs=1", "--train.batch_size=50", "--tracking.mode=disabled"),
+)
+
+
+def fail_after_training(folder: Path, error: BaseException) -> int:
+    """Train, fail once the last checkpoint is written, and keep what was printed in the file `out`."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    run_module.summarize = fail
+    os.chdir(folder)
+    with (folder / "out").open("w") as out:
+        os.dup2(out.fileno(), 1)
+    return main([*SETTINGS, "--run.dir=run"])
+
+
+@pytest.mark.parametrize("error", [TrainingError("no"), KeyboardInterrupt(), ValueError("no")], ids=repr)
+def test_the_command_is_printed_after_an_error_too(error: BaseException, tmp_path: Path) -> None:
+    write_digits(tmp_path, train=100, test=50)
+    assert run_ranks(1, fail_after_training, tmp_path, error) == [EXIT_FAILED]
+    (line,) = [line for line in (tmp_path / "out").read_text().splitlines() if "to go on" in line]
+    assert line.startswith("the newest checkpoint is step-00000001; to go on: ")
+    assert line.endswith("--run.dir=run")
