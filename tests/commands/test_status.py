@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,6 +18,7 @@ import psutil
 import pytest
 
 from mnist_dist.__main__ import main
+from mnist_dist.checkpoint import run_lock
 from mnist_dist.checkpoint.run_lock import RunLock, is_locked
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_USER
 
@@ -217,29 +217,23 @@ def test_it_imports_no_torch(tmp_path: Path) -> None:
 # The lock
 
 
-def test_a_look_at_the_lock_keeps_no_run_out(tmp_path: Path) -> None:
-    """Others look at the lock all the time while a run takes and releases it."""
+def test_a_look_at_the_lock_keeps_no_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is started at the moment of a look takes the lock once the look is over."""
+    (tmp_path / ".lock").touch()
+    looking = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    try_shared_lock = run_lock.try_shared_lock
+
+    def try_and_end_the_look(file: int) -> bool:
+        answer = try_shared_lock(file)
+        os.close(looking)
+        return answer
+
     with RunLock() as lock:
-        lock.acquire(tmp_path, print)
-        lock.mark_started()  # so that the lock file stays
-    done = threading.Event()
-
-    def look() -> None:
-        while not done.is_set():
-            is_locked(tmp_path)
-
-    threads = [threading.Thread(target=look) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(200):
-            with RunLock() as lock:
-                lock.acquire(tmp_path, print)
-                assert is_locked(tmp_path)
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
+        with monkeypatch.context() as patch:
+            patch.setattr(run_lock, "try_shared_lock", try_and_end_the_look)
+            lock.acquire(tmp_path, print)
+        assert is_locked(tmp_path)
     assert not is_locked(tmp_path)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from small_training import BASICS, open_trainer
 
+from mnist_dist.config.loader import load
+from mnist_dist.distributed.runtime import start_runtime
+from mnist_dist.distributed.topology import Topology
 from mnist_dist.training import time_left
 from mnist_dist.training.time_left import TimeLeft, count_multiples
 
@@ -94,3 +99,12 @@ def test_evaluations_that_are_left(
 
 def test_multiples() -> None:
     assert [count_multiples(5, 0, 4), count_multiples(5, 0, 5), count_multiples(5, 5, 15)] == [0, 1, 2]
+
+
+def test_the_trainer_measures_its_evaluations(tmp_path: Path) -> None:
+    config = load([*BASICS, "--train.batch_size=20", "--train.epochs=2", "--train.eval_steps=1"]).config
+    with start_runtime(config, Topology()) as runtime:
+        trainer = open_trainer(runtime, config, tmp_path, (40, 30))
+        trainer.train()
+        assert trainer.time_left.evaluated_images == 4 * 30
+        assert trainer.time_left.images_to_evaluate(trainer.progress.step) == 0
