@@ -14,6 +14,7 @@ from mnist_dist.utils.help_text import help_width, wrap, wrap_commands
 
 COMMANDS = {
     "train": "train a network; the same as python -m mnist_dist.train",
+    "status": "say where a run is, while it runs and afterwards",
     "evaluate": "compute a run's metrics on a split, on any number of processes",
     "predict": "classify pictures, or images of MNIST, with a run's network",
     "models": "list the networks: parameters, FLOPs, layers and their shapes",
@@ -26,6 +27,7 @@ COMMANDS = {
 EXAMPLES = """\
 examples:
   mnist-dist train --config debug --run.dir=runs/debug
+  mnist-dist status runs/debug
   mnist-dist evaluate runs/debug
   mnist-dist predict runs/debug --index 8 --maps
   mnist-dist doctor --config speed99

@@ -173,6 +173,7 @@ def speed(config: Config) -> Section:
 
 SPREAD = ("step_seconds/least", "step_seconds/most")
 SLOWEST = "step_seconds/slowest_rank"
+RATIO, STRAGGLERS = "step_seconds/ratio", "step_seconds/stragglers"
 
 
 def processes() -> Section:
@@ -184,6 +185,8 @@ def processes() -> Section:
         (
             Panel("Own seconds a step, least and most", "lines", SPREAD),
             Panel("Slowest rank", "lines", (SLOWEST,)),
+            Panel("Its own seconds, in medians of the others", "lines", (RATIO,)),
+            Panel("Ranks that hold up the others", "lines", (STRAGGLERS,)),
             Panel("Processes and machines", "bars", ("world_size", "machines")),
             Panel("Steps left out, and rollbacks", "bars", ("train/skipped_steps", "train/rollbacks")),
         ),

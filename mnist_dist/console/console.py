@@ -43,6 +43,9 @@ from mnist_dist.console.formatting import (
 )
 
 REDRAWS_PER_SECOND = 8
+TIME_LEFT = "time left"
+MEASURED_SECONDS = 1.0
+"""Of training, before the estimated time of the whole run is worth a line."""
 
 
 def open_console(is_main: bool, quiet: bool) -> Console:
@@ -80,6 +83,12 @@ class Console:
 
     def progress(self, step: int, epoch: int) -> None:
         """Take the number of steps done and the present epoch, from 0. Cheap enough to call at every step."""
+
+    def time_left(self, seconds: float) -> None:
+        """Take the estimated seconds to the end of the run, for what is shown next; nan if they are not known.
+
+        The first ones that were measured over a second at least are printed, as the last line of the header.
+        """
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Show train.loss, train.accuracy, lr and images_per_second of the last steps."""
@@ -146,6 +155,11 @@ class PlainConsole(Console):
     def progress(self, step: int, epoch: int) -> None:
         """Kept for the next line."""
         self._progress.step, self._progress.epoch = step, epoch
+
+    def time_left(self, seconds: float) -> None:
+        """One line, once."""
+        if text := self._progress.take_time_left(seconds):
+            self.header({TIME_LEFT: text})
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """One line."""
@@ -226,6 +240,11 @@ class RichConsole(Console):
         """Kept for the next redraw."""
         self._progress.step, self._progress.epoch = step, epoch
 
+    def time_left(self, seconds: float) -> None:
+        """A row as those of the header, once, above the live display."""
+        if text := self._progress.take_time_left(seconds):
+            self.header({TIME_LEFT: text})
+
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Kept for the next redraw."""
         self._metrics = row
@@ -287,15 +306,37 @@ class Progress:
         self.total_steps, self.first_step, self.step, self.epochs = total_steps, step, step, epochs
         self.epoch = 0
         self.start = time.monotonic()
+        self._end = math.nan  # time.monotonic() at the estimated end of the run
+        self._has_told = False
 
     def elapsed(self) -> float:
         """Seconds since training started or was resumed."""
         return time.monotonic() - self.start
 
     def remaining(self) -> float:
-        """Seconds to the last step, at the speed since training started or was resumed; nan before the first step."""
+        """Seconds to the end of the run, by the last estimate; without one at the speed so far.
+
+        nan before the first step.
+        """
+        if math.isfinite(self._end):
+            return max(self._end - time.monotonic(), 0.0)
         done = self.step - self.first_step
         return self.elapsed() / done * (self.total_steps - self.step) if done > 0 else math.nan
+
+    def take_time_left(self, seconds: float) -> str:
+        """Take an estimate of the seconds to the end of the run.
+
+        Returns:
+            What is to be told of the first one that is known well enough; else an empty text.
+        """
+        if not math.isfinite(seconds):
+            return ""
+        self._end = time.monotonic() + seconds
+        if self._has_told or self.elapsed() < MEASURED_SECONDS:
+            return ""
+        self._has_told = True
+        until = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
+        return f"about {format_duration(seconds)} for the whole run, until {until}"
 
 
 def write_line(text: str, stream: TextIO) -> None:

@@ -94,6 +94,10 @@ class EarlyStopping:
         """Update `progress.wall_seconds`, before a checkpoint."""
         self.progress.wall_seconds = time.monotonic() - self.start
 
+    def seconds_left(self) -> float:
+        """Seconds until train.max_minutes have passed; infinite without it."""
+        return max(self.limit - (time.monotonic() - self.start), 0.0) if self.limit else math.inf
+
     def describe(self) -> str:
         """Why the run ended before its last step, in words."""
         train, progress = self.config, self.progress

@@ -78,7 +78,8 @@ def assert_complete(folder: Path, ended: Ended, world_size: int, machines: int =
     assert (summary["world_size"], summary["machines"]) == (world_size, machines)
     assert summary["test.count"] == TESTED
     assert (summary["train.steps"], summary["train.images"]) == (STEPS * epochs, IMAGES * epochs)
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
+    files = {"config.yaml", "metrics.jsonl", "status.json", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == {*files, "checkpoints"}
     newest = list_checkpoints(folder / "checkpoints")[-1]
     assert newest.name == f"step-{STEPS * epochs:08d}"
     assert corruption(newest) is None
