@@ -21,8 +21,8 @@ from rich.text import Text
 
 from mnist_dist.console.formatting import (
     CONFUSION_TITLE,
+    ConfusionTable,
     confusion_cells,
-    confusion_table,
     describe_evaluation,
     describe_results,
     describe_training,
@@ -239,7 +239,7 @@ class RichConsole(Console):
         self._terminal.print()
         self._terminal.print(facts_table(describe_results(summary)))
         self._terminal.print(Text(f"\n{CONFUSION_TITLE}", "bold"))
-        self._terminal.print(confusion_table(confusion_cells(confusion, classes)))
+        self._terminal.print(ConfusionTable(confusion_cells(confusion, classes)))
         if "run.dir" in summary:
             self._terminal.print(Text(f"\nrun folder  {summary['run.dir']}"), soft_wrap=True)
 
