@@ -145,9 +145,10 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
     from mnist_dist.checkpoint.run_lock import RunLock
     from mnist_dist.console.console import open_console
     from mnist_dist.console.tee import TeeConsole
-    from mnist_dist.data.dataset import read_splits
+    from mnist_dist.data.dataset import name_classes, read_splits
     from mnist_dist.data.identity import check_resumable_data
     from mnist_dist.data.prepare import is_default_root, provide_files, resolve_root
+    from mnist_dist.data.sets import check_named_right
     from mnist_dist.distributed.consistency import check_ranks_agree
     from mnist_dist.distributed.runtime import start_runtime
     from mnist_dist.tracking.tracker import new_run_id
@@ -165,16 +166,18 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         console = TeeConsole(console)
 
     # The data files, before any rank waits for another. Into the default folder one process per machine downloads them.
-    root = resolve_root(config.data.root)
-    if topology.is_local_main or not is_default_root(root):
-        provide_files(root, config.data.source, console.print)
+    name = config.data.name
+    root = resolve_root(config.data.root, name)
+    if topology.is_local_main or not is_default_root(root, name):
+        provide_files(root, config.data.source, console.print, name)
 
     run_lock = RunLock(topology.launcher_pid, topology.worker_pid, topology.restart_count, dump(config))
     with run_lock as lock, start_runtime(config, topology) as runtime:
         check_ranks(loaded, runtime, console)
-        files = provide_files(root, "local", console.print)
+        files = provide_files(root, "local", console.print, name)
         data = read_splits(files, config.data, config.run.seed, config.train_limit).to(runtime.device)
         check_ranks_agree(runtime, {"the data set": data.shown_digests})
+        config = name_classes(config, data)
         builder = find_model(config, runtime)
 
         # The run directory, locked, and the checkpoint to resume from. Rank 0 opens and reads them for all ranks, which
@@ -189,11 +192,12 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         if saved and run_dir.same_run:
             run_id: str = saved.state["run_id"]
         else:
+            check_named_right(name, files)
             run_id = runtime.run_on_main(lambda: new_run_id(config, run_dir.folder))
 
         # The model: the same on all ranks.
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
-        num_classes = len(config.data.classes)
+        num_classes = len(config.data.class_names)
         model = build_model(builder, config, runtime, num_classes, len(data.train), console.warn)
 
         # The training state: restored from the checkpoint, then wrapped for training.

@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mnist_dist.__main__ import COMMANDS
+from mnist_dist.commands.data import build_parser as data_parser
 from mnist_dist.commands.evaluate import build_parser as evaluate_parser
 from mnist_dist.commands.predict import build_parser as predict_parser
 from mnist_dist.config.loader import load
+from mnist_dist.config.schema import DataConfig
 from mnist_dist.config.yaml_files import list_recipes
+from mnist_dist.data.dataset import read_splits
+from mnist_dist.data.sets import DATA_SETS, ROLES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -67,3 +73,36 @@ def test_recipes_exist() -> None:
 def test_nothing_is_left_to_fill_in() -> None:
     for path in [ROOT / "README.md", *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "docs").rglob("*.md")]:
         assert not re.search(r"PENDING|DEFAULT_RESULT|RESULTS_TABLE|TODO", path.read_text()), path
+
+
+DATA_PAGE = (ROOT / "docs" / "data.md").read_text()
+DATA_LINES = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", DATA_PAGE, flags=re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def test_commands_about_data_parse() -> None:
+    for line in DATA_LINES:
+        words = shlex.split(line)
+        if words[0] == "python":
+            load(words[3:])
+        else:
+            assert words[:2] == ["mnist-dist", "data"]
+            data_parser().parse_args(words[2:])
+    sets = {name for cell in re.findall(r"^\| (`[^|]*) \|", DATA_PAGE, re.MULTILINE) for name in cell.split("`")[1::2]}
+    assert sets - {"data.name"} == DATA_SETS.keys()
+
+
+def test_files_are_written_as_the_page_about_data_says(tmp_path: Path) -> None:
+    [source] = re.findall(r"```python\n(.*?)```", DATA_PAGE, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(source, names)
+    images, labels = np.arange(3 * 784, dtype=np.uint32).reshape(3, 28, 28) % 251, np.array([0, 999, 1])
+    for role in ROLES:
+        names["write_idx"](tmp_path / role, labels if "labels" in role else images)
+    splits = read_splits({role: tmp_path / role for role in ROLES}, DataConfig(name="idx", val_size=0), seed=0)
+    assert splits.train.labels.tolist() == [0, 999, 1]
+    assert (splits.train.images.squeeze(1).numpy() == images).all()
+    assert len(splits.class_names) == 1000

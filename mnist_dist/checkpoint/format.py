@@ -30,7 +30,8 @@ TENSOR_FILES = {part: f"{part}.safetensors" for part in ("model", "optimizer", "
 REQUIRED_FILES = (STATE, TENSOR_FILES["model"], TENSOR_FILES["optimizer"])
 
 MAX_TENSOR_BYTES = 1 << 30  # per file: Adam's state of 134 million parameters
-MAX_BYTES = {STATE: MAX_JSON_BYTES} | dict.fromkeys(TENSOR_FILES.values(), MAX_TENSOR_BYTES)
+MAX_STATE_BYTES = 1 << 24  # the counts of a million images of a thousand classes
+MAX_BYTES = {STATE: MAX_STATE_BYTES} | dict.fromkeys(TENSOR_FILES.values(), MAX_TENSOR_BYTES)
 
 
 class CorruptCheckpoint(Exception):

@@ -74,7 +74,7 @@ def load_model(run: str, checkpoint: str = "last", model: str | None = None, tru
     config = read_config(saved.state["config"], verified.folder)
     builder = choose_builder(config.model.name, verified.folder, saved.state["code"], model, trust)
     with torch.random.fork_rng(devices=()):  # the weights that it draws are replaced
-        network = builder.build(len(config.data.classes), config.model.args)
+        network = builder.build(len(config.data.class_names), config.model.args)
     with builder.running("loading its weights:"):
         load_weights(network, saved.ema or saved.model, str(verified.folder))
     return LoadedModel(config, network.eval(), step_of(verified.folder), saved.state["data"], builder.digests)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from mnist_dist.config.data_sets import CLASS_NAMES
 from mnist_dist.config.schema import Config, OptimConfig, flat, flatten
 from mnist_dist.utils.errors import UserError
 
@@ -16,6 +17,7 @@ RESUME_OVERRIDABLE = {
     "run.threads",
     "run.timeout",
     "run.quiet",
+    "data.name",
     "data.root",
     "data.source",
     "data.classes",
@@ -28,7 +30,11 @@ RESUME_OVERRIDABLE = {
     "train.keep",
     "train.profile",
 }
-"""Settings that a resumed run may change: none of them changes what it computes. Nor do those of `tracking`."""
+"""Settings that a resumed run may change: none of them changes what it computes. Nor do those of `tracking`.
+
+The names of a data set and of its classes do not, if images, labels and the number of classes are the same: that is
+checked.
+"""
 
 
 def is_extendable(optim: OptimConfig) -> bool:
@@ -46,6 +52,12 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
     Raises:
         UserError: names the settings that differ.
     """
+    classes, had = len(config.data.class_names), count_classes(saved.get("data", {}))
+    if classes != had:
+        raise UserError(
+            f"{checkpoint}: was trained on {had} classes, but there are {classes} now; name the same data with "
+            "--data.root=DIR and --data.name=NAME, or start anew in another --run.dir"
+        )
     before = flatten({section: {**values, **saved.get(section, {})} for section, values in Config().to_dict().items()})
     now = flat(config)
     differing = {
@@ -70,6 +82,15 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
         f"{checkpoint}: was written with other settings: {shown}{' ...' if len(differing) > 4 else ''}; give the same, "
         "or start anew in another --run.dir"
     )
+
+
+def count_classes(saved: Mapping[str, Any]) -> int:
+    """The number of classes of a run.
+
+    Args:
+        saved: the section `data` of the configuration in its checkpoint.
+    """
+    return len(saved.get("classes") or CLASS_NAMES.get(saved.get("name", "mnist"), ()))
 
 
 def is_same(key: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mnist_dist.config.data_sets import MAX_MATRIX_CLASSES
 from mnist_dist.config.loader import dump
 from mnist_dist.config.schema import Config
 from mnist_dist.config.yaml_files import MAX_YAML_BYTES
@@ -151,9 +152,9 @@ class CheckpointState:
     ema_updates: int
     """Updates of the moving average of the weights; 0 without one."""
     window: list[int]
-    """Metric counts since the last row of metrics, summed over all processes."""
+    """Metric counts since the last row of metrics, summed over all processes, as `training.metrics` packs them."""
     epoch_counts: list[int]
-    """Metric counts since the epoch began, without the window; summed over all processes."""
+    """Likewise since the epoch began, without the window."""
     norms: NormSums
     scaler: dict[str, float]
     """The fp16 gradient scaler's state dict; empty at any other precision."""
@@ -239,7 +240,8 @@ def invalid_value(state: dict[str, Any], step: int) -> str | None:
     digests = [initial["sha256"], *(images["sha256"] for images in initial["trained_on"])]
     if not all(map(SHA256.fullmatch, filter(None, digests))) or bool(initial["source"]) != bool(initial["sha256"]):
         return "initial_weights does not hold a source and SHA-256"
-    if len(state["window"]) != len(state["epoch_counts"]):
+    many = len(state["config"].get("data", {}).get("classes", ())) > MAX_MATRIX_CLASSES  # their counts may differ
+    if len(state["window"]) != len(state["epoch_counts"]) and not many:
         return f"window holds {len(state['window'])} counts, epoch_counts {len(state['epoch_counts'])}"
     return None
 

@@ -44,7 +44,7 @@ class TrainedModel(nn.Module):
         """The configuration of the run."""
         self.step = loaded.step
         """Optimizer steps of the checkpoint."""
-        self.class_names: tuple[str, ...] = loaded.config.data.classes
+        self.class_names: tuple[str, ...] = loaded.config.data.class_names
         """The name of each label."""
         self.weights_sha256 = weights_sha256(loaded.model)
         """SHA-256 of the weights: that of summary.json, for the last checkpoint of a finished run."""

@@ -35,7 +35,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_data_options(parser: argparse.ArgumentParser, source: str = DATA["source"].default) -> None:
-    """Add the settings data.root and data.source, as `root` and `source` of the parsed arguments."""
+    """Add the settings data.name, data.root and data.source, as `name`, `root` and `source` of the arguments."""
+    parser.add_argument(
+        "--data.name",
+        "--name",
+        dest="name",
+        choices=get_args(DATA["name"].annotation),
+        metavar="NAME",
+        default=DATA["name"].default,
+        help="the data set, one of %(choices)s (default: %(default)s)",
+    )
     parser.add_argument(
         "--data.root",
         dest="root",

@@ -79,7 +79,7 @@ def names(config: Config) -> tuple[list[str], list[str]]:
 
     from mnist_dist.models import create_model
 
-    model = create_model(config.model.name, len(config.data.classes), config.model.args)
+    model = create_model(config.model.name, len(config.data.class_names) or 10, config.model.args)
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     return layers, [name for name, _ in model.named_parameters()]
 

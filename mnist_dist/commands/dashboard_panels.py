@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mnist_dist.config.data_sets import MAX_MATRIX_CLASSES
 from mnist_dist.config.schema import Config
 from mnist_dist.tracking.media import wandb_key
 
@@ -85,7 +86,7 @@ def evaluation(config: Config) -> Section:
         Panel(f"Loss, {split}", "lines", (f"{split}/loss",)),
         Panel(f"Accuracy, {split}", "lines", (f"{split}/accuracy", f"{split}/top2")),
         Panel(f"Images of {split}, and right ones", "lines", (f"{split}/count", f"{split}/correct")),
-        *classes(split, f"images of {split}"),
+        *classes(config, split, f"images of {split}"),
     )
     test: tuple[Panel, ...] = (
         Panel("Test accuracy", "bars", ("test/accuracy", "test/top2")),
@@ -93,7 +94,7 @@ def evaluation(config: Config) -> Section:
         Panel("Test images, and right ones", "bars", ("test/count", "test/correct")),
     )
     if split != "test":
-        test += classes("test", "test images")
+        test += classes(config, "test", "test images")
     return Section(
         "Evaluation",
         "Each evaluation counts every image of its split exactly once. Bars are of finished runs.",
@@ -101,10 +102,11 @@ def evaluation(config: Config) -> Section:
     )
 
 
-def classes(prefix: str, of: str) -> tuple[Panel, ...]:
-    """Metrics of each class."""
+def classes(config: Config, prefix: str, of: str) -> tuple[Panel, ...]:
+    """Metrics of each class. Of many classes there is no confusion matrix."""
+    matrix = (Panel(f"Confusion, {of}", "chart", (f"{prefix}/confusion_table",)),)
     return (
-        Panel(f"Confusion, {of}", "chart", (f"{prefix}/confusion_table",)),
+        *(matrix if len(config.data.class_names) <= MAX_MATRIX_CLASSES else ()),
         Panel(f"Recall of each class, {of}", "chart", (f"{prefix}/recall_table",)),
         Panel(f"Precision of each class, {of}", "chart", (f"{prefix}/precision_table",)),
     )

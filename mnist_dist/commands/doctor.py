@@ -201,7 +201,7 @@ def check_data_sets(runtime: Runtime, config: Config, hosts: Sequence[str]) -> l
 
     shown, wrong = "", ""
     try:
-        if files := find_files(resolve_root(config.data.root)):
+        if files := find_files(resolve_root(config.data.root, config.data.name), config.data.name):
             shown = read_splits(files, config.data, config.run.seed, config.train_limit).describe()
     except UserError as error:
         wrong = str(error)

@@ -214,13 +214,17 @@ def check_wandb(config: Config, topology: Topology) -> Finding:
 def check_data(config: Config, topology: Topology) -> Finding:
     """Whether the data set is on this machine. Nothing is downloaded."""
     from mnist_dist.data.prepare import find_files, is_default_root, provide_files, resolve_root
+    from mnist_dist.data.sets import check_named_right
 
-    root = resolve_root(config.data.root)
-    if found := find_files(root):
+    name = config.data.name
+    root = resolve_root(config.data.root, name)
+    if found := find_files(root, name):
+        check_named_right(name, found)
         return Finding("data", f"{next(iter(found.values())).parent}")
-    if config.data.source == "local" or not is_default_root(root):
-        provide_files(root, "local", lambda line: None)  # raises the error that the run would end with
-    return Finding("data", f"none in {root}", NOTE, "downloaded when the run starts; or now, by mnist-dist data fetch")
+    if config.data.source == "local" or not is_default_root(root, name):
+        provide_files(root, "local", lambda line: None, name)  # raises the error that the run would end with
+    command = "mnist-dist data fetch" + ("" if name == "mnist" else f" --data.name={name}")
+    return Finding("data", f"no {name} in {root}", NOTE, f"downloaded when the run starts; or now, by {command}")
 
 
 def probe_address(address: str) -> str:

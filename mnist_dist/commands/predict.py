@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from mnist_dist.checkpoint.load_model import LoadedModel
 
 BATCH = 1000
+MAX_NAMES = 12
+"""Classes whose names are all listed below the rows of `--first`; of more, those that occur."""
 ROW = 30
-"""Predictions in one row of `--first`: they fit in 80 columns."""
+"""Predictions of one digit in one row of `--first`: they fit in 80 columns."""
 
 
 def main(arguments: list[str]) -> int:
@@ -103,7 +105,7 @@ def predict_pictures(console: Console, loaded: LoadedModel, paths: list[str], ma
         raise bad[0]
     rows = probabilities(loaded, torch.stack(list(images.values())))
     for (path, image), row in zip(images.items(), rows, strict=True):
-        draw(console, path, image, row, loaded.config.data.classes)
+        draw(console, path, image, row, loaded.config.data.class_names)
         for note in notes[path]:
             console.print(f"note: {note}", markup=False, soft_wrap=True)
         if maps:
@@ -117,7 +119,7 @@ def predict_split(console: Console, loaded: LoadedModel, options: argparse.Names
     check_indices(options.index, len(images), options.split)
     if options.first and options.first > len(images):
         raise UserError(f"--first {options.first}: the {options.split} split has {len(images)} images")
-    classes = loaded.config.data.classes
+    classes = loaded.config.data.class_names
     if options.index:
         chosen = images[options.index]
         for index, image, row in zip(options.index, chosen, probabilities(loaded, chosen), strict=True):
@@ -130,7 +132,7 @@ def predict_split(console: Console, loaded: LoadedModel, options: argparse.Names
 
 
 def read_split(loaded: LoadedModel, split: str, root: str | None) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 28, 28) and labels uint8 (N,) of a split, which must be the run's own.
+    """Images uint8 (N, 28, 28) and labels int64 (N,) of a split, which must be the run's own.
 
     Args:
         root: the data set's folder; None: that of the run.
@@ -138,23 +140,22 @@ def read_split(loaded: LoadedModel, split: str, root: str | None) -> tuple[Tenso
     Raises:
         UserError: there are no data, or other data than the run's.
     """
+    from mnist_dist.data.dataset import read_pair_of
     from mnist_dist.data.identity import check_split_data, content_digest
-    from mnist_dist.data.idx import read_pair
-    from mnist_dist.data.prepare import SPLITS, provide_files, resolve_root
+    from mnist_dist.data.prepare import provide_files, resolve_root
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
     config = loaded.config.data
-    folder = resolve_root(config.root if root is None else root)
-    files = provide_files(folder, config.source, say)
-    images, labels = read_pair(*(files[name] for name in SPLITS[split]))
+    folder = resolve_root(config.root if root is None else root, config.name)
+    images, labels = read_pair_of(provide_files(folder, config.source, say, config.name), split, config)
     check_split_data(split, loaded.digests, {split: content_digest(images, labels)}, folder, say)
-    return images, labels
+    return images.squeeze(1), labels
 
 
 def probabilities(loaded: LoadedModel, images: Tensor) -> Tensor:
-    """Class probabilities, float32 (N, 10), of images uint8 (N, 28, 28)."""
+    """Class probabilities, float32 (N, K), of images uint8 (N, 28, 28)."""
     import torch
 
     from mnist_dist.data.loader import normalize
@@ -175,7 +176,7 @@ def draw(
     Args:
         name: what the line begins with.
         image: uint8 (28, 28).
-        row: float32 (10,), the probabilities.
+        row: float32 (K,), the probabilities.
         truth: the label, if it is known.
     """
     from mnist_dist.commands.terminal_images import draw_bars, draw_digit, is_plain, side_by_side
@@ -206,12 +207,16 @@ def draw_maps(console: Console, loaded: LoadedModel, image: Tensor) -> None:
 def print_rows(console: Console, predicted: list[int], truth: list[int], classes: tuple[str, ...]) -> None:
     """Print rows of predictions, of labels, and of mistakes (1: wrong), then the accuracy."""
     mistakes = [int(a != b) for a, b in zip(predicted, truth, strict=True)]
-    for start in range(0, len(predicted), ROW):
+    width = len(str(len(classes) - 1))
+    in_row = ROW * 2 // (width + 1)
+    for start in range(0, len(predicted), in_row):
         for name, row in (("predicted", predicted), ("true", truth), ("mistake", mistakes)):
-            console.print(f"{name:<10}{' '.join(map(str, row[start : start + ROW]))}", soft_wrap=True)
+            numbers = " ".join(f"{number:>{width}}" for number in row[start : start + in_row])
+            console.print(f"{name:<10}{numbers}", soft_wrap=True)
         console.print()
     if any(name != str(label) for label, name in enumerate(classes)):
-        console.print(", ".join(f"{label} {name}" for label, name in enumerate(classes)), markup=False, soft_wrap=True)
+        shown = sorted({*predicted, *truth}) if len(classes) > MAX_NAMES else range(len(classes))
+        console.print(", ".join(f"{label} {classes[label]}" for label in shown), markup=False, soft_wrap=True)
     right = len(predicted) - sum(mistakes)
     console.print(
         f"{right} of {len(predicted)} right ({format_percent(right / len(predicted))}), mistakes: {sum(mistakes)}"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SHADES = " .:-=+*#%@"
 BAR_CELLS = 20
 NAME_CELLS = 12
+MAX_BARS = 12
+"""Classes whose probabilities are all drawn; as high as an image."""
 
 
 def is_plain(console: Console) -> bool:
@@ -57,6 +59,8 @@ def grey_style(top: int, bottom: int) -> Style:
 def draw_bars(probabilities: Tensor, classes: Sequence[str], truth: int | None = None, plain: bool = False) -> Text:
     """Draw one line per class: name, bar and probability. `>` marks the prediction, `true` the label.
 
+    Of more than MAX_BARS classes only the likeliest ones and the label are drawn.
+
     Args:
         probabilities: float (C,), each 0 to 1.
         classes: the C names.
@@ -67,7 +71,12 @@ def draw_bars(probabilities: Tensor, classes: Sequence[str], truth: int | None =
     likeliest = max(range(len(values)), key=values.__getitem__)
     width = min(NAME_CELLS, max(map(cell_len, classes)))
     lines = []
-    for index, (name, value) in enumerate(zip(classes, values, strict=True)):
+    drawn = list(range(len(values)))
+    if len(values) > MAX_BARS:
+        drawn = sorted(drawn, key=lambda index: -values[index])[:MAX_BARS]
+        drawn += [truth] if truth is not None and truth not in drawn else []
+    for index in drawn:
+        name, value = classes[index], values[index]
         length = round(value * BAR_CELLS)
         bar = ("#" if plain else "█") * length + ("." if plain else "·") * (BAR_CELLS - length)
         marked, true = ">" if index == likeliest else " ", " true" if index == truth else ""

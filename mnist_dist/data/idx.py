@@ -16,18 +16,22 @@ import secrets
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mnist_dist.config.data_sets import MAX_CLASSES
 from mnist_dist.utils.errors import UserError
 
 SIDE = 28
-NUM_CLASSES = 10
 MAX_ITEMS = 1_000_000
 UINT8 = 0x08
+INTEGERS = {UINT8: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4"}
+"""Code of an element type in the header to the type, as numpy names it."""
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_GZIP_RATIO = 1040  # deflate reaches 1032:1 at most
 CHUNK_BYTES = 1 << 20
@@ -42,27 +46,51 @@ def read_images(path: str | os.PathLike[str]) -> Tensor:
     return read_idx(Path(path), (SIDE, SIDE), "images")
 
 
-def read_labels(path: str | os.PathLike[str]) -> Tensor:
-    """The labels of an IDX file, raw or gz: uint8 (N,), each 0 to 9, 1 <= N <= 1 000 000.
+@dataclass(frozen=True)
+class LabelFormat:
+    """What the labels of a data set look like in its files, and which are allowed."""
+
+    num_classes: int = 10
+    """0: any number up to MAX_CLASSES."""
+    first: int = 0
+    """The label of the first class."""
+    columns: int = 0
+    """Columns of a table, of which the first one is the label; 0: the file is a list of labels."""
+    kinds: tuple[int, ...] = (UINT8,)
+    """Element types of INTEGERS that are allowed."""
+    hint: str = ""
+    """What to do about another label, for the end of the error."""
+
+
+def read_labels(path: str | os.PathLike[str], form: LabelFormat = LabelFormat()) -> Tensor:
+    """The labels of an IDX file, raw or gz: (N,), each 0 to the number of classes - 1, 1 <= N <= 1 000 000.
+
+    They are uint8 if only bytes are allowed, else int64.
 
     Raises:
-        UserError: the file is unreadable, damaged, or holds anything but labels from 0 to 9.
+        UserError: the file is unreadable, damaged, or holds anything but such labels.
     """
-    labels = read_idx(Path(path), (), "labels")
-    wrong = labels >= NUM_CLASSES
+    labels = read_idx(Path(path), (form.columns,) if form.columns else (), "labels", form.kinds)
+    labels = labels[:, 0] if form.columns else labels
+    last = form.first + (form.num_classes or MAX_CLASSES) - 1
+    wrong = (labels < form.first) | (labels > last)
     if wrong.any():
         position = int(wrong.nonzero()[0])
-        raise UserError(f"{path}: label {position} is {int(labels[position])}; labels must be 0 to {NUM_CLASSES - 1}")
-    return labels
+        raise UserError(
+            f"{path}: label {position} is {int(labels[position])}; labels must be {form.first} to {last}{form.hint}"
+        )
+    return (labels - form.first).contiguous()
 
 
-def read_pair(images_path: str | os.PathLike[str], labels_path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 28, 28) and their labels uint8 (N,).
+def read_pair(
+    images_path: str | os.PathLike[str], labels_path: str | os.PathLike[str], form: LabelFormat = LabelFormat()
+) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 28, 28) and their labels (N,), as `read_labels` gives them.
 
     Raises:
         UserError: as `read_images` and `read_labels`, or the two counts differ.
     """
-    images, labels = read_images(images_path), read_labels(labels_path)
+    images, labels = read_images(images_path), read_labels(labels_path, form)
     if len(images) != len(labels):
         raise UserError(
             f"{images_path}: {len(images)} images, but {labels_path}: {len(labels)} labels; "
@@ -71,16 +99,17 @@ def read_pair(images_path: str | os.PathLike[str], labels_path: str | os.PathLik
     return images, labels
 
 
-def read_idx(path: Path, item: tuple[int, ...], what: str) -> Tensor:
-    """The uint8 tensor (N, *item) of an IDX file that must hold items of this shape.
+def read_idx(path: Path, item: tuple[int, ...], what: str, kinds: tuple[int, ...] = (UINT8,)) -> Tensor:
+    """The tensor (N, *item) of an IDX file that must hold items of this shape: uint8, or int64 of other integers.
 
     Args:
         what: "images" or "labels", for messages.
+        kinds: element types of INTEGERS that are allowed.
     """
     with open_content(path) as (content, max_bytes):
         header = content.read(4 + 4 * (1 + len(item)))
-        count = check_header(path, header, item, what)
-        promised = count * math.prod(item)
+        count, kind = check_header(path, header, item, what, kinds)
+        promised = count * math.prod(item) * np.dtype(INTEGERS[kind]).itemsize
         if len(header) + promised > max_bytes:
             raise UserError(f"{path}: truncated: {count} {what} promised, fewer there; replace the file")
         data = bytearray(promised)
@@ -88,7 +117,9 @@ def read_idx(path: Path, item: tuple[int, ...], what: str) -> Tensor:
             raise UserError(f"{path}: truncated: {count} {what} promised, fewer there; replace the file")
         if content.read(1):
             raise UserError(f"{path}: goes on after the {count} {what} that its header promises; replace the file")
-    return torch.frombuffer(data, dtype=torch.uint8).view(count, *item)
+    if kinds == (UINT8,):
+        return torch.frombuffer(data, dtype=torch.uint8).view(count, *item)
+    return torch.from_numpy(np.frombuffer(data, INTEGERS[kind]).astype(np.int64)).view(count, *item)
 
 
 @contextlib.contextmanager
@@ -117,13 +148,20 @@ def open_content(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
 
 
-def check_header(path: Path, header: bytes, item: tuple[int, ...], what: str) -> int:
-    """The number of items that the header promises. Raises UserError unless it is the header of such items."""
+def check_header(
+    path: Path, header: bytes, item: tuple[int, ...], what: str, kinds: tuple[int, ...]
+) -> tuple[int, int]:
+    """The number of items that the header promises, and their element type.
+
+    Raises:
+        UserError: it is not the header of such items.
+    """
     if len(header) < 4 or header[:2] != b"\x00\x00":
         raise UserError(f"{path}: not an IDX file (begins with {header[:4].hex(' ') or 'nothing'}); replace the file")
     kind, dimensions = header[2], header[3]
-    if kind != UINT8:
-        raise UserError(f"{path}: IDX elements of type 0x{kind:02x}; only bytes (0x{UINT8:02x}) are {what}")
+    if kind not in kinds:
+        wanted = f"bytes (0x{UINT8:02x})" if kinds == (UINT8,) else "whole numbers"
+        raise UserError(f"{path}: IDX elements of type 0x{kind:02x}; only {wanted} are {what}")
     if dimensions != 1 + len(item):
         raise UserError(
             f"{path}: an IDX file of {dimensions} dimensions, but {what} have {1 + len(item)}; "
@@ -134,10 +172,11 @@ def check_header(path: Path, header: bytes, item: tuple[int, ...], what: str) ->
     count, *rest = struct.unpack(f">{dimensions}I", header[4:])
     if tuple(rest) != item:
         size, wanted = "x".join(map(str, rest)), "x".join(map(str, item))
-        raise UserError(f"{path}: {what} of {size} pixels; only {wanted} can be used")
+        unit = "pixels" if what == "images" else "columns"
+        raise UserError(f"{path}: {what} of {size} {unit}; only {wanted} can be used")
     if not 1 <= count <= MAX_ITEMS:
         raise UserError(f"{path}: {count} {what}; a file must have 1 to {MAX_ITEMS}")
-    return int(count)
+    return int(count), kind
 
 
 def read_into(view: memoryview, content: BinaryIO) -> int:

@@ -12,7 +12,7 @@ from mnist_dist.config.schema import Config
 
 
 class BatchOutput(NamedTuple):
-    """Output of a forward pass over b images: logits (b, 10), labels int64 (b,) and losses (b,), detached."""
+    """Output of a forward pass over b images: logits (b, K), labels int64 (b,) and losses (b,), detached."""
 
     logits: Tensor
     labels: Tensor
@@ -32,7 +32,7 @@ def image_losses(logits: Tensor, labels: Tensor, config: Config) -> Tensor:
     """Cross-entropy of each image (b,), with label smoothing, in float32 or float64.
 
     Args:
-        logits: (b, 10), any floating dtype.
+        logits: (b, K), any floating dtype.
         labels: int64 (b,).
     """
     full = logits.float() if logits.itemsize < 4 else logits

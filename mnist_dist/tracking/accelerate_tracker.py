@@ -114,7 +114,7 @@ class AccelerateTracker(QueuedTracker):
             self._backend.log_images(images, step)
         for key, examples in (("mistakes", media.mistakes), ("samples", media.samples)):
             if examples and self._is_new(key, step):
-                self._backend.log_examples(key, examples, self._config.data.classes, step)
+                self._backend.log_examples(key, examples, self._config.data.class_names, step)
 
     def _log_summary(self, summary: Row) -> None:
         results = {f"summary/{wandb_key(key)}": value for key, value in summary.items()}

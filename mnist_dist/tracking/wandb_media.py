@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mnist_dist.config.data_sets import MAX_MATRIX_CLASSES
 from mnist_dist.tracking.media import Example, Histogram, Media, wandb_key
 
 Values = dict[str, Any]
@@ -24,7 +25,7 @@ def row_values(wandb: Any, row: Mapping[str, Any], classes: Sequence[str]) -> Va
 
     Args:
         row: flat, with dotted keys; `step` and `time` are left out.
-        classes: ten names, or none for no charts.
+        classes: names of the classes, or none for no charts.
     """
     values: Values = {}
     for key, value in row.items():
@@ -85,16 +86,17 @@ def example_table(
     the other (`history.concat`). A growing table (wandb's INCREMENTAL mode) would lose, offline, the rows of earlier
     segments.
     """
+    shown = classes if len(classes) <= MAX_MATRIX_CLASSES else ()  # a column for each
     columns = ["global_step", "epoch", "split", "index", "image", "label", "predicted", "loss"]
     data = [
         [
             *(step, epoch, split, each.index, wandb.Image(each.image, mode="L")),
             *(classes[each.label], classes[each.predicted], finite(each.loss)),
-            *(finite(probability) for probability in each.probabilities),
+            *(finite(probability) for probability in each.probabilities[: len(shown)]),
         ]
         for each in examples
     ]
-    return wandb.Table(columns=[*columns, *(f"p({name})" for name in classes)], data=data)
+    return wandb.Table(columns=[*columns, *(f"p({name})" for name in shown)], data=data)
 
 
 def wandb_histogram(wandb: Any, histogram: Histogram) -> Any:

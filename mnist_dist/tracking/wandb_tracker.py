@@ -65,12 +65,12 @@ class WandbTracker(WandbThread):
         """Log a row of metrics.jsonl. Returns at once."""
         row, config = dict(row), self._config
         self._step = row["step"]
-        classes = config.data.classes if config.tracking.has_media(row["epoch"], config.train.epochs) else ()
+        classes = config.data.class_names if config.tracking.has_media(row["epoch"], config.train.epochs) else ()
         self.enqueue(lambda wandb, run: log(run, row["step"], row["time"], row_values(wandb, row, classes)))
 
     def log_media(self, step: int, epoch: int, media: Media) -> None:
         """Log the media of a step. Returns at once."""
-        now, classes = time.time(), self._config.data.classes
+        now, classes = time.time(), self._config.data.class_names
 
         def log_values(wandb: Any, run: Any) -> None:
             log(run, step, now, {"epoch": epoch, **media_values(wandb, step, epoch, media, classes)})
@@ -170,7 +170,7 @@ class WandbTracker(WandbThread):
         run.summary.update(plain_summary(summary) | best_values(rows))
         charts = {key: value for key, value in summary.items() if isinstance(value, list)}
         if charts:
-            log(run, summary["train.steps"], time.time(), row_values(wandb, charts, self._config.data.classes))
+            log(run, summary["train.steps"], time.time(), row_values(wandb, charts, self._config.data.class_names))
         if self._config.tracking.artifacts:
             self._log_models(wandb, run, rows)
         try:

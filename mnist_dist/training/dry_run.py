@@ -19,7 +19,7 @@ from mnist_dist.config.loader import LoadedConfig
 from mnist_dist.config.schema import Config
 from mnist_dist.config.validation import describe_processes, refusal
 from mnist_dist.console.console import Console, open_console
-from mnist_dist.data.dataset import Splits, read_splits
+from mnist_dist.data.dataset import Splits, name_classes, read_splits
 from mnist_dist.data.identity import check_resumable_data
 from mnist_dist.data.prepare import provide_files, resolve_root
 from mnist_dist.distributed.fake_group import NoFakeGroup, start_fake_runtime
@@ -60,6 +60,7 @@ def dry_run(loaded: LoadedConfig, topology: Topology) -> LoadedConfig | None:
         plan = plan_ranks(config, topology, count)
     with noted(reasons):
         data = read_data(config, console.print)
+        config = name_classes(config, data)
         with noted(reasons):
             checkpoint = find_checkpoint(config, data, console.warn)
         if plan is not None:
@@ -93,7 +94,8 @@ def read_data(config: Config, say: Callable[[str], None]) -> Splits:
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    files = provide_files(resolve_root(config.data.root), config.data.source, say)
+    name = config.data.name
+    files = provide_files(resolve_root(config.data.root, name), config.data.source, say, name)
     return read_splits(files, config.data, config.run.seed, config.train_limit)
 
 
@@ -119,7 +121,7 @@ def find_checkpoint(config: Config, data: Splits, warn: Callable[[str], None]) -
         check_resumable(config, saved["config"], checkpoint.folder)
         check_resumable_code(saved["code"], find_builder(config.model.name).digests, checkpoint.folder)
         saved_root = saved["config"].get("data", {}).get("root", "")
-        root = resolve_root(config.data.root)
+        root = resolve_root(config.data.root, config.data.name)
         check_resumable_data(saved["data"], saved_root, data.digests, root, checkpoint.folder, warn)
     return checkpoint
 
@@ -141,7 +143,7 @@ def try_step(
     try:
         with start_fake_runtime(config, plan.topology, plan.shards, cpu) as runtime:
             builder = find_model(config, runtime)
-            num_classes = len(config.data.classes)
+            num_classes = len(config.data.class_names)
             model = build_model(builder, config, runtime, num_classes, len(data.train), console.warn)
             if config.model.init_from and not is_resumed:
                 folder = expand_home(config.run.dir or str(RUNS / "new"), "run.dir=")

@@ -24,7 +24,7 @@ class Collector(Protocol):
 
         Args:
             start: index of the batch's first image in the set.
-            logits: float32 (B, 10), on the device.
+            logits: float32 (B, K), on the device.
             labels: int64 (B,), on the device.
             losses: float32 (B,), on the device.
         """
@@ -47,13 +47,13 @@ def evaluate(
         model: not wrapped in DDP, whose collectives would wait for ranks that have fewer batches. It is left in eval
             mode.
         data: the same set on every rank, on its device.
-        config: mean and std of the pixels.
+        config: the classes, and mean and std of the pixels.
         batch_size: images per forward pass.
         check_stop: called after each round of batches, equally often on every rank. If it raises, the evaluation ends.
         collector: given each batch of this rank.
     """
     model.eval()
-    counts = Counts(runtime.device)
+    counts = Counts(runtime.device, len(config.class_names))
 
     def predict(start: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = slice(start, start + batch_size)

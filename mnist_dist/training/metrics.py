@@ -17,30 +17,32 @@ import torch
 from torch import Tensor
 
 from mnist_dist.checkpoint.state import NormSums
+from mnist_dist.config.data_sets import MAX_MATRIX_CLASSES
 from mnist_dist.utils.errors import UserError
 
-CLASSES = 10
 LOSS_SCALE = 1 << 24  # losses are counted in units of 1 / LOSS_SCALE, about 6e-8
 MAX_LOSS = float(1 << 14)  # larger losses count as this one, so that the sum over 2**24 images fits into 63 bits
 MAX_PENDING = 50  # batches that are counted together
 
+
 LOSS, NONFINITE, TOP2, CONFUSION = 0, 1, 2, 3  # indices in the tensor of counts; the confusion matrix is the rest of it
-SIZE = CONFUSION + CLASSES * CLASSES
 
 
 class Counts:
     """Counts of predictions on this rank: loss sum, non-finite losses, top-2 hits and confusion matrix.
 
-    They are one int64 tensor (103,) on the device. Up to 50 batches are counted together: counting takes about ten
-    small kernels, and launching them in every step would take longer than running them.
+    They are one int64 tensor (3 + K * K,) of K classes, on the device. Up to 50 batches are counted together: counting
+    takes about ten small kernels, and launching them in every step would take longer than running them.
 
     Args:
-        tensor: earlier counts, int64 (103,), to add to; zeros by default.
+        num_classes: K.
+        tensor: earlier counts, int64 (3 + K * K,), to add to; zeros by default.
     """
 
-    def __init__(self, device: torch.device, tensor: Tensor | None = None) -> None:
-        self.totals = torch.zeros(SIZE, dtype=torch.int64, device=device) if tensor is None else tensor.to(device)
-        self.matrix_indices = torch.arange(CLASSES * CLASSES, device=device)
+    def __init__(self, device: torch.device, num_classes: int = 10, tensor: Tensor | None = None) -> None:
+        self.num_classes = num_classes
+        zeros = torch.zeros(CONFUSION + num_classes**2, dtype=torch.int64, device=device)
+        self.totals = zeros if tensor is None else tensor.to(device)
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []  # batches that are not in the totals yet
 
     def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
@@ -49,7 +51,7 @@ class Counts:
         The tensors are kept, not copied: do not modify them afterwards.
 
         Args:
-            logits: (B, 10), any floating dtype, without gradients.
+            logits: (B, K), any floating dtype, without gradients.
             labels: int64 (B,).
             losses: loss of each image, any floating dtype (B,), without gradients.
         """
@@ -59,7 +61,7 @@ class Counts:
 
     @property
     def tensor(self) -> Tensor:
-        """Counts of all batches so far, int64 (103,). The same tensor each time, not a copy."""
+        """Counts of all batches so far, int64 (3 + K * K,). The same tensor each time, not a copy."""
         self.flush()
         return self.totals
 
@@ -76,11 +78,11 @@ class Counts:
         # The negation counts nan as likelier than the label: with `logits > ...`, a model whose output is nan would
         # have a top-2 accuracy of 1.
         likelier = (~(logits <= logits.gather(1, labels[:, None]))).sum(1)
-        indices = labels * CLASSES + logits.argmax(1)
+        indices = labels * self.num_classes + logits.argmax(1)
         self.totals[LOSS] += scaled.sum()
         self.totals[NONFINITE] += (~finite).sum()
         self.totals[TOP2] += (likelier < 2).sum()
-        self.totals[CONFUSION:] += (indices[:, None] == self.matrix_indices).sum(0)
+        self.totals[CONFUSION:].scatter_add_(0, indices, torch.ones_like(indices))  # of integers: exact in any order
 
     def merge(self, other: Counts) -> None:
         """Add the counts of `other`."""
@@ -95,17 +97,43 @@ class Counts:
         """Load the counts of a checkpoint.
 
         Args:
-            values: the 103 counts, summed over all ranks.
+            values: the counts, summed over all ranks, as `pack_counts` gives them.
             keep: False sets all counts to zero instead: one rank keeps the sums, so that they are not added twice.
 
         Raises:
-            UserError: the number of counts differs.
+            UserError: they are of another number of classes.
         """
         self.clear()
-        if len(values) != len(self.totals):
-            raise UserError(f"the checkpoint holds {len(values)} counts, this run's metrics {len(self.totals)}")
+        dense = unpack_counts(values, self.num_classes)
+        if dense is None:
+            raise UserError(f"the checkpoint's metrics ({len(values)} counts) are not of {self.num_classes} classes")
         if keep:
-            self.totals.copy_(torch.tensor(values))
+            self.totals.copy_(torch.tensor(dense))
+
+
+def pack_counts(values: list[int]) -> list[int]:
+    """Counts for a checkpoint: all of them; of more than MAX_MATRIX_CLASSES classes, only cells that are not 0.
+
+    These follow the first three counts as pairs: index in the confusion matrix, count.
+    """
+    if len(values) <= CONFUSION + MAX_MATRIX_CLASSES**2:
+        return values
+    cells = enumerate(values[CONFUSION:])
+    return values[:CONFUSION] + [number for index, count in cells if count for number in (index, count)]
+
+
+def unpack_counts(values: list[int], num_classes: int) -> list[int] | None:
+    """All counts of K classes from `pack_counts`; None if they are not of K classes."""
+    size = CONFUSION + num_classes**2
+    if num_classes <= MAX_MATRIX_CLASSES:
+        return values if len(values) == size else None
+    dense, indices = values[:CONFUSION] + [0] * num_classes**2, values[CONFUSION::2]
+    is_packed = len(values) % 2 == 1 and len(values) >= CONFUSION and indices == sorted(set(indices))
+    if not is_packed or max(indices, default=0) >= num_classes**2:
+        return None
+    for index, count in zip(indices, values[CONFUSION + 1 :: 2], strict=True):
+        dense[CONFUSION + index] = count
+    return dense
 
 
 @dataclass(frozen=True)
@@ -127,12 +155,13 @@ class Metrics:
 
     @classmethod
     def from_counts(cls, values: list[int]) -> Metrics:
-        """Metrics of the 103 integers of `Counts.tensor`."""
+        """Metrics of the integers of `Counts.tensor`."""
         matrix = values[CONFUSION:]
-        confusion = tuple(tuple(matrix[row * CLASSES : (row + 1) * CLASSES]) for row in range(CLASSES))
+        size = math.isqrt(len(matrix))
+        confusion = tuple(tuple(matrix[row * size : (row + 1) * size]) for row in range(size))
         return cls(
             count=sum(matrix),
-            correct=sum(confusion[i][i] for i in range(CLASSES)),
+            correct=sum(row[i] for i, row in enumerate(confusion)),
             top2_correct=values[TOP2],
             nonfinite=values[NONFINITE],
             loss_sum=values[LOSS] / LOSS_SCALE,
@@ -171,12 +200,21 @@ class Metrics:
         }
 
     def details(self, prefix: str) -> dict[str, list[Any]]:
-        """Precision and recall of each class and the confusion matrix, as lists, under `{prefix}.{name}`."""
-        return {
-            f"{prefix}.precision": self.precision(),
-            f"{prefix}.recall": self.recall(),
-            f"{prefix}.confusion": [list(row) for row in self.confusion],
-        }
+        """Precision and recall of each class and the confusion matrix, as lists, under `{prefix}.{name}`.
+
+        Of more than MAX_MATRIX_CLASSES classes, `confusion_cells` instead of the matrix: label, prediction and count of
+        each cell that is not 0.
+        """
+        details: dict[str, list[Any]] = {f"{prefix}.precision": self.precision(), f"{prefix}.recall": self.recall()}
+        if len(self.confusion) <= MAX_MATRIX_CLASSES:
+            return details | {f"{prefix}.confusion": [list(row) for row in self.confusion]}
+        cells = [
+            [label, predicted, count]
+            for label, row in enumerate(self.confusion)
+            for predicted, count in enumerate(row)
+            if count
+        ]
+        return details | {f"{prefix}.confusion_cells": cells}
 
 
 class GradientNorms:

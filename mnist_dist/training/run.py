@@ -128,7 +128,7 @@ def train_and_test(
             console.print(tracker.view_hint)
     if runtime.is_main:
         write_summary(folder, summary)
-    console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.classes)
+    console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.class_names)
     return Run(folder, as_in_json(summary))
 
 

@@ -71,11 +71,12 @@ def evaluate_run(
         config = config.model_copy(update={"run": config.run.model_copy(update={"device": "auto"})})
     if precision:
         config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
-    folder = resolve_root(config.data.root if root is None else root)
-    if topology.is_local_main or not is_default_root(folder):
-        provide_files(folder, config.data.source, console.print)
+    name = config.data.name
+    folder = resolve_root(config.data.root if root is None else root, name)
+    if topology.is_local_main or not is_default_root(folder, name):
+        provide_files(folder, config.data.source, console.print, name)
     with start_runtime(config, topology) as runtime:
-        files = provide_files(folder, "local", console.print)
+        files = provide_files(folder, "local", console.print, name)
         splits = read_splits(files, config.data, config.run.seed, config.train_limit)
         network = runtime.to_device(loaded.model)
         mine: dict[str, dict[str, Any]] = {
@@ -89,7 +90,7 @@ def evaluate_run(
             raise UserError(f"split {split}: this run has none (data.val_size=0); use test or train")
         size, check_stop = config.train.eval_batch_size, partial(interrupt_if_asked, runtime)
         metrics = evaluate(network, data.to(runtime.device), config.data, runtime, size, check_stop)
-        return Evaluation(metrics, loaded.step, config.data.classes, splits.digests, runtime.describe())
+        return Evaluation(metrics, loaded.step, config.data.class_names, splits.digests, runtime.describe())
 
 
 def interrupt_if_asked(runtime: Runtime) -> None:

@@ -20,7 +20,7 @@ from mnist_dist.models.summary import count_flops, count_parameters
 from mnist_dist.models.user_code import digests_of
 from mnist_dist.optim.ema import build_ema
 from mnist_dist.optim.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
-from mnist_dist.training.metrics import Counts, GradientNorms, Metrics
+from mnist_dist.training.metrics import Counts, GradientNorms, Metrics, pack_counts
 from mnist_dist.utils.errors import UserError
 
 
@@ -60,9 +60,10 @@ class TrainingState:
         self.last_step = min(config.train.max_steps or self.total_steps, self.total_steps)
         self.progress = TrainProgress()
         self.initial_weights = initial_weights or InitialWeights()
-        self.window = Counts(runtime.device)  # of this rank, since the last row of metrics
+        num_classes = len(config.data.class_names)
+        self.window = Counts(runtime.device, num_classes)  # of this rank, since the last row of metrics
         self.norms = GradientNorms()  # since the last row of metrics, the same on every rank
-        self.epoch_counts = Counts(runtime.device)  # of this rank, from the epoch's start to the last row of metrics
+        self.epoch_counts = Counts(runtime.device, num_classes)  # likewise, from the epoch's start to the last row
 
     @property
     def eval_model(self) -> nn.Module:
@@ -102,8 +103,8 @@ class TrainingState:
         state = facts | {
             "progress": asdict(self.progress),
             "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
-            "window": window,
-            "epoch_counts": epoch,
+            "window": pack_counts(window),
+            "epoch_counts": pack_counts(epoch),
             "norms": asdict(self.norms.collect()),
             "scaler": self.runtime.mixed_precision.state_dict(),
             "code": digests_of(self.code),

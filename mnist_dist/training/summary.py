@@ -69,5 +69,7 @@ def describe_resolved(state: TrainingState, data: Splits) -> dict[str, Any]:
         "precision": runtime.precision,
         "model.name": state.config.model.name,
         "model.parameters": count_parameters(state.model),
+        "data.name": data.name,
+        "data.num_classes": len(data.class_names),
         **data_keys(data.digests),
     }

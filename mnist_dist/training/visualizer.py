@@ -22,14 +22,12 @@ from mnist_dist.models.feature_maps import feature_maps, filters, montage
 from mnist_dist.tracking.media import Example, Histogram, Media
 from mnist_dist.tracking.tracker import Tracker
 from mnist_dist.tracking.wandb_auth import tracking_mode
-from mnist_dist.training.metrics import CLASSES
 from mnist_dist.training.state import TrainingState
 
 if TYPE_CHECKING:
     import numpy as np
 
 INDEX, LOSS, LABEL, LOGITS = 0, 1, 2, 3  # columns of an example's row; the logits are the rest of it
-ROW_SIZE = LOGITS + CLASSES
 BINS = 64  # of a histogram
 
 
@@ -49,7 +47,7 @@ class Visualizer:
 
     def collector(self) -> ExampleCollector:
         """A collector to pass to `evaluate`, and then to `show`."""
-        return ExampleCollector(self.tracking.examples)
+        return ExampleCollector(self.tracking.examples, len(self.config.class_names))
 
     def show(self, examples: ExampleCollector) -> None:
         """Log the media of an evaluation and of the current weights."""
@@ -83,7 +81,7 @@ class Visualizer:
 
     def as_examples(self, rows: list[list[float]], model: nn.Module) -> tuple[Example, ...]:
         """Rows as examples, with their images and probabilities."""
-        table = torch.tensor(rows).reshape(-1, ROW_SIZE)
+        table = torch.tensor(rows).reshape(-1, LOGITS + len(self.config.class_names))
         indices = table[:, INDEX].long()
         images = self.data.images[indices.to(self.data.images.device), 0].cpu().numpy()
         chances = probabilities(model, table[:, LOGITS:]).tolist()
@@ -129,14 +127,16 @@ class Visualizer:
 class ExampleCollector:
     """Collects the predictions of an evaluation on this rank, and selects the worst mistakes and the first images.
 
-    All predictions are kept until the collector is dropped: 52 bytes per image, less than a tenth of the image itself.
+    All predictions are kept until the collector is dropped: of ten classes 52 bytes per image, less than a tenth of the
+    image itself.
 
     Args:
         count: number of mistakes and of first images to select.
+        num_classes: K.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, num_classes: int = 10) -> None:
+        self.count, self.num_classes = count, num_classes
         self.batches: list[tuple[int, Tensor, Tensor, Tensor]] = []
 
     def add(self, start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
@@ -145,11 +145,11 @@ class ExampleCollector:
             self.batches.append((start, logits, labels, losses))
 
     def rows(self, device: torch.device) -> Tensor:
-        """Rows of this rank's mistakes with the largest losses, then of its first images: float32 (2 * count, 13).
+        """Rows of this rank's mistakes with the largest losses, then of its first images: float32 (2 * count, 3 + K).
 
         A row has the index of the image (exact: below 2**24), loss, label and logits. Rows that are not used are -1.
         """
-        rows = torch.full((2 * self.count, ROW_SIZE), -1.0, device=device)
+        rows = torch.full((2 * self.count, LOGITS + self.num_classes), -1.0, device=device)
         if not self.batches:
             return rows
         found = torch.cat([as_rows(*batch) for batch in self.batches])
@@ -184,7 +184,7 @@ def wants_media(config: Config, tracked: Config, runtime: Runtime) -> bool:
 
 
 def as_rows(start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-    """A batch as rows, float32 (B, 13)."""
+    """A batch as rows, float32 (B, 3 + K)."""
     index = torch.arange(start, start + len(labels), device=labels.device)
     return torch.cat([torch.stack([index, losses, labels], 1), logits], 1).float()
 

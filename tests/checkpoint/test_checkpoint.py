@@ -21,6 +21,7 @@ from small_checkpoint import FILES, corruption, is_same, replace_file, saved, st
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint import manager
+from mnist_dist.checkpoint.format import MAX_STATE_BYTES
 from mnist_dist.checkpoint.manager import (
     CheckpointData,
     list_checkpoints,
@@ -213,7 +214,7 @@ def test_a_run_directory_that_vanished_is_not_created_again(tmp_path: Path) -> N
 
 
 def test_what_the_reader_would_refuse_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for state, said in ({"loss": math.nan}, "not JSON compliant"), ({"text": "x" * MAX_JSON_BYTES}, "no more than"):
+    for state, said in ({"loss": math.nan}, "not JSON compliant"), ({"text": "x" * MAX_STATE_BYTES}, "no more than"):
         with pytest.raises(TrainingError, match=f"cannot be written .*{said}"):
             save_checkpoint(tmp_path, 7, replace(saved(), state=state))
     assert list(tmp_path.iterdir()) == []

@@ -295,7 +295,7 @@ def test_machines_with_different_data(tmp_path: Path) -> None:
         return doctor.check_data_sets(TwoRanks(other), config, ["one", "two"])  # type: ignore[arg-type]
 
     (alone,) = found("", "")
-    assert alone.found.startswith("25 train, 5 val, 15 test, sha256 ")  # what the run would have
+    assert alone.found.startswith("mnist, 10 classes: 25 train, 5 val, 15 test, sha256 ")  # what the run would have
     assert found(alone.found, "") == [alone]
     (odd,) = found("25 train, 5 val, 15 test, sha256 1 and 2", "")
     assert odd.verdict == PROBLEM

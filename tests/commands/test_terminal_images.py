@@ -81,6 +81,16 @@ def test_bars_mark_prediction_and_truth() -> None:
     assert "true" not in draw_bars(likely(3), DIGITS, plain=True).plain
 
 
+def test_of_many_classes_the_likeliest_and_the_label_are_drawn() -> None:
+    probabilities = torch.linspace(0, 1, 47).softmax(0)
+    names = [f"class {index}" for index in range(47)]
+    lines = draw_bars(probabilities, names, truth=3, plain=True).plain.splitlines()
+    assert [line[2:10] for line in lines] == [f"class {index}" for index in range(46, 34, -1)] + ["class 3 "]
+    assert lines[0].startswith("> ")
+    assert lines[-1].endswith(" true")
+    assert len(draw_bars(probabilities, names, truth=46, plain=True).plain.splitlines()) == 12
+
+
 def test_colours_say_right_and_wrong() -> None:
     def colours(truth: int | None) -> list[str]:
         return [str(line.spans[0].style) for line in draw_bars(likely(3), DIGITS, truth).split("\n")]

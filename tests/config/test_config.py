@@ -451,9 +451,29 @@ def test_two_ways_to_choose_training_images_are_refused() -> None:
     assert message.startswith("train.overfit_batches=1 (command line) and data.limit=9 (command line) both choose")
 
 
-@pytest.mark.parametrize("names", ["a,b", "0,1,2,3,4,5,6,7,8,8"])
-def test_class_names_must_be_ten_different_ones(names: str) -> None:
-    assert error_of(f"--data.classes={names}").endswith("must be ten different names, one for each label")
+@pytest.mark.parametrize(
+    ("name", "names", "wrong"),
+    [
+        ("mnist", "a,b", "must be 10 different names, one for each label; data.name=idx takes any number of classes"),
+        ("mnist", "0,1,2,3,4,5,6,7,8,8", "must be 10 different names, one for each label"),
+        ("emnist-letters", "a,b", "must be 26 different names, one for each label; data.name=idx takes any number of"),
+        ("idx", "a", "must be 2 to 1000 different names, one for each label"),
+        ("idx", "a,b,a", "must be 2 to 1000 different names, one for each label"),
+        ("idx", ",".join(map(str, range(1001))), "must be 2 to 1000 different names, one for each label"),
+    ],
+)
+def test_class_names_must_be_different_and_one_for_each_label(name: str, names: str, wrong: str) -> None:
+    assert wrong in error_of(f"--data.name={name}", "--data.root=data", f"--data.classes={names}")
+
+
+def test_a_set_of_ones_own_needs_its_folder() -> None:
+    message = error_of("--data.name=idx")
+    assert message == "data.name=idx (command line): needs the folder with the files; name it with --data.root=DIR"
+    assert load(["--data.name=idx", "--data.root=data", "--data.classes=cat,dog"]).config.data.class_names == (
+        "cat",
+        "dog",
+    )
+    assert error_of("--data.name=fashion-mnist").endswith("; use fashion")
 
 
 @pytest.mark.parametrize(
@@ -593,7 +613,7 @@ def test_help_tells_types_ranges_choices_and_defaults(help_text: str) -> None:
         _, _, after = text.partition(f"--{key}=")
         option, _, _ = after.partition(") ")
         assert describe_range(schema) in option
-        assert "|".join(item_schema(schema).get("enum", [])) in option
+        assert "|".join(item_schema(schema).get("enum", [])) in option.replace("| ", "|")
 
 
 def test_help_fits_80_columns(help_text: str) -> None:

@@ -27,11 +27,14 @@ from mnist_dist.console.console import (
     open_console,
 )
 from mnist_dist.console.formatting import (
+    CONFUSION_TITLE,
     ConfusionTable,
     confusion_cells,
     describe_results,
     format_duration,
     format_percent,
+    mistake_cells,
+    worst_class_cells,
 )
 
 wraps_long_lines = pytest.mark.skipif(
@@ -440,6 +443,59 @@ def test_matrix_has_precision_by_column_and_recall_by_row() -> None:
         "0 cat      ",
         "1 long-hair",
     ]
+
+
+def confused(num_classes: int, mistakes: dict[tuple[int, int], int]) -> list[list[int]]:
+    """A confusion matrix with 100 right images of each class but the last, which has none, and these mistakes."""
+    return [
+        [100 if a == b != num_classes - 1 else mistakes.get((a, b), 0) for b in range(num_classes)]
+        for a in range(num_classes)
+    ]
+
+
+LETTERS = tuple(f"class {chr(65 + i // 26)}{chr(65 + i % 26)}" for i in range(47))
+MISTAKES = {(3, 5): 25, (5, 3): 25, (8, 0): 300, (1, 0): 2}
+
+
+def test_of_many_classes_the_worst_pairs_and_classes_are_shown_instead_of_the_matrix() -> None:
+    confusion = confused(47, MISTAKES)
+    assert mistake_cells(confusion, LETTERS) == [
+        ["truth", "prediction", "images", "of the class %"],
+        ["class AI", "class AA", "300", "75.00"],
+        ["class AD", "class AF", "25", "20.00"],
+        ["class AF", "class AD", "25", "20.00"],
+        ["class AB", "class AA", "2", "1.96"],
+    ]
+    cells = worst_class_cells(confusion, LETTERS)
+    assert len(cells) == 11
+    assert cells[1:5] == [
+        ["class AI", "400", "100.00", "25.00"],
+        ["class AD", "125", "80.00", "80.00"],
+        ["class AF", "125", "80.00", "80.00"],
+        ["class AB", "102", "100.00", "98.04"],
+    ]
+    assert cells[5] == ["class AA", "100", "24.88", "100.00"]
+    assert all(row[0] != LETTERS[46] for row in cells), "it has no images"
+    assert worst_class_cells(confused(13, {(12, 0): 1}), LETTERS[:13])[1] == ["class AM", "1", "-", "0.00"]
+    every = {(a, b): 1 for a in range(47) for b in range(47) if a != b}
+    assert len(mistake_cells(confused(47, every), LETTERS)) == 11
+    assert len(mistake_cells(confused(47, {}), LETTERS)) == 1
+
+
+def test_47_classes_fit_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    names = tuple(f"a rather long name of class {index:02}" for index in range(47))
+    PlainConsole().summary(SUMMARY, confused(47, MISTAKES), names)
+    plain = capsys.readouterr().out.splitlines()
+    text = io.StringIO()
+    RichConsole(Terminal(file=text, width=80, highlight=False)).summary(SUMMARY, confused(47, MISTAKES), names)
+    for lines in (plain, [line.rstrip() for line in text.getvalue().splitlines()]):
+        assert max(map(len, lines)) <= 80
+        start = lines.index("Most frequent mistakes")
+        assert lines[start + 1].split() == ["truth", "prediction", "images", "of", "the", "class", "%"]
+        assert "Classes with the lowest recall" in lines[start:]
+        assert CONFUSION_TITLE not in lines
+    PlainConsole().summary(SUMMARY, confused(12, {}), names[:12])
+    assert CONFUSION_TITLE in capsys.readouterr().out
 
 
 def test_console_imports_neither_torch_nor_wandb() -> None:

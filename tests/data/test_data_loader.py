@@ -45,7 +45,7 @@ def test_splits_share_no_image_and_keep_images_and_labels_together(
     assert splits.test.labels.tolist() == list(range(min(test_limit or 20, 20)))
     for part in (splits.train, splits.val):
         assert part.images.equal(train.images[part.labels])
-    assert splits.describe() == f"{len(ours)} train, {len(held_out)} val, {len(splits.test)} test"
+    assert splits.describe() == f"mnist, 10 classes: {len(ours)} train, {len(held_out)} val, {len(splits.test)} test"
 
 
 def test_the_held_out_images_depend_on_the_seed_but_not_on_the_limit() -> None:
@@ -69,7 +69,7 @@ def test_holding_out_everything_is_refused(val_size: int) -> None:
 def test_reads_files_as_images_with_a_channel_and_int64_labels(tmp_path: Path) -> None:
     fill(tmp_path)
     splits = read_splits(ensure_files(tmp_path, "local", print), DataConfig(val_size=1, test_limit=4), seed=0, limit=3)
-    assert splits.describe().startswith("3 train, 1 val, 4 test, sha256 ")
+    assert splits.describe().startswith("mnist, 10 classes: 3 train, 1 val, 4 test, sha256 ")
     for part in (splits.train, splits.val, splits.test):
         assert part.images.shape == (len(part), 1, 28, 28)
         assert (part.images.dtype, part.labels.dtype) == (torch.uint8, torch.int64)

@@ -171,7 +171,7 @@ FASHION = [f"FashionMNIST/raw/{name}" for name in FILES]
         (["raw/qmnist-test-labels-idx2-int.gz"], "it holds QMNIST (raw/qmnist-test-labels-idx2-int.gz); name a folder"),
         (["k49-train-imgs.npz"], "it holds Kuzushiji-49 in npz files, which are not read (k49-train-imgs.npz)"),
         (["data/train-00000-of-00001.parquet"], "it holds parquet files, which are not read (data/train-00000-of-0"),
-        (FASHION, "it holds Fashion-MNIST (FashionMNIST/raw/t10k-images-idx3-ubyte); use it with --data.root="),
+        (FASHION, f"it holds Fashion-MNIST ({FASHION[2]}); use it with --data.name=fashion --data.root="),
         ([".hidden"], "it is empty; download MNIST"),
         (["notes.txt", "more/notes.txt"], "it holds notes.txt and 1 more; download MNIST"),
     ],

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from small_checkpoint import FILES, corruption, is_same, replace_file, saved, state_of
 
 from mnist_dist.checkpoint import state as checkpoint_state
-from mnist_dist.checkpoint.format import MAX_TENSOR_BYTES
+from mnist_dist.checkpoint.format import MAX_BYTES
 from mnist_dist.checkpoint.manager import load_verified, newest_verified, save_checkpoint, serialize
 from mnist_dist.checkpoint.state import TrainProgress, check_state
 from mnist_dist.checkpoint.tensors import parse_tensors
@@ -221,7 +221,7 @@ def test_a_huge_file_is_not_read(folder: Path, name: str) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["files"][name]["bytes"] = size
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    limit = MAX_TENSOR_BYTES if name.endswith(".safetensors") else MAX_JSON_BYTES
+    limit = MAX_BYTES.get(name, MAX_JSON_BYTES)
     with bounded_memory(64 << 20):
         assert corruption(folder) == f"{name}: is larger than {limit} bytes"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from wandb_records import Recorded, read_run
 from mnist_dist.config.schema import Config, DataConfig, TrackingConfig
 from mnist_dist.tracking.media import Example, Histogram, Media
 from mnist_dist.tracking.tracker import open_tracker
+from mnist_dist.tracking.wandb_media import media_values, row_values
+from mnist_dist.training.metrics import Metrics
 
 pytest.importorskip("wandb")
 
@@ -123,6 +127,24 @@ def test_confusion_matrix(shown: Recorded) -> None:
         assert counts == {(name, name): 10 for name in CLASSES} | {("four", "nine"): 1}
     chart = shown.config["_wandb"]["visualize"]["val/confusion"]
     assert chart["panel_config"]["panelDefId"] == "wandb/confusion_matrix/v1"
+
+
+@pytest.mark.parametrize(("num_classes", "columns", "charts"), [(47, 8 + 47, 3), (1000, 8, 2)])
+def test_many_classes_have_no_matrix_and_no_columns(num_classes: int, columns: int, charts: int) -> None:
+    """wandb draws tables of at most 10,000 rows."""
+    plot = SimpleNamespace(bar=lambda table, *args, title: table)
+    wandb: Any = SimpleNamespace(
+        Table=lambda columns, data, **options: data, Image=Mock(), plot=plot, plot_table=lambda **options: options
+    )
+    names = [f"class {index}" for index in range(num_classes)]
+    metrics = Metrics.from_counts([0, 0, 0, *([1] * num_classes**2)])
+    values = row_values(wandb, metrics.row("val") | metrics.details("val"), names)
+    assert len([value for value in values.values() if isinstance(value, list | dict)]) == charts
+    assert len(values["val/recall"]) == num_classes
+    example = Example(3, np.zeros((28, 28), np.uint8), 1, 2, (1 / num_classes,) * num_classes, 0.5)
+    (row_of_example,) = media_values(wandb, 1, 1, Media("val", mistakes=(example,)), names)["mistakes"]
+    assert len(row_of_example) == columns
+    assert row_of_example[5:8] == ["class 1", "class 2", 0.5]
 
 
 def test_mistakes_and_samples_have_a_table_at_each_step(shown: Recorded) -> None:

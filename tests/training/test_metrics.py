@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mnist_dist.training.metrics import MAX_LOSS, MAX_PENDING, SIZE, Counts, Metrics
+from mnist_dist.training.metrics import MAX_LOSS, MAX_PENDING, Counts, Metrics
 
 CPU = torch.device("cpu")
 UNIT = 2**-24  # resolution of a loss
@@ -120,13 +120,13 @@ def test_any_split_in_any_order_gives_the_same_counts(data: st.DataObject, count
         merged.merge(counts_of(one))
     assert merged.tensor.equal(expected)
     assert merged.tensor.dtype == torch.int64
-    assert merged.tensor.shape == (SIZE,)
+    assert merged.tensor.shape == (103,)
 
 
 def test_counts_continue_from_earlier_ones_and_can_be_cleared() -> None:
     first, second = batch(10, 1), batch(5, 2)
     earlier = torch.tensor(counts_of(first).tensor.tolist())
-    counts = Counts(CPU, earlier)
+    counts = Counts(CPU, tensor=earlier)
     counts.add(*second)
     assert counts.tensor.equal(counts_of(first, second).tensor)
     counts.clear()
