@@ -41,8 +41,9 @@ def add_data_options(parser: argparse.ArgumentParser, source: str = DATA["source
         "--name",
         dest="name",
         choices=get_args(DATA["name"].annotation),
+        metavar="NAME",
         default=DATA["name"].default,
-        help="the data set (default: %(default)s)",
+        help="the data set, one of %(choices)s (default: %(default)s)",
     )
     parser.add_argument(
         "--data.root",

@@ -24,8 +24,8 @@ from mnist_dist.console.formatting import (
     MAX_SHOWN_MATRIX,
     MISTAKES_TITLE,
     WORST_TITLE,
+    ConfusionTable,
     confusion_cells,
-    confusion_table,
     describe_evaluation,
     describe_results,
     describe_training,
@@ -278,7 +278,7 @@ class RichConsole(Console):
             self._terminal.print(list_table(worst_class_cells(confusion, classes), names=1))
         else:
             self._terminal.print(Text(f"\n{CONFUSION_TITLE}", "bold"))
-            self._terminal.print(confusion_table(confusion_cells(confusion, classes)))
+            self._terminal.print(ConfusionTable(confusion_cells(confusion, classes)))
         if "run.dir" in summary:
             self._terminal.print(Text(f"\nrun folder  {summary['run.dir']}"), soft_wrap=True)
 

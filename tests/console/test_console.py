@@ -28,6 +28,7 @@ from mnist_dist.console.console import (
 )
 from mnist_dist.console.formatting import (
     CONFUSION_TITLE,
+    ConfusionTable,
     confusion_cells,
     describe_results,
     format_duration,
@@ -501,6 +502,19 @@ def test_47_classes_fit_the_terminal(capsys: pytest.CaptureFixture[str]) -> None
 def test_console_imports_neither_torch_nor_wandb() -> None:
     script = "import sys, mnist_dist.console.console; sys.exit(bool({'torch', 'wandb', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("width", "has_ratios"), [(60, False), (80, True)])
+def test_a_narrow_terminal_shows_every_count_of_the_confusion_matrix(width: int, has_ratios: bool) -> None:
+    confusion = [[1135 if i == j else 110 for j in range(10)] for i in range(10)]
+    rows = confusion_cells(confusion, [f"a long name {i}" for i in range(10)])
+    screen = io.StringIO()
+    Terminal(file=screen, width=width).print(ConfusionTable(rows))
+    heading, *lines = screen.getvalue().splitlines()
+    assert max(map(len, [heading, *lines])) <= width
+    assert ("recall" in heading) == has_ratios
+    assert [line.count("110") for line in lines] == [9] * 10
+    assert [line.count("1135") for line in lines] == [1] * 10
 
 
 # The time left
