@@ -86,6 +86,7 @@ def evaluation(config: Config) -> Section:
         Panel(f"Loss, {split}", "lines", (f"{split}/loss",)),
         Panel(f"Accuracy, {split}", "lines", (f"{split}/accuracy", f"{split}/top2")),
         Panel(f"Images of {split}, and right ones", "lines", (f"{split}/count", f"{split}/correct")),
+        Panel(f"Highest accuracy, {split}", "bars", ("train/highest_accuracy",)),
         *classes(config, split, f"images of {split}"),
     )
     test: tuple[Panel, ...] = (
