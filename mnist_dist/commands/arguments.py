@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.help_text import help_width, wrap_commands
 

@@ -6,9 +6,7 @@ file. `row` arguments are rows of metrics.jsonl: flat dictionaries with dotted k
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -41,11 +39,10 @@ from mnist_dist.console.formatting import (
     mistake_cells,
     worst_class_cells,
 )
+from mnist_dist.console.progress import Progress
 
 REDRAWS_PER_SECOND = 8
 TIME_LEFT = "time left"
-MEASURED_SECONDS = 1.0
-"""Of training, before the estimated time of the whole run is worth a line."""
 
 
 def open_console(is_main: bool, quiet: bool) -> Console:
@@ -297,46 +294,6 @@ class RichConsole(Console):
         )
         metrics = describe_training(self._metrics) if self._metrics else "no metrics yet"
         return Group(line, Text(metrics, "cyan", no_wrap=True, overflow="ellipsis"))
-
-
-class Progress:
-    """The steps done and the time that they took."""
-
-    def __init__(self, total_steps: int, step: int, epochs: int) -> None:
-        self.total_steps, self.first_step, self.step, self.epochs = total_steps, step, step, epochs
-        self.epoch = 0
-        self.start = time.monotonic()
-        self._end = math.nan  # time.monotonic() at the estimated end of the run
-        self._has_told = False
-
-    def elapsed(self) -> float:
-        """Seconds since training started or was resumed."""
-        return time.monotonic() - self.start
-
-    def remaining(self) -> float:
-        """Seconds to the end of the run, by the last estimate; without one at the speed so far.
-
-        nan before the first step.
-        """
-        if math.isfinite(self._end):
-            return max(self._end - time.monotonic(), 0.0)
-        done = self.step - self.first_step
-        return self.elapsed() / done * (self.total_steps - self.step) if done > 0 else math.nan
-
-    def take_time_left(self, seconds: float) -> str:
-        """Take an estimate of the seconds to the end of the run.
-
-        Returns:
-            What is to be told of the first one that is known well enough; else an empty text.
-        """
-        if not math.isfinite(seconds):
-            return ""
-        self._end = time.monotonic() + seconds
-        if self._has_told or self.elapsed() < MEASURED_SECONDS:
-            return ""
-        self._has_told = True
-        until = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
-        return f"about {format_duration(seconds)} for the whole run, until {until}"
 
 
 def write_line(text: str, stream: TextIO) -> None:

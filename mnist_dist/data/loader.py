@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.augment import apply_affine, is_augmented, random_affine
 from mnist_dist.data.dataset import ImageSet
 from mnist_dist.data.sampler import BatchSlice, GlobalBatchSampler

@@ -14,7 +14,7 @@ from typing import Any
 
 from mnist_dist.checkpoint.resume_checks import is_extendable
 from mnist_dist.checkpoint.state import TrainProgress
-from mnist_dist.config.schema import TrainConfig
+from mnist_dist.config.sections import TrainConfig
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.state import TrainingState

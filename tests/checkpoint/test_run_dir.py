@@ -28,15 +28,8 @@ from mnist_dist.checkpoint.run_dir import (
 )
 from mnist_dist.checkpoint.run_lock import RunLock
 from mnist_dist.config.loader import dump, load
-from mnist_dist.config.schema import (
-    FIELDS,
-    Config,
-    DataConfig,
-    OptimConfig,
-    RunConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from mnist_dist.config.schema import FIELDS, Config
+from mnist_dist.config.sections import DataConfig, OptimConfig, RunConfig, TrackingConfig, TrainConfig
 from mnist_dist.utils.errors import TrainingError, UserError
 
 

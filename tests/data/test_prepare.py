@@ -26,7 +26,8 @@ from tiny_mnist import (
 )
 
 from mnist_dist.data import prepare
-from mnist_dist.data.prepare import FILES, default_root, ensure_files, find_files, resolve_root
+from mnist_dist.data.find_files import find_files
+from mnist_dist.data.prepare import FILES, default_root, ensure_files, resolve_root
 from mnist_dist.utils.errors import UserError
 
 __all__ = ["npm", "said", "tiny_set"]  # fixtures

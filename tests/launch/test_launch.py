@@ -25,7 +25,8 @@ from small_checkpoint import corruption
 
 from mnist_dist.checkpoint.manager import list_checkpoints, load_verified
 from mnist_dist.checkpoint.tensors import load_weights, weights_sha256
-from mnist_dist.data.prepare import default_root, find_files
+from mnist_dist.data.find_files import find_files
+from mnist_dist.data.prepare import default_root
 from mnist_dist.models import create_model
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED
 
