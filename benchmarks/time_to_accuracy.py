@@ -27,7 +27,7 @@ ALLOWED = 1.15  # training times that the process may take beside its imports an
 IMPORT_AND_READ = """\
 import time, torch, accelerate, mnist_dist.train, mnist_dist.training.trainer, mnist_dist.training.summary
 import mnist_dist.console.console
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.prepare import ensure_files, resolve_root
 from mnist_dist.data.dataset import read_splits
 start = time.perf_counter()

@@ -16,6 +16,7 @@ from mnist_dist.utils.help_text import help_width, wrap, wrap_commands
 EXAMPLES = """\
 examples:
   mnist-dist train --config debug --run.dir=runs/debug
+  mnist-dist status runs/debug
   mnist-dist evaluate runs/debug
   mnist-dist predict runs/debug --index 8 --maps
   mnist-dist doctor --config speed99

@@ -156,7 +156,7 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
     from mnist_dist.training.early_stopping import is_finished
     from mnist_dist.training.initial_weights import load_initial_weights
     from mnist_dist.training.rank_checks import check_ranks
-    from mnist_dist.training.run import finished_run, train_and_test
+    from mnist_dist.training.run import finished_run, open_status_file, train_and_test
     from mnist_dist.training.state import TrainingState
     from mnist_dist.training.train_step import TrainStep
 
@@ -215,15 +215,16 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         if was_finished and is_finished(state):
             run = finished_run(state, run_dir, console)
         else:
-            try:
-                run = train_and_test(train_step, data, console, run_dir, run_id, key_check)
-            except Stopped as stopped:
-                raise Stopped(f"{stopped}; {how_to_go_on(config, topology, arguments, run_dir)}") from stopped
-            except BaseException:  # an error, or a second Ctrl-C
-                if topology.is_main and (checkpoints := list_checkpoints(run_dir.folder / CHECKPOINTS)):
-                    how = how_to_go_on(config, topology, arguments, run_dir)
-                    console.print(f"the newest checkpoint is {checkpoints[-1].name}; {how}")
-                raise
+            with open_status_file(state, run_dir.folder, console) as status_file:
+                try:
+                    run = train_and_test(train_step, data, console, run_dir, run_id, key_check, status_file)
+                except Stopped as stopped:
+                    raise Stopped(f"{stopped}; {how_to_go_on(config, topology, arguments, run_dir)}") from stopped
+                except BaseException:  # an error, or a second Ctrl-C
+                    if topology.is_main and (checkpoints := list_checkpoints(run_dir.folder / CHECKPOINTS)):
+                        how = how_to_go_on(config, topology, arguments, run_dir)
+                        console.print(f"the newest checkpoint is {checkpoints[-1].name}; {how}")
+                    raise
         lock.mark_finished()
     return run
 

@@ -9,6 +9,7 @@ import pytest
 from mnist_dist.__main__ import COMMANDS, EXAMPLES, main
 from mnist_dist.commands.evaluate import build_parser as evaluate_parser
 from mnist_dist.commands.predict import build_parser as predict_parser
+from mnist_dist.commands.status import build_parser as status_parser
 from mnist_dist.config.loader import load
 from mnist_dist.utils.errors import EXIT_DONE
 
@@ -16,6 +17,7 @@ LINES = EXAMPLES.splitlines()[1:]
 PARSERS = {
     "train": load,
     "doctor": load,
+    "status": status_parser().parse_args,
     "evaluate": evaluate_parser().parse_args,
     "predict": predict_parser().parse_intermixed_args,
 }

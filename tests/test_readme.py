@@ -15,7 +15,7 @@ from mnist_dist.commands.data import build_parser as data_parser
 from mnist_dist.commands.evaluate import build_parser as evaluate_parser
 from mnist_dist.commands.predict import build_parser as predict_parser
 from mnist_dist.config.loader import load
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.config.yaml_files import list_recipes
 from mnist_dist.data.dataset import read_splits
 from mnist_dist.data.sets import DATA_SETS, ROLES

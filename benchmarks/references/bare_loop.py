@@ -13,7 +13,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.dataset import read_splits
 from mnist_dist.data.prepare import ensure_files, resolve_root
 from mnist_dist.models import create_model

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.dataset import Splits, read_splits
 from mnist_dist.data.loader import normalize
 from mnist_dist.data.prepare import ensure_files, resolve_root

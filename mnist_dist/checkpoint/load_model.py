@@ -21,8 +21,7 @@ from mnist_dist.checkpoint.manager import (
     step_of,
 )
 from mnist_dist.checkpoint.model_files import check_model_files
-from mnist_dist.checkpoint.run_dir import newest_run
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS, MODEL
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, MODEL, newest_run
 from mnist_dist.checkpoint.tensors import load_weights
 from mnist_dist.config.model_file import is_file_name, split_name
 from mnist_dist.config.schema import Config

@@ -7,7 +7,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mnist_dist.config.data_sets import CLASS_NAMES
-from mnist_dist.config.schema import Config, OptimConfig, flat, flatten
+from mnist_dist.config.schema import Config, flat, flatten
+from mnist_dist.config.sections import OptimConfig
 from mnist_dist.utils.errors import UserError
 
 RESUME_OVERRIDABLE = {

@@ -4,6 +4,7 @@
         .lock          see `checkpoint.run_lock`
         config.yaml    the resolved configuration, ready for `--config`
         metrics.jsonl  see `tracking.metrics_file`
+        status.json    see `tracking.status_file`
         checkpoints/   see `checkpoint.manager`
         model/         only with a model of the user's own: its source files
         profile/       only with train.profile
@@ -18,7 +19,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -41,10 +41,12 @@ from mnist_dist.checkpoint.run_paths import (
     MODEL,
     PROFILE,
     RUNS,
+    STATUS,
     SUMMARY,
     check_not_foreign,
     create_folder,
     create_new_folder,
+    newest_run,
     not_writable,
 )
 from mnist_dist.config.loader import dump
@@ -130,27 +132,6 @@ def newest_run_to_resume() -> Path:
         raise UserError(f"run.resume={error}") from None
 
 
-def newest_run(runs: Path = RUNS, but: Path | None = None) -> Path:
-    """The run directory in `runs` that was started or resumed last: the one whose config.yaml is the newest.
-
-    Args:
-        but: a run directory that does not count.
-
-    Raises:
-        UserError: there is none.
-    """
-    started: dict[Path, int] = {}
-    with suppress(OSError):  # no such folder
-        for folder in runs.iterdir():
-            if but is not None and folder.resolve() == but.resolve():
-                continue
-            with suppress(OSError):  # not a run, or deleted meanwhile
-                started[folder] = (folder / CONFIG).stat().st_mtime_ns
-    if not started:
-        raise UserError(f"last: no run in {runs.absolute()}; give the folder of a run")
-    return max(started, key=lambda folder: (started[folder], folder.name))
-
-
 def resolve_checkpoint(path: Path, warn: Callable[[str], None]) -> VerifiedCheckpoint:
     """The checkpoint that `run.resume=path` means: the one at that path, or the newest whole one of that run directory.
 
@@ -192,7 +173,7 @@ def prepare_run_dir(run_dir: RunDir, config: Config, lock: RunLock) -> bool:
 
 
 def delete_old_run(folder: Path) -> None:
-    """Delete the checkpoints (incomplete ones too), profile, code, metrics and summary of an earlier run; nothing else.
+    """Delete checkpoints (incomplete ones too), profile, code, metrics, status and summary of an earlier run.
 
     Raises:
         OSError: one of them cannot be deleted.
@@ -203,7 +184,7 @@ def delete_old_run(folder: Path) -> None:
     for name in (PROFILE, MODEL):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
-    for name in (METRICS, SUMMARY):
+    for name in (METRICS, STATUS, SUMMARY):
         (folder / name).unlink(missing_ok=True)
 
 

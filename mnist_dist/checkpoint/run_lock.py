@@ -110,7 +110,10 @@ class RunLock:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                is_only_read = try_shared_lock(file)  # by `is_locked`, for a moment
                 os.close(file)
+                if is_only_read:
+                    continue
                 holder = read_holder(folder / LOCK)
                 who = f"process {holder.pid} on {holder.host}" if holder else "another process"
                 raise UserError(
@@ -161,20 +164,29 @@ class RunLock:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the lock on a run directory."""
+    """Whether a run holds the lock on a run directory; False on a file system without locks.
+
+    Needs no right to write, and keeps no run out.
+    """
     try:
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_shared_lock(file)
     except OSError:  # a file system without locks
         return False
     finally:
         os.close(file)
-    return False
+
+
+def try_shared_lock(file: int) -> bool:
+    """Lock an open file together with others that read, until it is closed; whether no run holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_file_at(file: int, path: Path) -> bool:

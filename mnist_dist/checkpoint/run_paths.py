@@ -12,8 +12,7 @@ from mnist_dist.utils.errors import UserError
 RUNS = Path("runs")
 """Parent of the run directories that are named by the program."""
 CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
-PROFILE = "profile"
-MODEL = "model"
+MODEL, PROFILE, STATUS = "model", "profile", "status.json"
 
 
 def create_folder(path: Path) -> Path:
@@ -34,6 +33,27 @@ def create_new_folder(path: Path) -> Path:
             continue
         break
     return candidate
+
+
+def newest_run(runs: Path = RUNS, but: Path | None = None) -> Path:
+    """The run directory in `runs` that was started or resumed last: the one whose config.yaml is the newest.
+
+    Args:
+        but: a run directory that does not count.
+
+    Raises:
+        UserError: there is none.
+    """
+    started: dict[Path, int] = {}
+    with suppress(OSError):  # no such folder
+        for folder in runs.iterdir():
+            if but is not None and folder.resolve() == but.resolve():
+                continue
+            with suppress(OSError):  # not a run, or deleted meanwhile
+                started[folder] = (folder / CONFIG).stat().st_mtime_ns
+    if not started:
+        raise UserError(f"last: no run in {runs.absolute()}; give the folder of a run")
+    return max(started, key=lambda folder: (started[folder], folder.name))
 
 
 def check_not_foreign(folder: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.help_text import help_width, wrap_commands
 
@@ -41,8 +41,9 @@ def add_data_options(parser: argparse.ArgumentParser, source: str = DATA["source
         "--name",
         dest="name",
         choices=get_args(DATA["name"].annotation),
+        metavar="NAME",
         default=DATA["name"].default,
-        help="the data set (default: %(default)s)",
+        help="the data set, one of %(choices)s (default: %(default)s)",
     )
     parser.add_argument(
         "--data.root",

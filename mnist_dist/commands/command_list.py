@@ -2,10 +2,12 @@
 
 COMMANDS = {
     "train": "train a network; the same as python -m mnist_dist.train",
+    "status": "say where a run is, while it runs and afterwards",
     "evaluate": "compute a run's metrics on a split, on any number of processes",
     "predict": "classify pictures, or images of MNIST, with a run's network",
     "runs": "list runs with their results, and what differs between them",
     "compare": "say what differs between two runs, bit for bit",
+    "report": "write the report of a run, or of several, as one HTML file",
     "explain": "draw what the network sees, or the features of the test set",
     "export": "write a run's network as ONNX, torch.export, or for the Hub",
     "demo": "draw digits on a page, and see them recognised",

@@ -14,7 +14,8 @@ from typing import Any
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.commands.dashboard_panels import STEP, Panel, Section, describe
 from mnist_dist.config.loader import load
-from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.tracking.wandb_auth import check_tracking, has_key
 from mnist_dist.tracking.wandb_settings import resolve_labels
 from mnist_dist.utils.errors import EXIT_DONE, TrainingError, UserError

@@ -86,6 +86,7 @@ def evaluation(config: Config) -> Section:
         Panel(f"Loss, {split}", "lines", (f"{split}/loss",)),
         Panel(f"Accuracy, {split}", "lines", (f"{split}/accuracy", f"{split}/top2")),
         Panel(f"Images of {split}, and right ones", "lines", (f"{split}/count", f"{split}/correct")),
+        Panel(f"Highest accuracy, {split}", "bars", ("train/highest_accuracy",)),
         *classes(config, split, f"images of {split}"),
     )
     test: tuple[Panel, ...] = (
@@ -173,6 +174,7 @@ def speed(config: Config) -> Section:
 
 SPREAD = ("step_seconds/least", "step_seconds/most")
 SLOWEST = "step_seconds/slowest_rank"
+RATIO, STRAGGLERS = "step_seconds/ratio", "step_seconds/stragglers"
 
 
 def processes() -> Section:
@@ -184,6 +186,8 @@ def processes() -> Section:
         (
             Panel("Own seconds a step, least and most", "lines", SPREAD),
             Panel("Slowest rank", "lines", (SLOWEST,)),
+            Panel("Its own seconds, in medians of the others", "lines", (RATIO,)),
+            Panel("Ranks that hold up the others", "lines", (STRAGGLERS,)),
             Panel("Processes and machines", "bars", ("world_size", "machines")),
             Panel("Steps left out, and rollbacks", "bars", ("train/skipped_steps", "train/rollbacks")),
         ),

@@ -114,7 +114,7 @@ def check(options: argparse.Namespace) -> None:
     """Print what is in the files. Raises UserError if one of them is damaged."""
     from rich.console import Console
 
-    from mnist_dist.config.schema import DataConfig
+    from mnist_dist.config.sections import DataConfig
     from mnist_dist.data.dataset import read_pair_of
     from mnist_dist.data.sets import DATA_SETS, SPLITS, identify
 
@@ -220,7 +220,7 @@ def show(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from mnist_dist.commands.terminal_images import draw_digit, is_plain
-    from mnist_dist.config.schema import DataConfig
+    from mnist_dist.config.sections import DataConfig
     from mnist_dist.data.dataset import read_pair_of
 
     config = DataConfig(name=options.name)

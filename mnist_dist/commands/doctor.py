@@ -197,7 +197,8 @@ def check_data_sets(runtime: Runtime, config: Config, hosts: Sequence[str]) -> l
         hosts: host name of each rank.
     """
     from mnist_dist.data.dataset import read_splits
-    from mnist_dist.data.prepare import find_files, resolve_root
+    from mnist_dist.data.find_files import find_files
+    from mnist_dist.data.prepare import resolve_root
 
     shown, wrong = "", ""
     try:

@@ -213,7 +213,8 @@ def check_wandb(config: Config, topology: Topology) -> Finding:
 
 def check_data(config: Config, topology: Topology) -> Finding:
     """Whether the data set is on this machine. Nothing is downloaded."""
-    from mnist_dist.data.prepare import find_files, is_default_root, provide_files, resolve_root
+    from mnist_dist.data.find_files import find_files
+    from mnist_dist.data.prepare import is_default_root, provide_files, resolve_root
     from mnist_dist.data.sets import check_named_right
 
     name = config.data.name

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.config.loader import read_command_line
 from mnist_dist.config.model_file import check_model_file, split_name
-from mnist_dist.config.schema import ARGUMENTS
+from mnist_dist.config.model_names import ARGUMENTS
 from mnist_dist.config.values import COMMAND_LINE, parse_value
 from mnist_dist.utils.errors import EXIT_DONE, UserError
 

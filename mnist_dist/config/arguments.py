@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from mnist_dist.config.frozen_model import Source
 from mnist_dist.config.fsdp import FSDPConfig
 from mnist_dist.config.loader import LoadedConfig, assemble, check_for_launch
-from mnist_dist.config.schema import ARGUMENTS, Config, flat
+from mnist_dist.config.model_names import ARGUMENTS
+from mnist_dist.config.schema import Config, flat
 from mnist_dist.config.validation import check_key, shown
 from mnist_dist.config.values import describe_error
 from mnist_dist.config.yaml_files import Setting

@@ -15,7 +15,7 @@ USAGE = "usage: python -m mnist_dist.train [--config NAME|PATH]... [--section.ke
 ABOUT = """\
 Train a network on MNIST, in one process or in those of a launcher (accelerate launch, torchrun, srun, mpirun).
 Values come from the defaults, then from each --config, then from each --section.key=VALUE; the last one wins. A list is
-written a,b or [a, b].
+written a,b or [a, b]. From Python: mnist_dist.train(mnist_dist.Config.from_recipe("debug", {"optim.lr": 0.01})).
 """
 EXAMPLES = """\
 examples:

@@ -18,7 +18,8 @@ from mnist_dist.config.frozen_model import Source
 from mnist_dist.config.fsdp import FSDPConfig, read_fsdp
 from mnist_dist.config.hints import hint_for_argument
 from mnist_dist.config.model_file import check_model_file
-from mnist_dist.config.schema import ARGUMENTS, FIELDS, SECTIONS, Config
+from mnist_dist.config.model_names import ARGUMENTS
+from mnist_dist.config.schema import FIELDS, SECTIONS, Config
 from mnist_dist.config.validation import check_key, check_together, shown
 from mnist_dist.config.values import COMMAND_LINE, field_schema, parse_value
 from mnist_dist.config.yaml_files import Setting, find_recipe, list_recipes, read_yaml

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from mnist_dist.config.data_sets import CLASS_NAMES, MAX_CLASSES, MIN_CLASSES
 from mnist_dist.config.fsdp import USE_FSDP, FSDPConfig
 from mnist_dist.config.hints import hint_for_option
-from mnist_dist.config.schema import ARGUMENTS, FIELDS, SECTIONS, Config
+from mnist_dist.config.model_names import ARGUMENTS
+from mnist_dist.config.schema import FIELDS, SECTIONS, Config
 from mnist_dist.utils.errors import UserError
 
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from mnist_dist.config.hints import hint_for_value
 from mnist_dist.config.json_schema import json_schema
-from mnist_dist.config.schema import ARGUMENT_NAME, ARGUMENTS, SECTIONS, Argument, Scalar
+from mnist_dist.config.model_names import ARGUMENT_NAME, ARGUMENTS, Argument, Scalar
+from mnist_dist.config.schema import SECTIONS
 from mnist_dist.config.validation import shown
 from mnist_dist.config.yaml_files import Setting, as_written
 from mnist_dist.utils.errors import UserError

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from mnist_dist.config.hints import describe_foreign_file, hint_for_launch_file, hint_for_option, suggest
-from mnist_dist.config.schema import ARGUMENTS, SECTIONS
+from mnist_dist.config.model_names import ARGUMENTS
+from mnist_dist.config.schema import SECTIONS
 from mnist_dist.config.validation import check_key, shown
 from mnist_dist.utils.errors import UserError
 

@@ -6,9 +6,7 @@ file. `row` arguments are rows of metrics.jsonl: flat dictionaries with dotted k
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
@@ -24,8 +22,8 @@ from mnist_dist.console.formatting import (
     MAX_SHOWN_MATRIX,
     MISTAKES_TITLE,
     WORST_TITLE,
+    ConfusionTable,
     confusion_cells,
-    confusion_table,
     describe_evaluation,
     describe_results,
     describe_training,
@@ -41,8 +39,10 @@ from mnist_dist.console.formatting import (
     mistake_cells,
     worst_class_cells,
 )
+from mnist_dist.console.progress import Progress
 
 REDRAWS_PER_SECOND = 8
+TIME_LEFT = "time left"
 
 
 def open_console(is_main: bool, quiet: bool) -> Console:
@@ -80,6 +80,12 @@ class Console:
 
     def progress(self, step: int, epoch: int) -> None:
         """Take the number of steps done and the present epoch, from 0. Cheap enough to call at every step."""
+
+    def time_left(self, seconds: float) -> None:
+        """Take the estimated seconds to the end of the run, for what is shown next; nan if they are not known.
+
+        The first ones that were measured over a second at least are printed, as the last line of the header.
+        """
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Show train.loss, train.accuracy, lr and images_per_second of the last steps."""
@@ -146,6 +152,11 @@ class PlainConsole(Console):
     def progress(self, step: int, epoch: int) -> None:
         """Kept for the next line."""
         self._progress.step, self._progress.epoch = step, epoch
+
+    def time_left(self, seconds: float) -> None:
+        """One line, once."""
+        if text := self._progress.take_time_left(seconds):
+            self.header({TIME_LEFT: text})
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """One line."""
@@ -226,6 +237,11 @@ class RichConsole(Console):
         """Kept for the next redraw."""
         self._progress.step, self._progress.epoch = step, epoch
 
+    def time_left(self, seconds: float) -> None:
+        """A row as those of the header, once, above the live display."""
+        if text := self._progress.take_time_left(seconds):
+            self.header({TIME_LEFT: text})
+
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Kept for the next redraw."""
         self._metrics = row
@@ -259,7 +275,7 @@ class RichConsole(Console):
             self._terminal.print(list_table(worst_class_cells(confusion, classes), names=1))
         else:
             self._terminal.print(Text(f"\n{CONFUSION_TITLE}", "bold"))
-            self._terminal.print(confusion_table(confusion_cells(confusion, classes)))
+            self._terminal.print(ConfusionTable(confusion_cells(confusion, classes)))
         if "run.dir" in summary:
             self._terminal.print(Text(f"\nrun folder  {summary['run.dir']}"), soft_wrap=True)
 
@@ -278,24 +294,6 @@ class RichConsole(Console):
         )
         metrics = describe_training(self._metrics) if self._metrics else "no metrics yet"
         return Group(line, Text(metrics, "cyan", no_wrap=True, overflow="ellipsis"))
-
-
-class Progress:
-    """The steps done and the time that they took."""
-
-    def __init__(self, total_steps: int, step: int, epochs: int) -> None:
-        self.total_steps, self.first_step, self.step, self.epochs = total_steps, step, step, epochs
-        self.epoch = 0
-        self.start = time.monotonic()
-
-    def elapsed(self) -> float:
-        """Seconds since training started or was resumed."""
-        return time.monotonic() - self.start
-
-    def remaining(self) -> float:
-        """Seconds to the last step, at the speed since training started or was resumed; nan before the first step."""
-        done = self.step - self.first_step
-        return self.elapsed() / done * (self.total_steps - self.step) if done > 0 else math.nan
 
 
 def write_line(text: str, stream: TextIO) -> None:

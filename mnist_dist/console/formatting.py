@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from textwrap import wrap
 from typing import Any
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -223,15 +225,36 @@ def facts_lines(facts: Mapping[str, str], columns: int) -> list[str]:
     return lines
 
 
-def confusion_table(rows: list[list[str]]) -> Table:
-    """The confusion matrix with right answers in green and mistakes in red."""
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True)
-    for _ in rows[0][1:]:
-        table.add_column(justify="right", no_wrap=True)
-    table.add_row(*(Text(cell, "bold") for cell in rows[0]))
-    for truth, (name, *cells) in enumerate(rows[1:]):
-        styles = ["green" if i == truth else "dim" if cells[i] == "." else "bold red" for i in range(len(cells) - 2)]
-        styled = (Text(cell, style) for cell, style in zip(cells, [*styles, "", ""], strict=True))
-        table.add_row(Text(name, "bold"), *styled)
-    return table
+class ConfusionTable:
+    """The confusion matrix with right answers in green and mistakes in red, for a console of rich.
+
+    A narrow terminal shows it without precision and recall, and with shorter names of the classes: no count is cut.
+
+    Args:
+        rows: as `confusion_cells` gives them.
+    """
+
+    def __init__(self, rows: list[list[str]]) -> None:
+        self.rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows, counts = self.rows, len(self.rows) - 1
+        if table_width(rows) > options.max_width:
+            rows = [row[: 1 + counts] for row in rows]
+        excess = max(table_width(rows) - options.max_width, 0)
+        names = max(cell_len(rows[0][0]) - excess, 1)
+        table = Table.grid(padding=(0, 1))
+        table.add_column(no_wrap=True)
+        for _ in rows[0][1:]:
+            table.add_column(justify="right", no_wrap=True)
+        table.add_row(*(Text(cell, "bold") for cell in [rows[0][0][:names], *rows[0][1:]]))
+        for truth, (name, *cells) in enumerate(rows[1:]):
+            styles = ["green" if i == truth else "dim" if cells[i] == "." else "bold red" for i in range(counts)]
+            styled = (Text(cell, style) for cell, style in zip_longest(cells, styles, fillvalue=""))
+            table.add_row(Text(set_cell_size(name, names), "bold"), *styled)
+        yield table
+
+
+def table_width(rows: list[list[str]]) -> int:
+    """Terminal cells of a table with one space between its columns."""
+    return sum(max(map(cell_len, column)) + 1 for column in zip(*rows, strict=True)) - 1

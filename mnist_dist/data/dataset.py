@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mnist_dist.config.data_sets import CLASS_NAMES, MIN_CLASSES
-from mnist_dist.config.schema import Config, DataConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.identity import content_digest, short
 from mnist_dist.data.idx import INTEGERS, UINT8, LabelFormat, read_pair
 from mnist_dist.data.sets import DATA_SETS, SPLITS, TRAIN_LABELS

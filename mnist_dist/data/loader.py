@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.augment import apply_affine, is_augmented, random_affine
 from mnist_dist.data.dataset import ImageSet
 from mnist_dist.data.sampler import BatchSlice, GlobalBatchSampler
+
+Gather = Callable[[BatchSlice], tuple[Tensor, Tensor]]
 
 
 class DeviceLoader:
@@ -27,10 +29,20 @@ class DeviceLoader:
         sampler: the epoch, the first batch in it, and this process's shards of each batch.
         config: normalisation and augmentation.
         augment: False leaves out the augmentation that `config` asks for.
+        measured: makes of the function that gathers images one whose time is measured.
     """
 
-    def __init__(self, data: ImageSet, sampler: GlobalBatchSampler, config: DataConfig, *, augment: bool) -> None:
+    def __init__(
+        self,
+        data: ImageSet,
+        sampler: GlobalBatchSampler,
+        config: DataConfig,
+        *,
+        augment: bool,
+        measured: Callable[[Gather], Gather] = lambda gather: gather,
+    ) -> None:
         self.data, self.sampler, self.config = data, sampler, config
+        self.measured_gather = measured(self.gather)
         device = data.images.device
         self.order = sampler.permutation().to(device)
         self.theta: Tensor | None = None
@@ -39,7 +51,7 @@ class DeviceLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.sampler.batches():
-            yield Batch(batch.size, batch.shards, self.gather)
+            yield Batch(batch.size, batch.shards, self.measured_gather)
 
     def gather(self, positions: BatchSlice) -> tuple[Tensor, Tensor]:
         """Images float32 (b, 1, 28, 28), ready for the model, and labels int64 (b,) of a slice of the epoch's order."""
@@ -59,7 +71,7 @@ class Batch:
     """Images over all processes."""
     shards: tuple[tuple[BatchSlice, ...], ...]
     """This process's shards, each as its microbatches."""
-    gather: Callable[[BatchSlice], tuple[Tensor, Tensor]]
+    gather: Gather
 
     def microbatches(self, shard: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The images and labels of one of this process's shards (counted from 0), by microbatch.

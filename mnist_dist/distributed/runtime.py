@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mnist_dist.config.schema import Config
-from mnist_dist.distributed.comm_timer import CommTimer
 from mnist_dist.distributed.device import configure_torch, fingerprint, restored_torch_state, should_use_cpu
 from mnist_dist.distributed.launcher import is_ancestor, is_called_by_launcher
 from mnist_dist.distributed.mixed_precision import MixedPrecision
@@ -27,6 +26,7 @@ from mnist_dist.distributed.rendezvous import (
     store_has_key,
 )
 from mnist_dist.distributed.shared_memory import SharedMemoryGather, open_shared_memory
+from mnist_dist.distributed.step_timer import build_step_timer
 from mnist_dist.distributed.thread_pool import ThreadPool
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.distributed.watchdog.comm_errors import rendezvous_errors
@@ -69,7 +69,7 @@ class Runtime:
         self.shards = shards
         self.num_local_shards = max(shards // self.world_size, 1)
         self.thread_pool = ThreadPool(min(threads, self.num_local_shards) if self.device.type == "cpu" else 1)
-        self.comm_timer = CommTimer()
+        self.step_timer = build_step_timer(self.device, self.world_size, sharded=topology.fsdp is not None)
         self.timeout = timeout.total_seconds()
         self.shared_memory: SharedMemoryGather | None = None
         self.on_exit = contextlib.ExitStack()
@@ -130,14 +130,14 @@ class Runtime:
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks, in place; returns it."""
         if self.world_size > 1:
-            with self.comm_timer.measure():
+            with self.step_timer.measure():
                 dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_max(self, tensor: Tensor) -> Tensor:
         """Elementwise maximum of a tensor over all ranks, in place; returns it."""
         if self.world_size > 1:
-            with self.comm_timer.measure():
+            with self.step_timer.measure():
                 if self.shared_memory is not None and tensor.nbytes <= self.shared_memory.capacity:
                     tensor.copy_(self.shared_memory.all_gather(tensor[None])[0].amax(0))
                 else:
@@ -155,7 +155,7 @@ class Runtime:
         """
         if self.world_size == 1:
             return rows, None
-        with self.comm_timer.measure():
+        with self.step_timer.measure():
             if self.shared_memory is not None and rows.nbytes <= self.shared_memory.capacity:
                 return self.shared_memory.all_gather(rows, bool(self.stop_flag))
             gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
@@ -169,7 +169,7 @@ class Runtime:
         if self.world_size == 1:
             return value
         box = [value]
-        with self.comm_timer.measure():
+        with self.step_timer.measure():
             dist.broadcast_object_list(box, src=0, group=self.control_group)
         return box[0]
 
@@ -178,7 +178,7 @@ class Runtime:
         if self.world_size == 1:
             return [value]
         box: list[Any] = [None] * self.world_size
-        with self.comm_timer.measure():
+        with self.step_timer.measure():
             dist.all_gather_object(box, value, group=self.control_group)
         return box
 
@@ -234,7 +234,7 @@ class Runtime:
         if self.stop_work is None:
             return False
         (work, flag), self.stop_work = self.stop_work, None
-        with self.comm_timer.measure():
+        with self.step_timer.measure():
             work.wait()
         return bool(flag)
 

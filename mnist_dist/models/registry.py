@@ -1,7 +1,7 @@
 """Models by name.
 
 To add a model to the package, write a function that builds it, decorate it with `@register_model`, import its module in
-`mnist_dist/models/__init__.py`, and add its name to `MODELS` in `mnist_dist/config/schema.py`. `mnist-dist models`
+`mnist_dist/models/__init__.py`, and add its name to `MODELS` in `mnist_dist/config/model_names.py`. `mnist-dist models`
 prints the first line of the function's docstring. A model outside of the package needs none of this: see `builder`.
 
 All registered functions take `num_classes`, the number of logits; `width`, the filters of the first convolution, with

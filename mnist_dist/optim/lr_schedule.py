@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from mnist_dist.config.schema import OptimConfig
+from mnist_dist.config.sections import OptimConfig
 
 ONECYCLE_START = 1 / 25  # of the peak, as in Smith & Topin 2018 (arXiv:1708.07120) and torch's OneCycleLR
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from mnist_dist.config.schema import OptimConfig
+from mnist_dist.config.sections import OptimConfig
 from mnist_dist.optim.eager import eager
 from mnist_dist.optim.muon import MuonAdamW, as_matrix
 from mnist_dist.utils.errors import UserError

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.config.schema import TrackingConfig
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.tracking.media import Example
 from mnist_dist.utils.errors import UserError
 

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.tracking.backend import check_packages
 from mnist_dist.tracking.wandb_settings import describe_labels, has_home, read_setting, requested_mode, resolve_labels
 from mnist_dist.utils.errors import UserError

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.config.schema import TrackingConfig
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.utils.errors import UserError
 
 WANDB_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}

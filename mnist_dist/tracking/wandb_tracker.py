@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import mnist_dist
-from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.tracking.media import Media, wandb_key
 from mnist_dist.tracking.queued_tracker import one_line
 from mnist_dist.tracking.wandb_artifacts import Row, model_artifacts, read_rows

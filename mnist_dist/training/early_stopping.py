@@ -14,7 +14,7 @@ from typing import Any
 
 from mnist_dist.checkpoint.resume_checks import is_extendable
 from mnist_dist.checkpoint.state import TrainProgress
-from mnist_dist.config.schema import TrainConfig
+from mnist_dist.config.sections import TrainConfig
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.state import TrainingState
@@ -93,6 +93,10 @@ class EarlyStopping:
     def note_time(self) -> None:
         """Update `progress.wall_seconds`, before a checkpoint."""
         self.progress.wall_seconds = time.monotonic() - self.start
+
+    def seconds_left(self) -> float:
+        """Seconds until train.max_minutes have passed; infinite without it."""
+        return max(self.limit - (time.monotonic() - self.start), 0.0) if self.limit else math.inf
 
     def describe(self) -> str:
         """Why the run ended before its last step, in words."""

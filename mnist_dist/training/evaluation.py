@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.dataset import ImageSet
 from mnist_dist.data.loader import normalize
 from mnist_dist.distributed.runtime import Runtime

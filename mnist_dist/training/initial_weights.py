@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mnist_dist.checkpoint.format import MAX_TENSOR_BYTES, TENSOR_FILES
 from mnist_dist.checkpoint.load_model import find_checkpoint
-from mnist_dist.checkpoint.run_dir import newest_run
+from mnist_dist.checkpoint.run_paths import newest_run
 from mnist_dist.checkpoint.state import InitialWeights, TrainingImages
 from mnist_dist.checkpoint.tensors import parse_tensors, tensors_sha256
 from mnist_dist.config.schema import Config

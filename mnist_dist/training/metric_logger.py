@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from mnist_dist.checkpoint.state import TrainProgress
 from mnist_dist.console.console import Console
-from mnist_dist.distributed.comm_timer import CommTimer
 from mnist_dist.distributed.device import peak_memory
+from mnist_dist.distributed.step_timer import OWN_PHASES, EventTimer, NullTimer, StepTimer
 from mnist_dist.tracking.metrics_file import MetricsFile
+from mnist_dist.tracking.status_file import StatusFile
 from mnist_dist.tracking.tracker import Tracker
 from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.state import TrainingState
+from mnist_dist.training.stragglers import StragglerDetector, Times, ratios_to_others
 
 Row = dict[str, Any]
 
@@ -30,6 +35,7 @@ class MetricLogger:
         tracker: gets every row that metrics.jsonl gets.
         metrics_file: metrics.jsonl; on the main process only.
         peak_flops: peak FLOP/s of all ranks together, for the MFU; 0 if it was not measured.
+        status_file: status.json; on the main process only.
     """
 
     def __init__(
@@ -39,10 +45,14 @@ class MetricLogger:
         tracker: Tracker,
         metrics_file: MetricsFile | None = None,
         peak_flops: float = 0.0,
+        status_file: StatusFile | None = None,
     ) -> None:
         self.state, self.console, self.tracker, self.metrics_file = state, console, tracker, metrics_file
-        self.peak_flops = peak_flops
-        self.timer = TrainTimer(state.progress, state.runtime.comm_timer)
+        self.peak_flops, self.status_file = peak_flops, status_file
+        self.step_timer = state.runtime.step_timer
+        self.timer = TrainTimer(state.progress, self.step_timer)
+        self.hosts: list[str] = state.runtime.all_gather_object(platform.node())
+        self.straggler_detector = StragglerDetector(self.hosts)
         self.window_images = 0  # of all ranks, since the last row
         self.window_start = 0.0  # seconds of training
         self.window_step = 0
@@ -52,7 +62,7 @@ class MetricLogger:
         """Measure the speed of the next row from here on."""
         self.window_start, self.window_images = self.timer.seconds, 0
         self.window_step = self.state.progress.step
-        self.state.runtime.comm_timer.pop_seconds()
+        self.step_timer.reset()
 
     def add_images(self, images: int) -> None:
         """Add the images of a global batch to those of the next row."""
@@ -72,22 +82,27 @@ class MetricLogger:
             self.metrics_file.rewind(step)
         self.begin_window()
 
-    def log_window(self, metrics: Metrics, lr: float) -> None:
+    def log_window(self, metrics: Metrics, lr: float, seconds_left: float = math.nan) -> None:
         """Log the training metrics of the steps since the last row, over all ranks.
 
         Args:
             metrics: those of the state's `window`.
             lr: learning rate of the last update.
+            seconds_left: estimate of the time to the end of the run; nan if it is not known.
         """
+        times = self.gather_step_times()
         row = {
             "train.loss": metrics.loss,
             "train.accuracy": metrics.accuracy,
             "lr": lr,
             **self.state.norms.row(),
             **self.throughput(),
+            **self.check_stragglers(times),
         }
         self.write(row)
+        self.console.time_left(seconds_left)
         self.console.metrics(row)
+        self.write_status(row, times, seconds_left)
         self.state.epoch_counts.merge(self.state.window)
         self.state.window.clear()
         self.state.norms.clear()
@@ -96,8 +111,8 @@ class MetricLogger:
     def throughput(self) -> Row:
         """Speed since the last row, and peak memory of this rank.
 
-        Keys: `images_per_second` and `flops_per_second` of all ranks, `step_seconds` with its spread over the ranks,
-        `mfu` (a fraction) if the peak was measured, and `memory.peak_bytes`.
+        Keys: `images_per_second` and `flops_per_second` of all ranks, `step_seconds`, `mfu` (a fraction) if the peak
+        was measured, and `memory.peak_bytes`.
         """
         seconds = max(self.timer.seconds - self.window_start, 1e-9)
         steps = max(self.state.progress.step - self.window_step, 1)  # 0 if a resumed run ends before its first step
@@ -105,36 +120,76 @@ class MetricLogger:
         return {
             "images_per_second": self.window_images / seconds,
             "step_seconds": seconds / steps,
-            **self.step_seconds_of_ranks(seconds, steps),
             "flops_per_second": achieved,
             **({"mfu": achieved / self.peak_flops} if self.peak_flops else {}),
             "memory.peak_bytes": peak_memory(self.state.runtime.device),
         }
 
-    def step_seconds_of_ranks(self, seconds: float, steps: int) -> Row:
-        """Mean compute time of a step, in seconds, on the fastest and the slowest rank, and which rank is the slowest.
+    # Ranks
 
-        Compute time is the time outside collectives, as `CommTimer` measures them. DDP overlaps its all-reduce with
-        backward: there, the time from a rank's last gradient to the end of backward counts as communication.
+    def gather_step_times(self) -> list[Times]:
+        """Own seconds of a step since the last row, of each rank by phase, without communication; empty if not known.
+
+        They are not known on one rank, and with FSDP2 (see `step_timer.build_step_timer`).
+        """
+        if isinstance(self.step_timer, NullTimer):
+            return []
+        steps = self.state.progress.step - self.window_step
+        phases = self.step_timer.collect()
+        own = [phases[phase] / steps for phase in OWN_PHASES]
+        runtime = self.state.runtime
+        if isinstance(self.step_timer, EventTimer):  # as objects, which are not exchanged on the device
+            ranks = runtime.all_gather_object(own)
+        else:
+            ranks = runtime.all_gather(torch.tensor([own], dtype=torch.float64)).tolist()
+        return [dict(zip(OWN_PHASES, each, strict=True)) for each in ranks]
+
+    def check_stragglers(self, times: list[Times]) -> Row:
+        """Warn of ranks that are behind since this row, and send an alert; say which no longer are.
 
         Args:
-            seconds: time that the steps took, collectives included.
-            steps: number of steps.
+            times: of `gather_step_times`.
 
         Returns:
-            An empty row if the times are not known: on one rank; on a GPU, since the host does not see the collectives;
-            and with FSDP2, which runs collectives throughout the forward and backward pass.
+            `step_seconds.least` and `.most` over the ranks, `.slowest_rank`, its `.ratio` to the median of the others,
+            and `.stragglers`, the number of ranks that are behind. Empty without times.
         """
-        runtime = self.state.runtime
-        if runtime.world_size == 1 or runtime.device.type != "cpu" or runtime.topology.fsdp:
+        if not times:
             return {}
-        local = max(seconds - runtime.comm_timer.pop_seconds(), 0.0) / steps
-        ranks = runtime.all_gather(torch.tensor([[local]], dtype=torch.float64)).flatten().tolist()
+        began, ended = self.straggler_detector.update(times)
+        if began:
+            others = f"; so do ranks {', '.join(str(each.rank) for each in began[1:])}" if len(began) > 1 else ""
+            text = began[0].describe() + others
+            self.console.warn(text)
+            self.tracker.alert("straggler", text, "WARN")
+        for rank in ended:
+            self.console.print(f"rank {rank} on {self.hosts[rank]} keeps up again")
+        seconds = [sum(each.values()) for each in times]
+        slowest = seconds.index(max(seconds))
         return {
-            "step_seconds.least": min(ranks),
-            "step_seconds.most": max(ranks),
-            "step_seconds.slowest_rank": ranks.index(max(ranks)),
+            "step_seconds.least": min(seconds),
+            "step_seconds.most": seconds[slowest],
+            "step_seconds.slowest_rank": slowest,
+            "step_seconds.ratio": ratios_to_others(seconds)[slowest],
+            "step_seconds.stragglers": len(self.straggler_detector.behind),
         }
+
+    def write_status(self, row: Row, times: list[Times], seconds_left: float) -> None:
+        """Write status.json, at most once a second."""
+        if self.status_file is None:
+            return
+        own: list[Times] = times or [{} for _ in self.hosts]
+        behind = self.straggler_detector.behind.values()
+        self.status_file.update(
+            {
+                "epoch": self.state.progress.epoch + 1,
+                "images_per_second": row["images_per_second"],
+                "step_seconds": row["step_seconds"],
+                "seconds_left": seconds_left,
+                "ranks": [{"host": host, **each} for host, each in zip(self.hosts, own, strict=True)],
+                "stragglers": [asdict(each) | {"text": each.describe()} for each in behind],
+            }
+        )
 
     def log_epoch(self, lr: float, split: str, held_out: Metrics) -> None:
         """Log the training metrics of the epoch; the console shows them beside those of the evaluation at its end.
@@ -154,11 +209,11 @@ class MetricLogger:
 class TrainTimer:
     """Measures the time spent in training steps and adds it to `progress.seconds`.
 
-    `comm_timer` is enabled while this timer runs, so that it measures collectives of training steps only.
+    `step_timer` runs while this timer runs, so that it measures training steps only.
     """
 
-    def __init__(self, progress: TrainProgress, comm_timer: CommTimer) -> None:
-        self.progress, self.comm_timer = progress, comm_timer
+    def __init__(self, progress: TrainProgress, step_timer: StepTimer) -> None:
+        self.progress, self.step_timer = progress, step_timer
         self.started = 0.0  # time.perf_counter(); 0 while stopped
 
     @property
@@ -169,12 +224,12 @@ class TrainTimer:
     def start(self) -> None:
         """Start the timer."""
         self.started = time.perf_counter()
-        self.comm_timer.enable()
+        self.step_timer.resume()
 
     def stop(self) -> None:
         """Stop the timer and update `progress.seconds`."""
         self.progress.seconds, self.started = self.seconds, 0.0
-        self.comm_timer.disable()
+        self.step_timer.pause()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mnist_dist.checkpoint.model_files import write_model_files
 from mnist_dist.checkpoint.run_dir import RunDir, delete_summary, read_summary, write_config, write_summary
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE, STATUS
 from mnist_dist.config.validation import describe_early_stopping, describe_excess
 from mnist_dist.console.console import Console
 from mnist_dist.console.tee import TeeConsole
@@ -18,6 +18,7 @@ from mnist_dist.data.dataset import Splits
 from mnist_dist.distributed.accelerate_trackers import start_tracker
 from mnist_dist.tracking.metrics_file import MetricsFile
 from mnist_dist.tracking.queued_tracker import one_line
+from mnist_dist.tracking.status_file import StatusFile
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import WandbKeyCheck, describe_tracking
 from mnist_dist.training.early_stopping import how_to_train_longer, summary_keys
@@ -52,7 +53,13 @@ class Run:
 
 
 def train_and_test(
-    train_step: TrainStep, data: Splits, console: Console, run_dir: RunDir, run_id: str, key_check: WandbKeyCheck | None
+    train_step: TrainStep,
+    data: Splits,
+    console: Console,
+    run_dir: RunDir,
+    run_id: str,
+    key_check: WandbKeyCheck | None,
+    status_file: StatusFile | None = None,
 ) -> Run:
     """Open metrics.jsonl and the tracker, train, test, and write summary.json. Every rank must call it.
 
@@ -60,6 +67,7 @@ def train_and_test(
         train_step: its state is new, or restored from a checkpoint.
         run_id: the run's id in the tracker.
         key_check: the check of the wandb key that is under way, on the main process only.
+        status_file: as `open_status_file` gives it.
 
     Raises:
         Stopped: a rank was asked to stop; a checkpoint is written.
@@ -101,7 +109,7 @@ def train_and_test(
             train_step,
             data,
             console,
-            MetricLogger(state, console, tracker, metrics_file, peak_flops),
+            MetricLogger(state, console, tracker, metrics_file, peak_flops, status_file),
             run_id,
             checkpoint_dir=folder / CHECKPOINTS,
             profile_dir=folder / PROFILE,
@@ -130,6 +138,19 @@ def train_and_test(
         write_summary(folder, summary)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.class_names)
     return Run(folder, as_in_json(summary))
+
+
+def open_status_file(state: TrainingState, folder: Path, console: Console) -> StatusFile:
+    """status.json of a run, with what stays the same; on other processes than the main one it writes nothing."""
+    runtime = state.runtime
+    facts = {
+        "world_size": runtime.world_size,
+        "machines": runtime.topology.machines,
+        "last_step": state.last_step,
+        "epochs": state.config.train.epochs,
+    }
+    path = folder / STATUS if runtime.is_main else None
+    return StatusFile(path, facts, lambda: {"step": state.progress.step}, console.warn)
 
 
 def finished_run(state: TrainingState, run_dir: RunDir, console: Console) -> Run:

@@ -39,13 +39,16 @@ class TrainStep:
             `StepOutput.stop`: whether any rank was asked to stop; None if the gradient exchange carried no stop flags.
         """
         state, progress, max_norm = self.state, self.state.progress, self.state.config.optim.clip
+        timer = state.runtime.step_timer
         self.lr = self.lr_for_update(progress.step - progress.scaler_skips)
         set_lr(state.optimizer, self.lr)
         if progress.step in progress.skip_batches:
             return None
         progress.images += batch.size
+        timer.enter("compute")
         self.guard.before_forward()
         outputs, stop = self.forward_backward(batch)
+        timer.enter("optimizer")
         for output in outputs:
             state.window.add(*output)
         if max_norm:
@@ -60,6 +63,7 @@ class TrainStep:
             progress.scaler_skips += 1
         elif state.ema is not None:
             state.ema.update_parameters(state.local_model, skipped)
+        timer.enter("other")
         return stop
 
     def forward_backward(self, batch: Batch) -> StepOutput:

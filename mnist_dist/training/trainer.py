@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from mnist_dist.checkpoint.async_writer import CheckpointWriter
@@ -16,6 +17,7 @@ from mnist_dist.training.metric_logger import MetricLogger
 from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.nonfinite import apply_policy
 from mnist_dist.training.profiler import StepProfiler
+from mnist_dist.training.time_left import TimeLeft
 from mnist_dist.training.train_step import TrainStep
 from mnist_dist.training.visualizer import Visualizer
 from mnist_dist.utils.errors import Stopped
@@ -53,6 +55,8 @@ class Trainer:
         self.state = state = train_step.state
         self.config, self.runtime, self.progress = state.config, state.runtime, state.progress
         self.timer = metric_logger.timer
+        tested = len(data.test) if len(data.val) else 0
+        self.time_left = TimeLeft(state, len(data.held_out[1]), tested, self.timer.seconds)
         self.early_stopping = EarlyStopping(self.config.train, self.progress, self.runtime)
         self.writer = CheckpointWriter(checkpoint_dir, self.config.train.keep, console.warn)
         steps_left = state.last_step - self.progress.step
@@ -107,7 +111,10 @@ class Trainer:
         """Train the remaining batches of the current epoch, up to the last step."""
         progress, train, sampler = self.progress, self.config.train, self.state.sampler
         sampler.load_state_dict({"epoch": progress.epoch, "start": progress.step_in_epoch})
-        batches = DeviceLoader(self.data.train, sampler, self.config.data, augment=not train.overfit_batches)
+        measured = partial(self.runtime.step_timer.measured, "data")
+        batches = DeviceLoader(
+            self.data.train, sampler, self.config.data, augment=not train.overfit_batches, measured=measured
+        )
         self.state.model.train()
         self.timer.start()
         for batch in batches:
@@ -125,7 +132,8 @@ class Trainer:
                 if self.roll_back(window):
                     break  # the progress is that of the last checkpoint, perhaps in an earlier epoch
                 if should_log:
-                    self.metric_logger.log_window(window, self.train_step.lr)
+                    seconds_left = min(self.time_left.estimate(self.timer.seconds), self.early_stopping.seconds_left())
+                    self.metric_logger.log_window(window, self.train_step.lr, seconds_left)
             if self.is_evaluation_due():
                 self.evaluate_within_epoch()
             if should_save:
@@ -245,7 +253,7 @@ class Trainer:
             Stopped: a rank was asked to stop; a checkpoint is written.
         """
         size, data = self.config.train.eval_batch_size, getattr(self.data, split)
-        with self.timer.paused():
+        with self.timer.paused(), self.time_left.evaluation(len(data)):
             self.stop_if_asked()  # starts an all-reduce of stop flags, which the check after the first batches reads
             model = self.state.eval_model
             metrics = evaluate(model, data, self.config.data, self.runtime, size, self.stop_if_asked, collector)

@@ -15,7 +15,8 @@ import scaling
 from common import comparison
 from common.comparison import Case, compare, print_rates, rate_of, summarize, with_baselines
 from common.processes import REFERENCES
-from mnist_dist.data.prepare import default_root, find_files
+from mnist_dist.data.find_files import find_files
+from mnist_dist.data.prepare import default_root
 from mnist_dist.utils.errors import EXIT_DONE, TrainingError, UserError
 
 ALL_CASES = [overhead.CASES, loader.CASES, scaling.cases_of("auto"), reliability_cost.CASES]

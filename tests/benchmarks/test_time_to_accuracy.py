@@ -9,7 +9,8 @@ import pytest
 
 import time_to_accuracy
 from common.rounds import RoundResults
-from mnist_dist.data.prepare import default_root, find_files
+from mnist_dist.data.find_files import find_files
+from mnist_dist.data.prepare import default_root
 from mnist_dist.utils.errors import EXIT_DONE
 from time_to_accuracy import RECIPE, REFERENCE, print_accuracy, summarize
 

@@ -28,15 +28,8 @@ from mnist_dist.checkpoint.run_dir import (
 )
 from mnist_dist.checkpoint.run_lock import RunLock
 from mnist_dist.config.loader import dump, load
-from mnist_dist.config.schema import (
-    FIELDS,
-    Config,
-    DataConfig,
-    OptimConfig,
-    RunConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from mnist_dist.config.schema import FIELDS, Config
+from mnist_dist.config.sections import DataConfig, OptimConfig, RunConfig, TrackingConfig, TrainConfig
 from mnist_dist.utils.errors import TrainingError, UserError
 
 
@@ -101,7 +94,7 @@ def test_starting_over_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path
     old = add_checkpoint(tmp_path, 3)
     for left in (".writing-step-00000004", ".replaced-step-00000002", ".replaced-step-00000003", ".deleting-step-1"):
         (tmp_path / "checkpoints" / left).mkdir()
-    for name in ("metrics.jsonl", "summary.json", "config.yaml", "notes.txt"):
+    for name in ("metrics.jsonl", "status.json", "summary.json", "config.yaml", "notes.txt"):
         (tmp_path / name).write_text("{}")
     assert open_and_start(config(dir=str(tmp_path), resume="never")).checkpoint is None
     assert not old.exists()
@@ -159,7 +152,7 @@ def test_a_new_folder_or_never_starts_from_nothing(tmp_path: Path, monkeypatch: 
 
 def test_starting_over_leaves_nothing_of_the_earlier_run(tmp_path: Path) -> None:
     add_checkpoint(tmp_path, 3)
-    for name in ("metrics.jsonl", "summary.json", "profile/rank0.json", "notes.txt"):
+    for name in ("metrics.jsonl", "status.json", "summary.json", "profile/rank0.json", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     delete_old_run(tmp_path)

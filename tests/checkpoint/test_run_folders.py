@@ -11,7 +11,8 @@ from mnist_dist.checkpoint.manager import save_checkpoint
 from mnist_dist.checkpoint.run_dir import RunDir, open_run_dir
 from mnist_dist.checkpoint.run_lock import RunLock
 from mnist_dist.checkpoint.state import check_config_readable
-from mnist_dist.config.schema import Config, DataConfig, RunConfig, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import DataConfig, RunConfig, TrackingConfig
 from mnist_dist.tracking.tracker import new_run_id
 from mnist_dist.utils.errors import UserError
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.checkpoint.trained_model import TrainedModel
-from mnist_dist.config.schema import Config, DataConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.loader import normalize
 from mnist_dist.models import create_model
 

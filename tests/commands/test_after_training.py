@@ -68,7 +68,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_folder_holds_what_it_should(home: Path) -> None:
     assert {path.name for path in (home / "run").iterdir()} == {
-        "checkpoints", "config.yaml", "metrics.jsonl", "summary.json"
+        "checkpoints", "config.yaml", "metrics.jsonl", "status.json", "summary.json"
     }  # fmt: skip
     summary = json.loads((home / "run/summary.json").read_text())
     assert summary["test.count"] == TEST

@@ -20,7 +20,7 @@ from wandb_records import read_records
 
 from mnist_dist.__main__ import main as mnist_dist
 from mnist_dist.commands.dashboard import build_report, build_workspace, main, names, to_json
-from mnist_dist.commands.dashboard_panels import SLOWEST, SPREAD, STEP, Section, describe, plotted
+from mnist_dist.commands.dashboard_panels import RATIO, SLOWEST, SPREAD, STEP, STRAGGLERS, Section, describe, plotted
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
 from mnist_dist.train import main as train
@@ -37,7 +37,8 @@ X_AXES = ("_runtime", "_step", "_timestamp", "_wandb", "epoch", STEP)
 FACTS = (
     *("device", "threads", "shards", "precision", "run_id", "resumed_from", "weights_sha256"),
     *("model/name", "model/parameters", "data/train_sha256", "data/test_sha256"),
-    *("data/name", "data/num_classes"),
+    *("data/name", "data/num_classes", "init_from", "init_sha256"),
+    *("train/stop_reason", "train/target_accuracy", "train/target_reached"),
 )
 """What a summary says once of a run, which needs no panel; versions beside it."""
 
@@ -119,7 +120,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_panel_has_its_metric_and_every_metric_its_panel(single: Logged) -> None:
     shown = keys_of(sections_of(load([*RUN, "--data.val_size=50"]).config))
-    assert set(shown) - single.shown == {*SPREAD, SLOWEST}  # of several processes only
+    assert set(shown) - single.shown == {*SPREAD, SLOWEST, RATIO, STRAGGLERS}  # of several processes only
     assert single.shown - set(shown) == set()
     assert len(shown) == len(set(shown))
 
@@ -141,7 +142,7 @@ def test_several_processes_fill_the_distributed_section(tmp_path: Path) -> None:
     sections = sections_of(load([*RUN, *settings]).config)
     shown = keys_of(sections)
     assert set(shown) ^ found.shown == set()
-    assert {*SPREAD, SLOWEST, "mfu"} <= set(shown)
+    assert {*SPREAD, SLOWEST, RATIO, STRAGGLERS, "mfu"} <= set(shown)
     panels = [(panel.kind, panel.keys) for section in sections for panel in section.panels]
     assert len(panels) == len(set(panels))  # the watched split is the test set here
     assert not [key for key in shown if key.startswith("val/")]

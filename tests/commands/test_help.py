@@ -19,6 +19,7 @@ from mnist_dist.config.loader import load
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
+    "status",
     "evaluate",
     "predict",
     "models",
@@ -40,7 +41,7 @@ RUN = (
     *("--model.name=basic", "--train.epochs=1", "--train.batch_size=50", "--train.precision=no", "--run.device=cpu"),
     *("--tracking.mode=disabled", "--run.quiet=true"),
 )
-CHEAP = ("evaluate", "predict", "models", "data check", "data show")
+CHEAP = ("status", "evaluate", "predict", "models", "data check", "data show")
 """Commands whose examples run here, except those that would start a launcher or need MNIST itself."""
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mnist_dist.commands.predict import main
-from mnist_dist.config.schema import Config, DataConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.idx import write_idx
 from mnist_dist.data.prepare import FILES
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, UserError

@@ -11,7 +11,8 @@ import pytest
 
 from mnist_dist.config.arguments import check_config
 from mnist_dist.config.loader import load
-from mnist_dist.config.schema import Config, RunConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import RunConfig
 from mnist_dist.utils.errors import UserError
 
 

@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mnist_dist.config.loader import dump, load, print_config
-from mnist_dist.config.schema import (
-    FIELDS,
-    SECTIONS,
-    Config,
-    DataConfig,
-    RunConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from mnist_dist.config.schema import FIELDS, SECTIONS, Config
+from mnist_dist.config.sections import DataConfig, RunConfig, TrackingConfig, TrainConfig
 from mnist_dist.config.validation import describe_early_stopping, describe_excess
 from mnist_dist.config.values import describe_range, field_schema, item_schema
 from mnist_dist.config.yaml_files import MAX_YAML_BYTES, list_recipes, read_yaml, recipes_folder

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mnist_dist.checkpoint.resume_checks import check_resumable
 from mnist_dist.config.json_schema import json_schema
 from mnist_dist.config.loader import dump, load
-from mnist_dist.config.schema import Config, ModelConfig, flat
+from mnist_dist.config.schema import Config, flat
+from mnist_dist.config.sections import ModelConfig
 from mnist_dist.config.yaml_files import read_yaml
 from mnist_dist.utils.errors import UserError
 

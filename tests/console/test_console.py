@@ -28,6 +28,7 @@ from mnist_dist.console.console import (
 )
 from mnist_dist.console.formatting import (
     CONFUSION_TITLE,
+    ConfusionTable,
     confusion_cells,
     describe_results,
     format_duration,
@@ -84,6 +85,7 @@ def whole_run(console: Console) -> None:
     console.start_progress(645, 0, 3)
     for step in (1, 2):
         console.progress(step, 0)
+    console.time_left(math.nan)
     console.metrics(METRICS)
     console.evaluation("val", VAL)
     console.warn("something")
@@ -500,3 +502,68 @@ def test_47_classes_fit_the_terminal(capsys: pytest.CaptureFixture[str]) -> None
 def test_console_imports_neither_torch_nor_wandb() -> None:
     script = "import sys, mnist_dist.console.console; sys.exit(bool({'torch', 'wandb', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("width", "has_ratios"), [(60, False), (80, True)])
+def test_a_narrow_terminal_shows_every_count_of_the_confusion_matrix(width: int, has_ratios: bool) -> None:
+    confusion = [[1135 if i == j else 110 for j in range(10)] for i in range(10)]
+    rows = confusion_cells(confusion, [f"a long name {i}" for i in range(10)])
+    screen = io.StringIO()
+    Terminal(file=screen, width=width).print(ConfusionTable(rows))
+    heading, *lines = screen.getvalue().splitlines()
+    assert max(map(len, [heading, *lines])) <= width
+    assert ("recall" in heading) == has_ratios
+    assert [line.count("110") for line in lines] == [9] * 10
+    assert [line.count("1135") for line in lines] == [1] * 10
+
+
+# The time left
+
+
+class FakeTime:
+    """A clock that is moved by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+def test_the_time_left_is_a_line_once_it_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, console = FakeTime(monkeypatch), PlainConsole()
+    console.start_progress(40, 0, 2)
+    for seconds, left in ((0.5, 90.0), (0.6, math.nan), (0.2, 75.4), (5.0, 70.0)):
+        clock.now += seconds
+        console.time_left(left)
+    clock.now += 9
+    console.progress(8, 0)
+    console.metrics(METRICS)
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"time left: about 1:15 for the whole run, until \d\d:\d\d:\d\d", first)
+    assert second.endswith("0:15 elapsed, 1:01 left")
+
+
+def test_the_progress_counts_down_between_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeTime(monkeypatch)
+    progress = Progress(40, 0, 2)
+    progress.take_time_left(10.0)
+    clock.now += 4
+    assert progress.remaining() == 6
+    clock.now += 40
+    assert progress.remaining() == 0
+
+
+def test_a_terminal_has_the_time_left_above_its_display() -> None:
+    seen, _ = in_terminal(
+        """
+        from test_console import *
+        console = open_console(is_main=True, quiet=False)
+        console.start_progress(645, 0, 3)
+        console._progress.start -= 2
+        console.time_left(65.0)
+        console.metrics(METRICS)
+        console.close()
+        """
+    )
+    assert re.search(r"time left +about 1:05 for the whole run, until \d\d:\d\d:\d\d", seen)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_mnist import fill
 from torch import Tensor
 
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.augment import apply_affine, random_affine
 from mnist_dist.data.dataset import ImageSet, read_splits, split
 from mnist_dist.data.loader import Batch, DeviceLoader, normalize

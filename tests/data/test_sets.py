@@ -13,9 +13,11 @@ from idx_sets import draw_set, idx_bytes, write_known_set
 
 from mnist_dist.__main__ import main
 from mnist_dist.config.data_sets import CLASS_NAMES
-from mnist_dist.config.schema import Config, DataConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.dataset import name_classes, read_splits
-from mnist_dist.data.prepare import default_root, ensure_files, find_files, provide_files
+from mnist_dist.data.find_files import find_files
+from mnist_dist.data.prepare import default_root, ensure_files, provide_files
 from mnist_dist.data.sets import DATA_SETS, ROLES, TRAIN_LABELS, check_named_right, identify
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_USER, UserError
 

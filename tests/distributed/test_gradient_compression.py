@@ -13,7 +13,8 @@ import torch.distributed as dist
 from harness import run_ranks
 from small_training import TrainResult, train
 
-from mnist_dist.config.schema import Config, TrainConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrainConfig
 from mnist_dist.distributed.ddp import DDPStrategy
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology

@@ -239,7 +239,7 @@ def without(key: str) -> bytes:
     return json.dumps({k: v for k, v in state_of(7).items() if k != key}).encode()
 
 
-LATER_KEYS = ("norms", "data", "initial_weights")
+LATER_KEYS = ("norms", "data", "code", "initial_weights")
 """Keys that the first versions did not write."""
 INITIAL = state_of(7)["initial_weights"]
 SCALER = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 0}
@@ -261,7 +261,7 @@ STATES: dict[str, tuple[bytes, str]] = {
         for key, value in state_of(7)["progress"].items()
         if isinstance(value, (int, float)) and key != "step"
     },
-    "unknown": (changed(code="x"), "the state holds 'code'"),
+    "unknown": (changed(sources="x"), "the state holds 'sources'"),
     "progress of another step": (moved(step=8), "progress.step is 8 in the checkpoint of step 7"),
     "progress negative": (moved(step=-7), "progress.step is -7"),
     "progress true": (moved(step_in_epoch=True), "step_in_epoch is not a whole number"),

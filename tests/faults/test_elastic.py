@@ -44,7 +44,8 @@ def environment(process: psutil.Process) -> dict[str, str]:
 def outcome(work: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The summary of the one run in `runs/`, and its rows of metrics without measured values."""
     (folder,) = (work / "runs").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
+    files = {"config.yaml", "metrics.jsonl", "status.json", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == {*files, "checkpoints"}
     rows = [{key: value for key, value in row.items() if key not in MEASURED_ROW_KEYS} for row in read_rows(folder)]
     return json.loads((folder / "summary.json").read_text()), rows
 

@@ -27,6 +27,7 @@ from small_checkpoint import corruption
 from mnist_dist import train
 from mnist_dist.checkpoint import manager, run_dir
 from mnist_dist.checkpoint.manager import list_checkpoints
+from mnist_dist.commands.run_status import read_run_status
 from mnist_dist.distributed.ddp import DDPStrategy
 from mnist_dist.distributed.fixed_shards import FixedShardStrategy
 from mnist_dist.tracking import metrics_file
@@ -138,7 +139,10 @@ class Result:
 
 def result_of(folder: Path) -> Result:
     """Read the run directory of a finished run, and check that it has no incomplete file."""
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
+    files = {"config.yaml", "metrics.jsonl", "status.json", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == {*files, "checkpoints"}
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["step"], status["last_step"]) == ("finished", STEPS, STEPS)
     checkpoints = list_checkpoints(folder / "checkpoints")
     assert sorted((folder / "checkpoints").iterdir()) == checkpoints
     assert [corruption(path) for path in checkpoints] == [None] * len(checkpoints)
@@ -223,6 +227,18 @@ def test_with_shards_a_run_killed_on_two_one_and_four_ranks_has_the_bits_of_one_
     result, expected = result_of(tmp_path / "run"), uninterrupted(1, "shards")
     assert result.summary["weights_sha256"] == expected.summary["weights_sha256"]
     assert result == expected
+
+
+def test_the_status_of_a_killed_run(tmp_path: Path) -> None:
+    start(1, "shards", tmp_path, {0: Kill("step", 5)})
+    status = read_run_status(tmp_path)
+    assert (status["state"], status["step"], status["last_step"]) == ("killed", 4, STEPS)
+    start(2, "shards", tmp_path, {1: Kill("step", 2)})  # resumes at step 4
+    status = read_run_status(tmp_path)
+    assert (status["state"], status["world_size"]) == ("failed", 2)
+    assert "rank 1 has exited" in status["message"]
+    start(1, "shards", tmp_path)
+    assert read_run_status(tmp_path)["state"] == "finished"
 
 
 # The long tests

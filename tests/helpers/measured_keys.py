@@ -4,6 +4,7 @@ MEASURED_ROW_KEYS = frozenset(
     {
         *("time", "epoch.seconds", "images_per_second", "step_seconds", "flops_per_second", "mfu"),
         *("step_seconds.least", "step_seconds.most", "step_seconds.slowest_rank", "memory.peak_bytes"),
+        *("step_seconds.ratio", "step_seconds.stragglers"),
     }
 )
 """In rows of metrics.jsonl."""

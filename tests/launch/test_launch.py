@@ -25,7 +25,8 @@ from small_checkpoint import corruption
 
 from mnist_dist.checkpoint.manager import list_checkpoints, load_verified
 from mnist_dist.checkpoint.tensors import load_weights, weights_sha256
-from mnist_dist.data.prepare import default_root, find_files
+from mnist_dist.data.find_files import find_files
+from mnist_dist.data.prepare import default_root
 from mnist_dist.models import create_model
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED
 
@@ -78,7 +79,8 @@ def assert_complete(folder: Path, ended: Ended, world_size: int, machines: int =
     assert (summary["world_size"], summary["machines"]) == (world_size, machines)
     assert summary["test.count"] == TESTED
     assert (summary["train.steps"], summary["train.images"]) == (STEPS * epochs, IMAGES * epochs)
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
+    files = {"config.yaml", "metrics.jsonl", "status.json", "summary.json"}
+    assert {path.name for path in folder.iterdir()} == {*files, "checkpoints"}
     newest = list_checkpoints(folder / "checkpoints")[-1]
     assert newest.name == f"step-{STEPS * epochs:08d}"
     assert corruption(newest) is None

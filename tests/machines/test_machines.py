@@ -11,8 +11,9 @@ from network import Names, missing, network
 from programs import run
 from small_run import LOCAL, RECIPE, assert_as_alone, give_data, make_digits, train_alone
 
-from mnist_dist.data.download import NPM_PACKAGE, NPM_VERSION
-from mnist_dist.data.prepare import default_root, find_files
+from mnist_dist.data.find_files import find_files
+from mnist_dist.data.npm import NPM_PACKAGE, NPM_VERSION
+from mnist_dist.data.prepare import default_root
 
 pytestmark = [
     pytest.mark.launcher,

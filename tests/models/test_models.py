@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_dist.config.schema import MODELS
+from mnist_dist.config.model_names import MODELS
 from mnist_dist.models import (
     ImageClassifier,
     create_model,

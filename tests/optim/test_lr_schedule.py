@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, OneCycleLR
 
-from mnist_dist.config.schema import OptimConfig
+from mnist_dist.config.sections import OptimConfig
 from mnist_dist.optim.lr_schedule import lr_at
 
 Schedule = Literal["constant", "linear", "cosine", "onecycle"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
-from mnist_dist.config.schema import OptimConfig
+from mnist_dist.config.sections import OptimConfig
 from mnist_dist.models import create_model
 from mnist_dist.optim.eager import eager
 from mnist_dist.optim.ema import build_ema

@@ -15,7 +15,8 @@ from measured_keys import MEASURED_ROW_KEYS
 from programs import read_rows, write_digits
 from tracker_readers import READERS, TrackerRun
 
-from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.distributed.accelerate_trackers import start_tracker
 from mnist_dist.tracking import backend, queued_tracker
 from mnist_dist.tracking.tracker import Tracker, open_tracker

@@ -14,7 +14,8 @@ import pytest
 from fake_wandb import FAKE_RUN, FAKE_SETTINGS
 from wandb_records import items, read_records
 
-from mnist_dist.config.schema import Config, RunConfig, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import RunConfig, TrackingConfig
 from mnist_dist.tracking import wandb_tracker
 from mnist_dist.tracking.media import Media
 from mnist_dist.tracking.tracker import NullTracker, open_tracker
@@ -150,7 +151,8 @@ DRIVER = """
     from pathlib import Path
     import psutil
     from mnist_dist.tracking import queued_tracker
-    from mnist_dist.config.schema import Config, TrackingConfig
+    from mnist_dist.config.schema import Config
+    from mnist_dist.config.sections import TrackingConfig
     from mnist_dist.utils.exit import exit_with
     from mnist_dist.tracking.tracker import open_tracker
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from wandb_records import Recorded, read_run
 
-from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.tracking.tracker import NullTracker, open_tracker
 
 EVENT = ("Straggler", "rank 1 takes 2.0 times as long as the others", "WARN")

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from wandb_server import Fault, WandbServer
 
-from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.tracking.wandb_auth import WANDB_KEY, check_tracking, describe_tracking, refuses_key, tracking_mode
 from mnist_dist.train import main
 from mnist_dist.utils.errors import UserError

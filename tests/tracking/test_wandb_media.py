@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from wandb_records import Recorded, read_run
 
-from mnist_dist.config.schema import Config, DataConfig, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import DataConfig, TrackingConfig
 from mnist_dist.tracking.media import Example, Histogram, Media
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_media import media_values, row_values

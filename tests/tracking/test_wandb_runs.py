@@ -14,7 +14,8 @@ from measured_keys import MEASURED_ROW_KEYS
 from programs import PYTHON, Ended, read_rows, run, write_digits
 from wandb_records import Artifact, Recorded, read_run
 
-from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.tracking.tracker import open_tracker
 
 pytest.importorskip("wandb")

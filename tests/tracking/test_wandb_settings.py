@@ -18,7 +18,8 @@ from programs import write_digits
 from wandb_records import Recorded, read_run
 
 from mnist_dist.config.loader import load
-from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.tracking.media import Example, Media
 from mnist_dist.tracking.tracker import open_tracker
 from mnist_dist.tracking.wandb_auth import (

@@ -11,7 +11,8 @@ import pytest
 from wandb_records import Recorded, read_run
 
 import mnist_dist
-from mnist_dist.config.schema import Config, TrackingConfig
+from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.console.console import Console, PlainConsole
 from mnist_dist.console.tee import TeeConsole
 from mnist_dist.tracking import wandb_tracker
