@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.checkpoint.tensors import dump_tensors, parse_tensors, weights_sha256
-from mnist_dist.config.schema import DataConfig
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.loader import normalize
 from mnist_dist.models import classifier
 from mnist_dist.utils.strict_json import dump_strict

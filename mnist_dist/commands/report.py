@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_dist.checkpoint.run_dir import newest_run
+from mnist_dist.checkpoint.run_paths import newest_run
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.tracking.report import INSTALL, ModelView, can_render, write_report
 from mnist_dist.tracking.run_record import RunRecord, read_record

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.checkpoint.run_lock import is_locked
 from mnist_dist.checkpoint.run_paths import RUNS
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.commands.nearest_recipe import nearest_recipe
+from mnist_dist.commands.run_status import read_run_status
 from mnist_dist.tracking.run_record import RunRecord, differing_settings, is_run, read_record
 from mnist_dist.utils.errors import EXIT_DONE, UserError
 from mnist_dist.utils.files import expand_home
@@ -118,27 +118,19 @@ def describe_run(record: RunRecord, differing: dict[str, list[Any]], number: int
     changed = {key: values[number] for key, values in differing.items() if number and values[number] != values[0]}
     accuracy = record.last("test.accuracy") if record.summary else record.last("val.accuracy")
     times = record.training_seconds()
+    status = read_run_status(record.folder)
     when = started(record)
     return {
         "run": str(record.folder),
         "recipe": nearest_recipe(record.config),
-        "state": state_of(record),
+        "state": status["state"],
         "step": record.step,
         "accuracy": accuracy,
         "seconds": record.summary.get("train.seconds", max(times.values())),
-        "processes": record.summary.get("world_size"),
+        "processes": status["world_size"],
         "started": None if when == float("inf") else when,
         "differs": changed,
     }
-
-
-def state_of(record: RunRecord) -> str:
-    """finished, running, or stopped: with a checkpoint; or ended: without one."""
-    if is_locked(record.folder):
-        return "running"
-    if record.summary:
-        return "finished"
-    return "stopped" if record.checkpoints else "ended"
 
 
 def print_table(lines: Sequence[Line]) -> None:

@@ -114,22 +114,23 @@ def describe_run(number: int, record: RunRecord, view: ModelView) -> dict[str, A
     """What the template needs of one run."""
     from mnist_dist.tracking.report_figures import draw_confusion, draw_rank_times
 
-    split = next((name for name in ("test", "val") if record.last(f"{name}.confusion")), "")
+    name = f"run-{number + 1}"
+    split = next((split for split in ("test", "val") if record.last(f"{split}.confusion")), "")
     confusion = record.last(f"{split}.confusion") or []
     names = list(map(str, record.config.get("data.classes") or ()))
     classes = names if len(names) == len(confusion) else list(map(str, range(len(confusion))))
     return {
-        "id": f"run-{number + 1}",
+        "id": name,
         "record": record,
         "split": {"test": "test", "val": "validation"}.get(split, ""),
-        "confusion": draw_confusion(confusion, classes) if confusion else "",
+        "confusion": draw_confusion(confusion, classes, name) if confusion else "",
         "classes": class_table(confusion, classes),
         "mix_ups": mix_ups(confusion, classes),
         "mistakes": [describe_mistake(example, classes) for example in view.mistakes],
         "maps": {name: as_png(image) for name, image in view.maps.items()},
         "filters": {name: as_png(image) for name, image in view.filters.items()},
         "layers": view.layers,
-        "rank_times": draw_rank_times(record),
+        "rank_times": draw_rank_times(record, name),
         "facts": {key: value for key, value in record.summary.items() if is_fact(key)},
         "versions": {key[9:]: value for key, value in record.summary.items() if key.startswith("versions.")},
         "yaml": to_yaml(record.config),

@@ -40,13 +40,13 @@ MAX_NUMBERED = 12
 Curve = tuple[str, str, Callable[[float], float]]
 """A metric's key, what its line is called, and how its values are shown."""
 
-PERCENT: Callable[[float], float] = lambda value: 100 * value  # noqa: E731
+ERROR: Callable[[float], float] = lambda value: 100 * (1 - value)  # noqa: E731
 SAME: Callable[[float], float] = lambda value: value  # noqa: E731
 CHARTS: dict[str, list[Curve]] = {
-    "accuracy (%)": [
-        ("train.accuracy", "train", PERCENT),
-        ("val.accuracy", "validation", PERCENT),
-        ("test.accuracy", "test", PERCENT),
+    "error (%)": [
+        ("train.accuracy", "train", ERROR),
+        ("val.accuracy", "validation", ERROR),
+        ("test.accuracy", "test", ERROR),
     ],
     "loss": [("train.loss", "train", SAME), ("val.loss", "validation", SAME), ("test.loss", "test", SAME)],
     "learning rate": [("lr", "", SAME)],
@@ -55,7 +55,7 @@ CHARTS: dict[str, list[Curve]] = {
 
 
 def draw_curves(records: Sequence[RunRecord], by_time: bool) -> str:
-    """Accuracy, loss, learning rate and speed of all runs, over steps or over seconds of training."""
+    """Error, loss, learning rate and speed of all runs, over steps or over seconds of training."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 6), layout="constrained")
         for axes, (label, curves) in zip(figure.subplots(2, 2).flat, CHARTS.items(), strict=True):
@@ -63,9 +63,8 @@ def draw_curves(records: Sequence[RunRecord], by_time: bool) -> str:
                 draw_run(axes, record, curves, number, by_time, len(records) > 1)
             axes.set_title(label, fontsize=11)
             axes.set_xlabel("seconds of training" if by_time else "step")
-            if label == "loss" and axes.lines:
+            if label in ("error (%)", "loss") and axes.lines:
                 axes.set_yscale("log")
-            if label in ("accuracy (%)", "loss") and axes.lines:
                 axes.legend(fontsize=8)
         if len(records) > 1:
             figure.axes[2].legend(fontsize=8)
@@ -95,8 +94,12 @@ def draw_run(axes: Any, record: RunRecord, curves: Sequence[Curve], number: int,
             )
 
 
-def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """A confusion matrix: true classes down, predicted ones across; right answers blue, mistakes red."""
+def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], run: str) -> str:
+    """A confusion matrix: true classes down, predicted ones across; right answers blue, mistakes red.
+
+    Args:
+        run: an id of the run in the page.
+    """
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         count = len(classes)
         side = min(2 + 0.5 * count, 9)
@@ -114,7 +117,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -
         axes.set_yticks(range(0, count, step), classes[::step])
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        return to_svg(figure, "confusion")
+        return to_svg(figure, f"{run}-confusion")
 
 
 def cell_colours(row: Sequence[int], label: int) -> list[tuple[float, float, float, float]]:
@@ -129,7 +132,7 @@ def cell_colours(row: Sequence[int], label: int) -> list[tuple[float, float, flo
     return colours
 
 
-def draw_rank_times(record: RunRecord) -> str:
+def draw_rank_times(record: RunRecord, run: str) -> str:
     """Compute time of a step on the fastest and the slowest rank; empty if the run had one process."""
     steps, least = record.series("step_seconds.least")
     _, most = record.series("step_seconds.most")
@@ -144,7 +147,7 @@ def draw_rank_times(record: RunRecord) -> str:
         axes.set_xlabel("step")
         axes.set_ylabel("ms per step")
         axes.legend(fontsize=8)
-        return to_svg(figure, "ranks")
+        return to_svg(figure, f"{run}-ranks")
 
 
 def to_svg(figure: Figure, name: str) -> str:

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.dataset import Splits
 from mnist_dist.data.loader import normalize
 from mnist_dist.distributed.runtime import Runtime
-from mnist_dist.models.classifier import probabilities
 from mnist_dist.models.feature_maps import feature_maps, filters, montage
-from mnist_dist.tracking.media import Example, Histogram, Media
+from mnist_dist.tracking.media import Histogram, Media
 from mnist_dist.tracking.tracker import Tracker
 from mnist_dist.tracking.wandb_auth import tracking_mode
+from mnist_dist.training.examples import ExampleCollector, select_examples
 from mnist_dist.training.state import TrainingState
 
 if TYPE_CHECKING:
     import numpy as np
 
-INDEX, LOSS, LABEL, LOGITS = 0, 1, 2, 3  # columns of an example's row; the logits are the rest of it
 BINS = 64  # of a histogram
 
 
@@ -64,44 +64,15 @@ class Visualizer:
         if self.tracking.examples:
             rows = self.runtime.all_gather(examples.rows(self.runtime.device))
             if is_main:
-                media = self.select_examples(rows.tolist(), model) | self.draw_maps(model)
+                with self.runtime.mixed_precision.autocast():
+                    media = draw_maps(model, self.data.images[:1], self.config)
+                mistakes, samples = select_examples(rows, self.tracking.examples, self.data.images, model)
+                media |= {"mistakes": mistakes, "samples": samples}
         if not is_main:
             return None
         if tensors:
             media |= self.count_histograms(*tensors)
         return Media(self.split, **media)
-
-    def select_examples(self, rows: list[list[float]], model: nn.Module) -> dict[str, Any]:
-        """The worst mistakes and the first images, from `ExampleCollector.rows` of all ranks in rank order."""
-        count = self.tracking.examples
-        present = [(number // count % 2, row) for number, row in enumerate(rows) if row[INDEX] >= 0]
-        worst = sorted((row for kind, row in present if kind == 0), key=lambda row: (-loss_or_inf(row), row[INDEX]))
-        first = sorted((row for kind, row in present if kind == 1), key=lambda row: row[INDEX])
-        return {"mistakes": self.as_examples(worst[:count], model), "samples": self.as_examples(first, model)}
-
-    def as_examples(self, rows: list[list[float]], model: nn.Module) -> tuple[Example, ...]:
-        """Rows as examples, with their images and probabilities."""
-        table = torch.tensor(rows).reshape(-1, LOGITS + len(self.config.class_names))
-        indices = table[:, INDEX].long()
-        images = self.data.images[indices.to(self.data.images.device), 0].cpu().numpy()
-        chances = probabilities(model, table[:, LOGITS:]).tolist()
-        predicted = table[:, LOGITS:].argmax(1).tolist()
-        return tuple(
-            Example(index, images[i], int(rows[i][LABEL]), predicted[i], tuple(chances[i]), rows[i][LOSS])
-            for i, index in enumerate(indices.tolist())
-        )
-
-    def draw_maps(self, model: nn.Module) -> dict[str, Any]:
-        """The feature maps of the first image and the filters of each convolution, as images."""
-        was_training = model.training
-        model.eval()
-        with self.runtime.mixed_precision.autocast():
-            maps = feature_maps(model, normalize(self.data.images[:1], self.config)[0])
-        model.train(was_training)
-        return {
-            "maps": {name: tile(channels) for name, channels in maps},
-            "filters": {name: tile(weight.flatten(0, 1), weight.shape[1]) for name, weight in filters(model)},
-        }
 
     def full_tensors(self) -> list[dict[str, Tensor]]:
         """Parameters of the model in training, not of the EMA, and their gradients after clipping; full, by name.
@@ -124,48 +95,6 @@ class Visualizer:
         }
 
 
-class ExampleCollector:
-    """Collects the predictions of an evaluation on this rank, and selects the worst mistakes and the first images.
-
-    All predictions are kept until the collector is dropped: of ten classes 52 bytes per image, less than a tenth of the
-    image itself.
-
-    Args:
-        count: number of mistakes and of first images to select.
-        num_classes: K.
-    """
-
-    def __init__(self, count: int, num_classes: int = 10) -> None:
-        self.count, self.num_classes = count, num_classes
-        self.batches: list[tuple[int, Tensor, Tensor, Tensor]] = []
-
-    def add(self, start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """See `evaluation.Collector`. Does not wait for the device."""
-        if self.count:
-            self.batches.append((start, logits, labels, losses))
-
-    def rows(self, device: torch.device) -> Tensor:
-        """Rows of this rank's mistakes with the largest losses, then of its first images: float32 (2 * count, 3 + K).
-
-        A row has the index of the image (exact: below 2**24), loss, label and logits. Rows that are not used are -1.
-        """
-        rows = torch.full((2 * self.count, LOGITS + self.num_classes), -1.0, device=device)
-        if not self.batches:
-            return rows
-        found = torch.cat([as_rows(*batch) for batch in self.batches])
-        wrong = found[:, LOGITS:].argmax(1) != found[:, LABEL]
-        # A loss of nan counts as infinite. Rows are in the order of the set, so that among equal losses the first image
-        # comes first.
-        loss = torch.where(wrong, found[:, LOSS].nan_to_num(torch.inf, torch.inf), -1.0)
-        worst = loss.argsort(descending=True, stable=True)[: self.count]
-        rows[: len(worst)] = torch.where(wrong[worst, None], found[worst], -1.0)
-        for start, *batch in self.batches:
-            if start < self.count:
-                first = as_rows(start, *batch)[: self.count - start]
-                rows[self.count + start : self.count + start + len(first)] = first
-        return rows
-
-
 def wants_media(config: Config, tracked: Config, runtime: Runtime) -> bool:
     """Whether the tracker logs media; the same on all ranks. Every rank must call it.
 
@@ -183,15 +112,17 @@ def wants_media(config: Config, tracked: Config, runtime: Runtime) -> bool:
     return runtime.broadcast(runtime.is_main and tracking_mode(tracked.tracking)[0] != "disabled")
 
 
-def as_rows(start: int, logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
-    """A batch as rows, float32 (B, 3 + K)."""
-    index = torch.arange(start, start + len(labels), device=labels.device)
-    return torch.cat([torch.stack([index, losses, labels], 1), logits], 1).float()
-
-
-def loss_or_inf(row: list[float]) -> float:
-    """The loss, by which mistakes are sorted; infinity for nan."""
-    return math.inf if math.isnan(row[LOSS]) else row[LOSS]
+@torch.no_grad()
+def draw_maps(model: nn.Module, image: Tensor, config: DataConfig) -> dict[str, Any]:
+    """Feature maps of an image, uint8 (1, 1, 28, 28), and filters, of each convolution, as `maps`, `filters`."""
+    was_training = model.training
+    model.eval()
+    maps = feature_maps(model, normalize(image, config)[0])
+    model.train(was_training)
+    return {
+        "maps": {name: tile(channels) for name, channels in maps},
+        "filters": {name: tile(weight.flatten(0, 1), weight.shape[1]) for name, weight in filters(model)},
+    }
 
 
 def tile(maps: Tensor, group: int = 1) -> np.ndarray:

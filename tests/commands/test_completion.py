@@ -18,7 +18,8 @@ needs_shtab = pytest.mark.skipif(find_spec("shtab") is None, reason="needs the e
 COMPLETE = """
 source "$1"
 COMP_WORDS=("${@:2}"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMP_LINE="${COMP_WORDS[*]}"; COMP_POINT=${#COMP_LINE}
-$(complete -p mnist-dist | sed 's/.*-F \\([^ ]*\\).*/\\1/') mnist-dist "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+complete=$(complete -p mnist-dist | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+$complete mnist-dist "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
 printf '%s\\n' "${COMPREPLY[@]}"
 """
 

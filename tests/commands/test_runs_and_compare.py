@@ -74,7 +74,7 @@ def test_runs_tells_state_step_accuracy_and_what_differs(runs: Path, json_of: Js
     change_rows(runs / "sweep" / "three", lambda row: row.update(time=row["time"] + 1))
     one, two, three = json_of("runs")
     assert [line["run"] for line in (one, two, three)] == ["runs/one", "runs/two", "runs/sweep/three"]
-    assert [line["state"] for line in (one, two, three)] == ["finished", "stopped", "ended"]
+    assert [line["state"] for line in (one, two, three)] == ["finished", "unfinished", "unfinished"]
     assert [line["step"] for line in (one, two, three)] == [6, 6, 6]
     assert [line["differs"] for line in (one, two, three)] == [{}, {"optim.lr": 0.5}, {"optim.lr": 0.5}]
     assert one["accuracy"] == 1.0

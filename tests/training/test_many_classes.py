@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from mnist_dist.checkpoint.resume_checks import check_resumable
 from mnist_dist.config.schema import Config
 from mnist_dist.config.sections import DataConfig
+from mnist_dist.training.examples import ExampleCollector
 from mnist_dist.training.metrics import MAX_PENDING, Counts, Metrics, pack_counts, unpack_counts
-from mnist_dist.training.visualizer import ExampleCollector
 from mnist_dist.utils.errors import UserError
 
 CPU = torch.device("cpu")

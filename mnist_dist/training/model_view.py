@@ -1,0 +1,40 @@
+"""What a report shows of a trained model: mistakes on the test set, feature maps, filters and layers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnist_dist.config.schema import Config
+from mnist_dist.data.loader import normalize
+from mnist_dist.models.summary import summarize
+from mnist_dist.tracking.report import ModelView
+from mnist_dist.training.examples import ExampleCollector, select_examples
+from mnist_dist.training.visualizer import draw_maps
+
+MISTAKES = 24
+"""Mistakes that are shown."""
+
+
+@torch.no_grad()
+def view_model(model: nn.Module, images: Tensor, labels: Tensor, config: Config) -> ModelView:
+    """Classify images in float32 on the CPU, and look into the model.
+
+    Args:
+        model: on the CPU, in eval mode.
+        images: uint8 (N, 28, 28).
+        labels: (N,) of any integer type.
+    """
+    size, data, pictures = config.train.eval_batch_size, config.data, images[:, None]
+    collector = ExampleCollector(MISTAKES, len(data.class_names))
+    for start in range(0, len(images), size):
+        logits = model(normalize(pictures[start : start + size], data)).float()
+        truth = labels[start : start + size].long()
+        collector.add(start, logits, truth, F.cross_entropy(logits, truth, reduction="none"))
+    mistakes, _ = select_examples(collector.rows(torch.device("cpu")), MISTAKES, pictures, model)
+    layers = tuple(
+        (layer.name, layer.kind, " x ".join(map(str, layer.shape)), f"{layer.parameters:,}" if layer.parameters else "")
+        for layer in summarize(model).layers
+    )
+    return ModelView(mistakes=mistakes, layers=layers, **draw_maps(model, pictures[:1], data))

@@ -1,0 +1,140 @@
+"""The report: all is in one file, what comes from a run is escaped, damaged runs are shown as far as they go."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from kept_run import KEPT, copy_kept_run
+
+from mnist_dist.__main__ import main
+from mnist_dist.tracking.media import Example
+from mnist_dist.tracking.report import ModelView, render
+from mnist_dist.tracking.run_record import read_record
+from mnist_dist.utils.errors import EXIT_DONE, EXIT_USER
+
+pytestmark = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra `report`")
+
+
+class Page(HTMLParser):
+    """The parts of a page that the tests ask for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def ids(self) -> list[str]:
+        return [attrs["id"] or "" for _, attrs in self.tags if "id" in attrs]
+
+
+def test_one_run_has_all_sections_and_needs_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copy_kept_run(tmp_path))
+    assert main(["report", "run"]) == EXIT_DONE
+    assert capsys.readouterr().out == "written: run/report.html\n"
+    text = (tmp_path / "run" / "report.html").read_text()
+    page = Page(text)
+    for heading in ("Results", "Curves", "By time", "Classes", "Feature maps", "Filters", "Layers", "Environment"):
+        assert heading in page.text
+    assert "100.00%" in "".join(page.text)
+    summary = json.loads((KEPT / "summary.json").read_text())
+    assert summary["weights_sha256"] in text
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
+    links = [attrs[name] for _, attrs in page.tags for name in ("src", "href", "xlink:href") if attrs.get(name)]
+    assert links
+    assert all(link and link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert not re.search(r"url\((?!#)", text)
+    assert len(page.ids()) == len(set(page.ids()))
+    assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+    assert {link[1:] for link in links if link and link.startswith("#")} <= set(page.ids())
+
+
+def test_several_runs_lie_over_each_other_and_what_differs_comes_first(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(KEPT, tmp_path / name)
+    settings = yaml.safe_load((tmp_path / "two" / "config.yaml").read_text())
+    settings["optim"]["lr"] = 0.125
+    (tmp_path / "two" / "config.yaml").write_text(yaml.safe_dump(settings))
+    records = [read_record(tmp_path / name) for name in ("one", "two")]
+    text = render(records, [ModelView(), ModelView()])
+    assert text.index("What differs") < text.index("By step")
+    table = text[text.index("Settings that are not the same") : text.index("By step")]
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["optim.lr"]
+    assert "0.125" in table
+    assert "one train" in text
+    assert "two train" in text
+    page = Page(text)
+    assert len(page.ids()) == len(set(page.ids()))
+
+
+def test_what_comes_from_a_run_is_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "<script>alert(1)"
+    shutil.copytree(KEPT, folder)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["data"]["classes"] = [f"<b>{label}" for label in range(10)]
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    image = np.zeros((28, 28), np.uint8)
+    mistake = Example(3, image, 1, 2, tuple([0.05] * 9 + [0.55]), 2.0)
+    text = render([read_record(folder)], [ModelView(mistakes=(mistake,))])
+    assert "<script>" not in text
+    assert "<b>" not in text
+    assert "predicted &lt;b&gt;2" in text
+    assert "55.00 %" in text
+
+
+@pytest.mark.parametrize("missing", ["summary.json", "metrics.jsonl", "config.yaml", "checkpoints"])
+def test_a_run_without_one_of_its_files_has_a_report(tmp_path: Path, missing: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(KEPT, folder)
+    path = folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "How to reproduce it" in render([read_record(folder)], [ModelView()])
+
+
+def test_many_classes_and_one_class_of_images(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(KEPT, folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    confusion = torch.eye(47, dtype=torch.int64) * 3
+    confusion[40, 2] = 9
+    summary["test.confusion"] = confusion.tolist()
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text = render([read_record(folder)], [ModelView()])
+    assert re.search(r"<td>40</td><td>2</td><td class=\"number\">9</td>", text)
+
+
+def test_errors_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copy_kept_run(tmp_path))
+    (tmp_path / "empty").mkdir()
+    for arguments, what in (
+        (["nowhere"], "nowhere: no such folder"),
+        (["empty"], "empty: holds no run"),
+        (["run", "--out", "run/config.yaml/x.html"], "cannot be written"),
+    ):
+        assert main(["report", *arguments]) == EXIT_USER
+        assert what in capsys.readouterr().err.splitlines()[-1]
+    shutil.rmtree("digits")
+    assert main(["report", "run"]) == EXIT_DONE
+    assert "the report has no pictures of this run's model" in capsys.readouterr().err
+    monkeypatch.setattr("mnist_dist.commands.report.can_render", lambda: False)
+    assert main(["report", "run"]) == EXIT_USER
+    assert "pip install 'mnist_dist[report]'" in capsys.readouterr().err
