@@ -61,11 +61,16 @@ def add_data_options(parser: argparse.ArgumentParser, source: str = DATA["source
     )
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RUN, --checkpoint, --model and --trust, the arguments of `load_model`, and --data.root as `root`."""
+def add_run_arguments(parser: argparse.ArgumentParser, exported: bool = False) -> None:
+    """Add RUN, --checkpoint, --model and --trust, the arguments of `load_model`, and --data.root as `root`.
+
+    Args:
+        exported: whether --model may also be a file that `mnist-dist export` wrote, which needs no RUN.
+    """
     parser.add_argument(
         "run",
         metavar="RUN",
+        nargs="?" if exported else None,
         help="folder of the run, or of one of its checkpoints; last: the newest run in runs/",
     )
     parser.add_argument(
@@ -77,8 +82,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
-        metavar="FILE.py:FUNCTION|MODULE:FUNCTION",
-        help="for a run whose network is not one of this package: the code to build it with, as in training",
+        metavar="CODE|FILE" if exported else "FILE.py:FUNCTION|MODULE:FUNCTION",
+        help="for a run whose network is not one of this package: the code to build it with, as in training"
+        + "; or, without RUN, an exported model, FILE.onnx or FILE.pt2 (which is code, too: see --trust)" * exported,
     )
     parser.add_argument(
         "--trust",

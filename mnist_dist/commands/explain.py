@@ -91,14 +91,14 @@ def check_options(options: argparse.Namespace) -> None:
 def draw_explanation(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Figure, str]:
     """The figure of one image, and the prediction in one line."""
     from mnist_dist.commands.explain_figures import explanation_figure
-    from mnist_dist.commands.predict import read_split
+    from mnist_dist.commands.predictor import read_split
     from mnist_dist.data.photo import read_picture
 
     truth = None
     if options.image is not None:
         image, name = read_picture(options.image, lambda note: print(f"note: {note}")), options.image
     else:
-        images, labels = read_split(loaded, options.split, options.root)
+        images, labels = read_split(loaded.config.data, loaded.digests, options.split, options.root)
         check_indices([options.index], len(images), options.split)
         image, name = images[options.index], f"{options.split} image {options.index}"
         truth = int(labels[options.index])
@@ -111,9 +111,9 @@ def draw_explanation(loaded: LoadedModel, options: argparse.Namespace) -> tuple[
 def draw_map(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Figure, str]:
     """The map of a split's features, and the accuracy in one line."""
     from mnist_dist.commands.explain_figures import embedding_figure
-    from mnist_dist.commands.predict import read_split
+    from mnist_dist.commands.predictor import read_split
 
-    images, labels = read_split(loaded, options.split, options.root)
+    images, labels = read_split(loaded.config.data, loaded.digests, options.split, options.root)
     figure, right = embedding_figure(loaded, images, labels, options.embedding)
     accuracy = format_percent(right / len(images))
     return figure, f"{options.split}: {len(images)} images, {right} right ({accuracy}); mistakes are crosses"

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--out {out}: is there already; name another one, or remove it")
 
     from mnist_dist.checkpoint.load_model import load_model
-    from mnist_dist.commands.predict import read_split
+    from mnist_dist.commands.predictor import read_split
 
     loaded = load_model(options.run, options.checkpoint, options.model, options.trust)
     if options.to == "hub" and loaded.code:
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
             f"--to hub: the network {loaded.config.model.name} is not one of this package, and the folder would need "
             "its code; use --to onnx, torch-export or safetensors"
         )
-    images, labels = read_split(loaded, "test", options.root)
+    images, labels = read_split(loaded.config.data, loaded.digests, "test", options.root)
     aside = out.with_name(f".{out.name}.{os.getpid()}{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -145,9 +145,9 @@ def write(loaded: LoadedModel, options: argparse.Namespace, images: Tensor, labe
         logits = open_exported(path)(images)[0]
     lines = compare(reference, logits, labels)
     if options.int8:
-        from mnist_dist.commands.predict import read_split
+        from mnist_dist.commands.predictor import read_split
 
-        calibration, _ = read_split(loaded, "train", options.root)
+        calibration, _ = read_split(loaded.config.data, loaded.digests, "train", options.root)
         formats.quantize(path, calibration[: formats.CALIBRATION_IMAGES], facts)
         lines.append(describe_cost(reference, open_exported(path)(images)[0], labels))
     return lines

@@ -56,6 +56,7 @@ def facts_of(loaded: LoadedModel, images: str) -> dict[str, Any]:
     return {
         "input": images,
         "classes": list(config.data.class_names),
+        "data.name": config.data.name,
         "model.name": config.model.name,
         "step": loaded.step,
         "weights_sha256": weights_sha256(loaded.model),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_dist.commands.arguments import Parser, add_run_arguments, check_indices
 from mnist_dist.console.formatting import format_percent
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, UserError
+from mnist_dist.utils.files import expand_home
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from mnist_dist.checkpoint.load_model import LoadedModel
+    from mnist_dist.commands.predictor import Predictor
 
-BATCH = 1000
 MAX_NAMES = 12
 """Classes whose names are all listed below the rows of `--first`; of more, those that occur."""
 ROW = 30
@@ -34,21 +35,42 @@ def main(arguments: list[str]) -> int:
     options = build_parser().parse_intermixed_args(arguments)
     if options.first is not None and options.first < 1:
         raise UserError(f"--first {options.first}: must be at least 1")
+    if is_exported(options.model):
+        options.pictures = [options.run, *options.pictures] if options.run else options.pictures
+        if options.maps:
+            raise UserError(f"--maps: {options.model} is a graph without layers; name the run instead")
+    elif not options.run:
+        raise UserError("mnist-dist predict: RUN is required, or an exported model by --model FILE.onnx or FILE.pt2")
     if not (options.pictures or options.index or options.first):
         raise UserError("mnist-dist predict: nothing to predict; give picture files, --index I or --first N")
 
     from rich.console import Console
 
-    from mnist_dist.checkpoint.load_model import load_model
-
-    loaded = load_model(options.run, options.checkpoint, options.model, options.trust)
+    predictor = open_predictor(options)
     console = Console(highlight=False)
-    bad = predict_pictures(console, loaded, options.pictures, options.maps) if options.pictures else []
+    bad = predict_pictures(console, predictor, options.pictures, options.maps) if options.pictures else []
     if options.index or options.first:
-        predict_split(console, loaded, options)
+        predict_split(console, predictor, options)
     for error in bad:
         print(f"mnist_dist: error: {error}", file=sys.stderr)
     return EXIT_FAILED if bad else EXIT_DONE
+
+
+def is_exported(model: str | None) -> bool:
+    """Whether `--model` names a file that `mnist-dist export` wrote."""
+    return bool(model) and Path(model or "").suffix in (".onnx", ".pt2")
+
+
+def open_predictor(options: argparse.Namespace) -> Predictor:
+    """The model of the run, or of the exported file. Raises UserError if it cannot be loaded."""
+    from mnist_dist.commands.predictor import predictor_of_file, predictor_of_run
+
+    if is_exported(options.model):
+        return predictor_of_file(expand_home(options.model, "--model "))
+
+    from mnist_dist.checkpoint.load_model import load_model
+
+    return predictor_of_run(load_model(options.run, options.checkpoint, options.model, options.trust))
 
 
 def build_parser() -> Parser:
@@ -58,13 +80,13 @@ def build_parser() -> Parser:
         description="Predict the classes of pictures, or of images of the data set, with the trained model of a run.",
         examples=[
             "mnist-dist predict runs/digits --first 30",
-            "mnist-dist predict last --index 3 8 --maps",
-            "mnist-dist predict runs/digits --split train --first 60 --checkpoint best",
+            "mnist-dist predict last --split train --index 3 8 --maps --checkpoint best",
             "mnist-dist predict runs/digits seven.png",
+            "mnist-dist predict --model model.onnx --first 30",
             "mnist-dist predict runs/mine seven.png --model my_net.py:build",
         ],
     )
-    add_run_arguments(parser)
+    add_run_arguments(parser, exported=True)
     parser.add_argument(
         "pictures",
         metavar="PICTURE",
@@ -80,7 +102,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def predict_pictures(console: Console, loaded: LoadedModel, paths: list[str], maps: bool) -> list[UserError]:
+def predict_pictures(console: Console, predictor: Predictor, paths: list[str], maps: bool) -> list[UserError]:
     """Draw each picture as the model gets it, beside the probabilities of the classes.
 
     Returns:
@@ -103,69 +125,34 @@ def predict_pictures(console: Console, loaded: LoadedModel, paths: list[str], ma
             bad.append(error)
     if not images:
         raise bad[0]
-    rows = probabilities(loaded, torch.stack(list(images.values())))
+    rows = predictor.probabilities(torch.stack(list(images.values())))
     for (path, image), row in zip(images.items(), rows, strict=True):
-        draw(console, path, image, row, loaded.config.data.class_names)
+        draw(console, path, image, row, predictor.data.class_names)
         for note in notes[path]:
             console.print(f"note: {note}", markup=False, soft_wrap=True)
         if maps:
-            draw_maps(console, loaded, image)
+            draw_maps(console, predictor, image)
     return bad
 
 
-def predict_split(console: Console, loaded: LoadedModel, options: argparse.Namespace) -> None:
+def predict_split(console: Console, predictor: Predictor, options: argparse.Namespace) -> None:
     """Draw the images of --index, then print the rows of --first."""
-    images, labels = read_split(loaded, options.split, options.root)
+    from mnist_dist.commands.predictor import read_split
+
+    images, labels = read_split(predictor.data, predictor.digests, options.split, options.root)
     check_indices(options.index, len(images), options.split)
     if options.first and options.first > len(images):
         raise UserError(f"--first {options.first}: the {options.split} split has {len(images)} images")
-    classes = loaded.config.data.class_names
+    classes = predictor.data.class_names
     if options.index:
         chosen = images[options.index]
-        for index, image, row in zip(options.index, chosen, probabilities(loaded, chosen), strict=True):
+        for index, image, row in zip(options.index, chosen, predictor.probabilities(chosen), strict=True):
             draw(console, f"{options.split} image {index}", image, row, classes, int(labels[index]))
             if options.maps:
-                draw_maps(console, loaded, image)
+                draw_maps(console, predictor, image)
     if options.first:
-        predicted = probabilities(loaded, images[: options.first]).argmax(1)
+        predicted = predictor.probabilities(images[: options.first]).argmax(1)
         print_rows(console, predicted.tolist(), labels[: options.first].tolist(), classes)
-
-
-def read_split(loaded: LoadedModel, split: str, root: str | None) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 28, 28) and labels int64 (N,) of a split, which must be the run's own.
-
-    Args:
-        root: the data set's folder; None: that of the run.
-
-    Raises:
-        UserError: there are no data, or other data than the run's.
-    """
-    from mnist_dist.data.dataset import read_pair_of
-    from mnist_dist.data.identity import check_split_data, content_digest
-    from mnist_dist.data.prepare import provide_files, resolve_root
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    config = loaded.config.data
-    folder = resolve_root(config.root if root is None else root, config.name)
-    images, labels = read_pair_of(provide_files(folder, config.source, say, config.name), split, config)
-    check_split_data(split, loaded.digests, {split: content_digest(images, labels)}, folder, say)
-    return images.squeeze(1), labels
-
-
-def probabilities(loaded: LoadedModel, images: Tensor) -> Tensor:
-    """Class probabilities, float32 (N, K), of images uint8 (N, 28, 28)."""
-    import torch
-
-    from mnist_dist.data.loader import normalize
-    from mnist_dist.models import classifier
-
-    config = loaded.config.data
-    model = loaded.model
-    with torch.inference_mode():
-        parts = [model(normalize(part.unsqueeze(1), config)) for part in images.split(BATCH)]
-        return classifier.probabilities(model, torch.cat(parts))
 
 
 def draw(
@@ -190,16 +177,17 @@ def draw(
     console.print(side_by_side(draw_digit(image, plain), draw_bars(row, classes, truth, plain), console.width))
 
 
-def draw_maps(console: Console, loaded: LoadedModel, image: Tensor) -> None:
+def draw_maps(console: Console, predictor: Predictor, image: Tensor) -> None:
     """Print the feature maps of each convolution for an image, uint8 (28, 28)."""
     from mnist_dist.commands.terminal_images import draw_digit, is_plain
     from mnist_dist.data.loader import normalize
     from mnist_dist.models.feature_maps import feature_maps, montage
     from mnist_dist.models.summary import describe_layer
 
-    normalized = normalize(image.unsqueeze(0), loaded.config.data)
-    for name, maps in feature_maps(loaded.model, normalized):
-        layer = describe_layer(loaded.model.get_submodule(name))
+    model, normalized = predictor.model, normalize(image.unsqueeze(0), predictor.data)
+    assert model is not None, "--maps is refused for an exported model"
+    for name, maps in feature_maps(model, normalized):
+        layer = describe_layer(model.get_submodule(name))
         console.print(f"\n{layer}, {' x '.join(map(str, maps.shape))}, the first of them:", markup=False)
         console.print(draw_digit(montage(maps, console.width), is_plain(console)))
 

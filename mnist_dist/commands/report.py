@@ -80,12 +80,12 @@ def view_of(record: RunRecord, options: argparse.Namespace) -> ModelView:
     print(f"{record.folder}: testing the model ...", file=sys.stderr)
 
     from mnist_dist.checkpoint.load_model import load_model
-    from mnist_dist.commands.predict import read_split
+    from mnist_dist.commands.predictor import read_split
     from mnist_dist.training.model_view import view_model
 
     try:
         loaded: LoadedModel = load_model(str(record.folder), trust=options.trust)
-        images, labels = read_split(loaded, "test", options.root)
+        images, labels = read_split(loaded.config.data, loaded.digests, "test", options.root)
     except UserError as error:
         print(f"mnist_dist: warning: {error}; the report has no pictures of this run's model", file=sys.stderr)
         return ModelView()

@@ -13,7 +13,7 @@ from kept_run import copy_kept_run
 from mnist_dist.__main__ import main
 from mnist_dist.checkpoint.hub_model import HubModel
 from mnist_dist.checkpoint.load_model import load_model
-from mnist_dist.commands import export_formats
+from mnist_dist.commands import export, export_formats
 from mnist_dist.commands.exported_model import open_exported
 from mnist_dist.data.idx import read_pair
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER
@@ -53,6 +53,24 @@ def test_a_graph_gives_the_logits_of_the_run_for_any_number_of_images(
     assert exported.classes == tuple("0123456789")
     assert exported.facts["input"] == input
     assert exported.facts["step"] == 6
+
+
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=needs_onnx), "torch-export"])
+def test_predict_gives_the_same_table_with_the_exported_model(
+    work: Path, to: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = export.FORMATS[to]
+    assert main(["export", "run", "--to", to]) == EXIT_DONE
+    tables = []
+    for source in (["run"], ["--model", path, "--data.root=digits"]):
+        capsys.readouterr()
+        assert main(["predict", *source, "--first", "30", "--index", "3"]) == EXIT_DONE
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
+    assert main(["predict", "--model", path, "--index", "1", "--maps"]) == EXIT_USER
+    assert "--maps: " in capsys.readouterr().err
+    assert main(["predict", "--first", "3"]) == EXIT_USER
+    assert "RUN is required" in capsys.readouterr().err
 
 
 @needs_onnx

@@ -22,6 +22,12 @@ COMMANDS = (
     "status",
     "evaluate",
     "predict",
+    "runs",
+    "compare",
+    "report",
+    "explain",
+    "export",
+    "demo",
     "models",
     "data",
     "data fetch",
@@ -31,6 +37,7 @@ COMMANDS = (
     "sweep",
     "dashboard",
     "config",
+    "completion",
 )
 WITH_SETTINGS = ("models", "doctor", "dashboard")
 """Commands that hand the arguments which they do not know to the configuration's loader."""
@@ -115,7 +122,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", CHEAP)
 def test_examples_run(command: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     examples = [shlex.split(example) for example in read_examples(command, capsys)]
-    here = [words[1:] for words in examples if words[0] == "mnist-dist"]
+    here = [words[1:] for words in examples if words[0] == "mnist-dist" and "model.onnx" not in words]
     if command.startswith("data"):
         here = [words for words in here if "--data.root=data" in words]
     assert here

@@ -157,7 +157,7 @@ def test_other_classes_are_named(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: RUN"),
+        ([], "RUN is required, or an exported model by --model FILE.onnx or FILE.pt2"),
         (["run"], "nothing to predict; give picture files, --index I or --first N"),
         (["run", "--first", "0"], "--first 0: must be at least 1"),
         (["run", "--first", "41"], "--first 41: the test split has 40 images"),
