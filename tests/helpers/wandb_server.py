@@ -1,6 +1,6 @@
 """A fake wandb server for the real wandb client: it stores what it receives, and fails on demand.
 
-It answers the requests of wandb 0.28 to 0.31 with the least that wandb-core needs: https://github.com/wandb/wandb,
+It answers the requests of wandb 0.31 with the least that wandb-core needs: https://github.com/wandb/wandb,
 `core/api/graphql`.
 """
 
@@ -83,23 +83,6 @@ class Fault:
     status: int = 500
     times: float = math.inf
     """How many requests."""
-
-
-def id_of(number: int) -> str:
-    """The id of an artifact: wandb before 0.30 decodes it from Base64."""
-    return base64.b64encode(str(number).encode()).decode()
-
-
-def number_of(artifact_id: str) -> int:
-    """The number of the artifact that has this id."""
-    return int(base64.b64decode(artifact_id))
-
-
-def operation(query: str) -> str:
-    """The kind and the name of a GraphQL request, as in `query_Viewer`. Without a name, that of its first field."""
-    found = re.search(r"\b(query|mutation)\b\s*(\w*)[^{]*\{\s*(\w+)", query)
-    kind, name, field_name = found.groups() if found else ("query", "", "")
-    return f"{kind}_{name or field_name[:1].upper() + field_name[1:]}"
 
 
 class WandbServer:
@@ -213,7 +196,8 @@ class WandbServer:
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if parts == ["graphql"]:
             query = json.loads(body)
-            method = getattr(self, operation(query["query"]), None)
+            kind, name = re.findall(r"\b(query|mutation)\s+(\w+)", query["query"])[0]
+            method = getattr(self, f"{kind}_{name}", None)
             if method is not None:
                 return 200, {"data": method(query.get("variables") or {})}
         elif parts[0] == "files" and parts[-1] == "file_stream":
@@ -223,10 +207,7 @@ class WandbServer:
             self.runs[parts[1]].files["/".join(parts[2:])] = body
             return 200, {}
         elif parts[0] == "artifact-files":
-            files, name = self.artifacts[int(parts[1])].files, "/".join(parts[2:])
-            if not body:  # GET
-                return 200, json.loads(files[name])
-            files[name] = body
+            self.artifacts[int(parts[1])].files["/".join(parts[2:])] = body
             return 200, {}
         elif parts == ["healthz"] or parts[:2] == ["sdk", "otel"]:  # the telemetry of wandb's commands
             return 200, {}
@@ -304,17 +285,17 @@ class WandbServer:
         metadata = json.loads(variables.get("metadata") or "{}")
         name, kind = variables["artifactCollectionName"], variables["artifactTypeName"]
         earlier = [number for number, each in enumerate(self.artifacts) if each.name == name]
-        latest = {"id": id_of(earlier[-1])} if earlier else None
+        latest = {"id": str(earlier[-1])} if earlier else None
         for each in self.artifacts:
             if each.name == name:
                 each.aliases = [alias for alias in each.aliases if alias not in aliases]
         self.artifacts.append(Artifact(name, kind, aliases, metadata, variables.get("runName") or ""))
+        number = str(len(self.artifacts) - 1)
         sequence = {"latestArtifact": latest}
-        new = id_of(len(self.artifacts) - 1)
-        return {"createArtifact": {"artifact": {"id": new, "state": "PENDING", "artifactSequence": sequence}}}
+        return {"createArtifact": {"artifact": {"id": number, "state": "PENDING", "artifactSequence": sequence}}}
 
     def mutation_CreateArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
-        number = number_of(variables["artifactID"])
+        number = variables["artifactID"]
         url = f"{self.url}/artifact-files/{number}/{variables['name']}"
         file = (
             {"id": f"file-{number}", "uploadUrl": url, "uploadHeaders": []}
@@ -326,34 +307,12 @@ class WandbServer:
     def mutation_CreateArtifactFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
         edges = []
         for spec in variables.get("input", variables)["artifactFiles"]:
-            number = number_of(spec["artifactID"])
+            number = spec["artifactID"]
             url = f"{self.url}/artifact-files/{number}/{spec['name']}"
-            node = {
-                "storagePath": spec["name"],
-                "uploadUrl": url,
-                "uploadHeaders": [],
-                "artifact": {"id": spec["artifactID"]},
-            }
+            node = {"storagePath": spec["name"], "uploadUrl": url, "uploadHeaders": [], "artifact": {"id": number}}
             edges.append({"node": node | {"name": spec["name"], "uploadMultipartUrls": None}})
         return {"createArtifactFiles": {"files": {"edges": edges}}}
 
-    def query_ArtifactByID(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """What wandb before 0.30 asks for once an artifact is there."""
-        artifact = self.artifacts[number_of(variables["id"])]
-        project = {"name": "mnist_dist", "entity": {"name": ENTITY}}
-        collection = {"__typename": "ArtifactSequence", "id": artifact.name, "name": artifact.name, "project": project}
-        zeros = dict.fromkeys(("versionIndex", "ttlDurationSeconds", "historyStep", "size", "fileCount"), 0)
-        empty = dict.fromkeys(("description", "commitHash", "updatedAt"), None)
-        known = {"artifactType": {"name": artifact.kind}, "artifactSequence": collection, "state": "COMMITTED"}
-        texts = {"digest": "0", "createdAt": "2026-01-01T00:00:00", "metadata": json.dumps(artifact.metadata)}
-        lists: dict[str, Any] = {"tags": [], "aliases": []}
-        return {"artifact": {"id": variables["id"], "ttlIsInherited": True} | zeros | empty | known | texts | lists}
-
-    def query_FetchArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Wanted by wandb before 0.30."""
-        url = f"{self.url}/artifact-files/{number_of(variables['id'])}/wandb_manifest.json"
-        return {"artifact": {"currentManifest": {"file": {"directUrl": url}}}}
-
     def mutation_CommitArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
-        self.artifacts[number_of(variables["artifactID"])].committed = True
+        self.artifacts[int(variables["artifactID"])].committed = True
         return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "0"}}}

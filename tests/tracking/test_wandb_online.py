@@ -11,14 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forked_training import run_forked
 from measured_keys import MEASURED_ROW_KEYS
-from packaging.version import Version
 from programs import Ended, read_rows, run, started, write_digits
 from wandb_server import ENTITY, HISTORY, Fault, Run, WandbServer
 
@@ -194,10 +192,6 @@ def test_a_stopped_run_goes_on_as_the_same_run(server: WandbServer, much: Path, 
     assert received.fields["tags"] == ["one", "two"]
 
 
-@pytest.mark.skipif(
-    Version(version("wandb")) < Version("0.31"),
-    reason="before 0.31, wandb counts the entries of each offline part from 0",
-)
 def test_offline_parts_of_a_stopped_run_join_into_one(server: WandbServer, much: Path, tmp_path: Path) -> None:
     offline = "--tracking.mode=offline"
     step, _ = stop_early(tmp_path, much, offline)
