@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from pathlib import Path
 
@@ -64,9 +63,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, data: DataConfig) -> list[tuple[st
         asked.append((run, checkpoint))
         return types.SimpleNamespace(config=Config(data=data), model=RowReader().eval(), step=1, digests={})
 
-    module = types.ModuleType("mnist_dist.checkpoint.load_model")
-    module.load_model = load_model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("mnist_dist.checkpoint.load_model.load_model", load_model)
     return asked
 
 
