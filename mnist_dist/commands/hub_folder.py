@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,8 @@ def write_hub_folder(
     model.model.load_state_dict(loaded.model.state_dict())
     model.save_pretrained(folder)
     (folder / "README.md").write_text(card(loaded, facts, settings, reference.argmax(1), labels), encoding="utf-8")
-    read = HubModel.from_pretrained(str(folder))
+    with contextlib.redirect_stdout(io.StringIO()):  # the mixin says where it reads
+        read = HubModel.from_pretrained(str(folder))
     with torch.inference_mode():
         return torch.cat([read(part) for part in images.split(BATCH)])
 
