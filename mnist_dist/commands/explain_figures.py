@@ -158,10 +158,10 @@ def embedding_figure(loaded: LoadedModel, images: Tensor, labels: Tensor, method
     for label, name in enumerate(config.class_names):
         colour = colours(label if len(config.class_names) <= 10 else label / (len(config.class_names) - 1))
         ours = labels == label
-        axes.scatter(
-            *points[ours & right].T.numpy(), s=4, color=colour, alpha=0.5, linewidths=0, label=name, rasterized=True
-        )
-        axes.scatter(*points[ours & ~right].T.numpy(), s=40, color=colour, marker="x", linewidths=1.5, rasterized=True)
+        x, y = points[ours & right].T.numpy()
+        axes.scatter(x, y, s=4, color=colour, alpha=0.5, linewidths=0, label=name, rasterized=True)
+        x, y = points[ours & ~right].T.numpy()
+        axes.scatter(x, y, s=40, color=colour, marker="x", linewidths=1.5, rasterized=True)
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     axes.set_title(f"features of {len(images)} images; {int((~right).sum())} mistakes are crosses")
