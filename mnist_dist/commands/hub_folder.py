@@ -17,6 +17,7 @@ from mnist_dist.checkpoint.hub_model import HubModel
 from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.commands.export_formats import BATCH
 from mnist_dist.models.summary import count_parameters
+from mnist_dist.utils.confusion import most_frequent_mistakes
 
 NOT_SHARED = ("run.dir", "data.root", "tracking.project", "tracking.entity", "tracking.notes", "tracking.group")
 """Settings that say where the run was, or who made it."""
@@ -112,15 +113,9 @@ def confusion_rows(confusion: Sequence[Sequence[int]], classes: Sequence[str], m
         return head + "\n".join(
             f"| {name} | {' | '.join(map(str, row))} |" for name, row in zip(classes, confusion, strict=True)
         )
-    wrong = [
-        (images, classes[label], classes[guess])
-        for label, row in enumerate(confusion)
-        for guess, images in enumerate(row)
-        if images and label != guess
-    ]
     head = "| true | predicted | images |\n|---|---|---:|\n"
-    rows = sorted(wrong, key=lambda item: -item[0])[:most]
-    return head + "\n".join(f"| {label} | {guess} | {images} |" for images, label, guess in rows)
+    rows = most_frequent_mistakes(confusion, most)
+    return head + "\n".join(f"| {classes[label]} | {classes[guess]} | {images} |" for images, label, guess in rows)
 
 
 CARD = """---

@@ -13,6 +13,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from mnist_dist.utils.confusion import most_frequent_mistakes
+
 CONFUSION_TITLE = "Confusion matrix (rows: truth, columns: prediction)"
 MISTAKES_TITLE = "Most frequent mistakes"
 WORST_TITLE = "Classes with the lowest recall"
@@ -148,14 +150,8 @@ def confusion_cells(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
 
 def mistake_cells(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[list[str]]:
     """The most frequent pairs of a class and another one that was predicted, as text: a header, then a row for each."""
-    pairs = [
-        (count, label, predicted)
-        for label, row in enumerate(confusion)
-        for predicted, count in enumerate(row)
-        if count and label != predicted
-    ]
     rows = [["truth", "prediction", "images", "of the class %"]]
-    for count, label, predicted in sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:WORST_ROWS]:
+    for count, label, predicted in most_frequent_mistakes(confusion, WORST_ROWS):
         share = f"{100 * count / sum(confusion[label]):.2f}"
         rows.append([cut_name(classes[label]), cut_name(classes[predicted]), str(count), share])
     return rows

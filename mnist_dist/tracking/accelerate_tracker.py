@@ -17,9 +17,9 @@ from mnist_dist.tracking.backend import Backend, RunInfo, StartTracker
 from mnist_dist.tracking.media import Media, wandb_key
 from mnist_dist.tracking.mlflow_backend import MLflowBackend
 from mnist_dist.tracking.queued_tracker import QueuedTracker, Row, default_environment
+from mnist_dist.tracking.run_record import read_rows
 from mnist_dist.tracking.tensorboard_backend import TensorBoardBackend
 from mnist_dist.tracking.trackio_backend import TrackioBackend
-from mnist_dist.tracking.wandb_artifacts import read_rows
 from mnist_dist.tracking.wandb_settings import resolve_labels
 
 BACKENDS: dict[str, Callable[[RunInfo], Backend]] = {

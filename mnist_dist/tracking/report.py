@@ -18,14 +18,16 @@ import yaml
 
 from mnist_dist.tracking.media import Example
 from mnist_dist.tracking.run_record import MISSING, RunRecord, differing_settings
+from mnist_dist.utils.confusion import most_frequent_mistakes
 from mnist_dist.utils.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
 
 INSTALL = "reports need the package matplotlib: pip install 'mnist_dist[report]'"
-MAX_TABLE_CLASSES = 100
 SHOWN_PROBABILITIES = 3
+MIX_UPS = 10
+"""Most frequent mistakes that are listed."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def describe_run(number: int, record: RunRecord, view: ModelView) -> dict[str, A
         "split": {"test": "test", "val": "validation"}.get(split, ""),
         "confusion": draw_confusion(confusion, classes, name) if confusion else "",
         "classes": class_table(confusion, classes),
-        "mix_ups": mix_ups(confusion, classes),
+        "mix_ups": [(n, classes[a], classes[b]) for n, a, b in most_frequent_mistakes(confusion, MIX_UPS)],
         "mistakes": [describe_mistake(example, classes) for example in view.mistakes],
         "maps": {name: as_png(image) for name, image in view.maps.items()},
         "filters": {name: as_png(image) for name, image in view.filters.items()},
@@ -145,17 +147,6 @@ def class_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> l
         ratios = [f"{counts[label] / whole:.2%}" if whole else MISSING for whole in (predicted, images)]
         rows.append((classes[label], images, ratios[0], ratios[1]))
     return rows
-
-
-def mix_ups(confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 10) -> list[tuple[int, str, str]]:
-    """The most frequent mistakes: number of images, true class, predicted class."""
-    found = [
-        (-images, label, predicted)
-        for label, row in enumerate(confusion)
-        for predicted, images in enumerate(row)
-        if images and predicted != label
-    ]
-    return [(-images, classes[label], classes[predicted]) for images, label, predicted in sorted(found)[:most]]
 
 
 def describe_mistake(example: Example, classes: Sequence[str]) -> dict[str, Any]:

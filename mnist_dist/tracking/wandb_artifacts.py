@@ -20,14 +20,6 @@ from mnist_dist.tracking.media import wandb_key
 Row = Mapping[str, Any]
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl; empty if it cannot be read."""
-    try:
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
-    except (OSError, ValueError):
-        return []
-
-
 def model_artifacts(
     wandb: Any, folder: Path, run_id: str, rows: Sequence[Row], summary: Row
 ) -> Iterator[tuple[Any, list[str]]]:

@@ -25,7 +25,8 @@ from mnist_dist.config.schema import Config
 from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.tracking.media import Media, wandb_key
 from mnist_dist.tracking.queued_tracker import one_line
-from mnist_dist.tracking.wandb_artifacts import Row, model_artifacts, read_rows
+from mnist_dist.tracking.run_record import Row, read_rows
+from mnist_dist.tracking.wandb_artifacts import model_artifacts
 from mnist_dist.tracking.wandb_media import media_values, row_values
 from mnist_dist.tracking.wandb_service import create_temporary_folders, force_teardown, upload_failed
 from mnist_dist.tracking.wandb_settings import resolve_labels, wandb_environment
