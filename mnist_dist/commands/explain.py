@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,6 +115,8 @@ def draw_map(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Figure, 
     from mnist_dist.commands.predictor import read_split
 
     images, labels = read_split(loaded.config.data, loaded.digests, options.split, options.root)
+    takes = "about a minute" if options.embedding == "umap" else "some seconds"
+    print(f"the features of {len(images)} images: {takes} ...", file=sys.stderr)
     figure, right = embedding_figure(loaded, images, labels, options.embedding)
     accuracy = format_percent(right / len(images))
     return figure, f"{options.split}: {len(images)} images, {right} right ({accuracy}); mistakes are crosses"

@@ -147,7 +147,7 @@ def embedding_figure(loaded: LoadedModel, images: Tensor, labels: Tensor, method
     if method == "umap":
         import umap
 
-        points = torch.from_numpy(umap.UMAP(random_state=0).fit_transform(features.numpy())).double()
+        points = torch.from_numpy(umap.UMAP(random_state=0, n_jobs=1).fit_transform(features.numpy())).double()
         names = ["UMAP 1", "UMAP 2"]
     else:
         points, fractions = principal_components(features)

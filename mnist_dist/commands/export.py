@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> int:
             "its code; use --to onnx, torch-export or safetensors"
         )
     images, labels = read_split(loaded.config.data, loaded.digests, "test", options.root)
+    print(f"to {options.to}, and compared on {len(images)} test images: some seconds ...", file=sys.stderr)
     aside = out.with_name(f".{out.name}.{os.getpid()}{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
