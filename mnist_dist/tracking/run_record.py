@@ -13,9 +13,12 @@ from typing import Any
 
 import yaml
 
+from mnist_dist.config.schema import Config, flat, flatten
 from mnist_dist.utils.errors import UserError
 
 Row = Mapping[str, Any]
+NO_DIFFERENCE = ("run.dir", "run.resume", "run.quiet")
+"""Settings that make no other run."""
 MISSING = "-"
 """How tables show a value that a run does not have."""
 
@@ -26,7 +29,8 @@ class RunRecord:
 
     folder: Path
     config: Row
-    """Settings with dotted keys such as `optim.lr`, as in config.yaml."""
+    """Settings with dotted keys such as `optim.lr`, as in config.yaml; those that are newer than the run have their
+    default."""
     rows: Sequence[Row]
     """Rows of metrics.jsonl."""
     summary: Row
@@ -91,14 +95,14 @@ def is_run(folder: Path) -> bool:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a config.yaml with dotted keys; empty if it cannot be read."""
+    """The settings of a config.yaml with dotted keys, and the defaults of others; empty if it cannot be read."""
     try:
         sections = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    if not isinstance(sections, dict):
+    if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
         return {}
-    return {f"{name}.{key}": value for name, section in sections.items() for key, value in dict(section or {}).items()}
+    return flat(Config()) | flatten(sections)
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -130,7 +134,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary if isinstance(summary, dict) else {}
 
 
-def differing_settings(records: Sequence[RunRecord], ignore: Sequence[str] = ("run.dir",)) -> dict[str, list[Any]]:
+def differing_settings(records: Sequence[RunRecord], ignore: Sequence[str] = NO_DIFFERENCE) -> dict[str, list[Any]]:
     """The settings that are not the same in all runs, with the value of each run; MISSING where a run has none."""
     keys = dict.fromkeys(key for record in records for key in record.config)
     values = {key: [record.config.get(key, MISSING) for record in records] for key in keys if key not in ignore}

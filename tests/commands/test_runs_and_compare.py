@@ -176,3 +176,13 @@ def test_it_says_from_which_step_on_two_runs_differ(
     assert found["weights"] == {"final": False, "same_steps": [], "other_steps": [6]}
     assert main(["compare", "runs/one", "runs/two"]) == EXIT_DONE
     assert "from step 6 on they differ (train.loss:" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_setting_that_a_run_does_not_know_has_its_default(runs: Path, json_of: Json) -> None:
+    settings = yaml.safe_load((runs / "two" / "config.yaml").read_text())
+    for key in ("label_smoothing", "clip"):
+        del settings["optim"][key]
+    settings["run"] |= {"resume": "never", "dir": "elsewhere"}
+    (runs / "two" / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert json_of("compare", "runs/one", "runs/two")["settings"] == {}
+    assert [line["differs"] for line in json_of("runs")] == [{}, {}]
