@@ -156,7 +156,7 @@ class MetricLogger:
         """
         if not times:
             return {}
-        began, ended = self.straggler_detector.update(times)
+        began, ended = self.straggler_detector.update(times, self.state.progress.step - self.window_step)
         if began:
             others = f"; so do ranks {', '.join(str(each.rank) for each in began[1:])}" if len(began) > 1 else ""
             text = began[0].describe() + others

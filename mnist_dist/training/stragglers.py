@@ -12,6 +12,8 @@ RATIO = 1.5
 """Own seconds of a step, as a multiple of the median of the other ranks, above which a rank is behind."""
 ROWS = 3
 """Consecutive rows after which a rank counts as behind, and after which it no longer does."""
+MIN_WAIT = 0.05
+"""Seconds that a rank must cost the others in a row: less is noise, as in rows of a few short steps."""
 PHASE_NAMES: dict[Phase, str] = {
     "data": "gathering the batch",
     "compute": "the forward and backward pass",
@@ -60,17 +62,23 @@ class StragglerDetector:
         self.slow_rows = [0] * len(hosts)  # by rank: consecutive rows above RATIO, or below it as a negative number
         self.behind: dict[int, Straggler] = {}
 
-    def update(self, times: Sequence[Times]) -> tuple[list[Straggler], list[int]]:
+    def update(self, times: Sequence[Times], steps: int) -> tuple[list[Straggler], list[int]]:
         """Take the times of a row, by rank.
+
+        Args:
+            steps: number of steps in the row.
 
         Returns:
             The ranks that are behind since this row, the slowest first; and those that are no longer.
         """
-        ratios = ratios_to_others([sum(each.values()) for each in times])
+        seconds = [sum(each.values()) for each in times]
+        ratios = ratios_to_others(seconds)
         began, ended = [], []
         for rank, ratio in enumerate(ratios):
             rows = self.slow_rows[rank]
-            self.slow_rows[rank] = max(rows, 0) + 1 if ratio > RATIO else min(rows, 0) - 1
+            wait = steps * seconds[rank] * (1 - 1 / ratio) if ratio > 0 else 0.0
+            is_slow = ratio > RATIO and wait >= MIN_WAIT
+            self.slow_rows[rank] = max(rows, 0) + 1 if is_slow else min(rows, 0) - 1
             if rank in self.behind and self.slow_rows[rank] <= -ROWS:
                 del self.behind[rank]
                 ended.append(rank)
