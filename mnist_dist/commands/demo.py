@@ -20,11 +20,11 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--port {options.port}: must be from 0 to 65535; 0 lets the system choose")
 
     from mnist_dist.checkpoint.load_model import load_model
-    from mnist_dist.commands.demo_server import open_server
+    from mnist_dist.commands.demo_server import DemoServer
 
     loaded = load_model(options.run, options.checkpoint, options.model, options.trust)
     try:
-        server = open_server(loaded, options.port)
+        server = DemoServer(loaded, options.port)
     except OSError as error:
         raise UserError(f"--port {options.port}: cannot be used ({error.strerror}); try --port 0") from None
     with server:

@@ -6,8 +6,6 @@ and its page asks other addresses for fonts and sends statistics.
 
 from __future__ import annotations
 
-import base64
-import io
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +13,6 @@ from threading import Lock
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mnist_dist.checkpoint.load_model import LoadedModel
@@ -24,6 +21,7 @@ from mnist_dist.data.photo import grey_to_image
 from mnist_dist.models import classifier
 from mnist_dist.models.feature_maps import feature_maps, montage
 from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.pictures import png_data_url
 from mnist_dist.utils.strict_json import dump_strict
 
 PAGE = Path(__file__).parent / "demo.html"
@@ -117,11 +115,6 @@ class DemoHandler(BaseHTTPRequestHandler):
         """Log nothing."""
 
 
-def open_server(loaded: LoadedModel, port: int) -> DemoServer:
-    """A server for a model. Raises OSError if the port cannot be used."""
-    return DemoServer(loaded, port)
-
-
 def about(loaded: LoadedModel) -> dict[str, Any]:
     """What the page says about the network."""
     return {"classes": list(loaded.config.data.class_names), "model": loaded.config.model.name, "step": loaded.step}
@@ -144,15 +137,10 @@ def recognise(loaded: LoadedModel, drawing: Tensor) -> dict[str, Any]:
         return {}
     pixels = normalize(image[None], loaded.config.data)
     probabilities = classifier.probabilities(loaded.model, loaded.model(pixels[None]))[0]
-    maps = {
-        name: as_png(montage(channels, width=MAP_WIDTH * (channels.shape[-1] + 1), rows=-(-len(channels) // MAP_WIDTH)))
-        for name, channels in feature_maps(loaded.model, pixels)
-    }
-    return {"probabilities": probabilities.tolist(), "image": as_png(image), "maps": maps}
+    maps = {name: png_data_url(draw_rows(channels).numpy()) for name, channels in feature_maps(loaded.model, pixels)}
+    return {"probabilities": probabilities.tolist(), "image": png_data_url(image.numpy()), "maps": maps}
 
 
-def as_png(image: Tensor) -> str:
-    """A grey picture uint8 (H, W) as a data URL."""
-    stream = io.BytesIO()
-    Image.fromarray(image.numpy()).save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+def draw_rows(maps: Tensor) -> Tensor:
+    """Feature maps (C, H, W) in one grey picture, MAP_WIDTH in each row."""
+    return montage(maps, width=MAP_WIDTH * (maps.shape[-1] + 1), rows=-(-len(maps) // MAP_WIDTH))

@@ -6,7 +6,6 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,6 +190,7 @@ def describe_cost(reference: Tensor, logits: Tensor, labels: Tensor) -> str:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
-    action: Callable[..., None] = shutil.rmtree if path.is_dir() else os.unlink
-    if path.exists():
-        action(path)
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()

@@ -6,8 +6,6 @@ page in `report.html`, and escapes all that comes from a run.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -20,6 +18,7 @@ from mnist_dist.tracking.media import Example
 from mnist_dist.tracking.run_record import MISSING, RunRecord, differing_settings
 from mnist_dist.utils.confusion import most_frequent_mistakes
 from mnist_dist.utils.files import atomic_write
+from mnist_dist.utils.pictures import png_data_url
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,8 +128,8 @@ def describe_run(number: int, record: RunRecord, view: ModelView) -> dict[str, A
         "classes": class_table(confusion, classes),
         "mix_ups": [(n, classes[a], classes[b]) for n, a, b in most_frequent_mistakes(confusion, MIX_UPS)],
         "mistakes": [describe_mistake(example, classes) for example in view.mistakes],
-        "maps": {name: as_png(image) for name, image in view.maps.items()},
-        "filters": {name: as_png(image) for name, image in view.filters.items()},
+        "maps": {name: png_data_url(image) for name, image in view.maps.items()},
+        "filters": {name: png_data_url(image) for name, image in view.filters.items()},
         "layers": view.layers,
         "rank_times": draw_rank_times(record, name),
         "facts": {key: value for key, value in record.summary.items() if is_fact(key)},
@@ -154,7 +153,7 @@ def describe_mistake(example: Example, classes: Sequence[str]) -> dict[str, Any]
     likeliest = sorted(range(len(example.probabilities)), key=lambda label: -example.probabilities[label])
     return {
         "index": example.index,
-        "image": as_png(example.image),
+        "image": png_data_url(example.image),
         "label": classes[example.label],
         "predicted": classes[example.predicted],
         "probabilities": [(classes[label], example.probabilities[label]) for label in likeliest[:SHOWN_PROBABILITIES]],
@@ -174,12 +173,3 @@ def to_yaml(config: Mapping[str, Any]) -> str:
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
-
-
-def as_png(image: np.ndarray) -> str:
-    """A grey picture uint8 (H, W) as a data URL."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
