@@ -89,3 +89,72 @@ def tiny(num_classes: int = 10, width: Width = 16, dropout: Dropout = 0.0) -> Im
         *dropout_of(dropout),
     )
     return ImageClassifier(body, nn.Linear(deep, num_classes))
+
+
+class Recurrent(nn.Module):
+    """One convolution applied several times, each time with a batch norm of its own and a SiLU.
+
+    The norms have biases, but no scales: with them one set of filters can do something else at each step, for one
+    parameter per channel.
+
+    Args:
+        conv: of as many filters as input channels.
+        plan: "c" applies the convolution, "m" is a 2x2 max-pool.
+    """
+
+    def __init__(self, conv: nn.Conv2d, plan: str) -> None:
+        super().__init__()
+        self.conv, self.plan = conv, plan
+        self.pool = nn.MaxPool2d(2)
+        self.norms = nn.ModuleList(shift_only_norm(conv.out_channels) for _ in range(plan.count("c")))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """From maps (B, C, H, W) to (B, C, H', W'); each pool halves H and W."""
+        norms = iter(self.norms)
+        for layer in self.plan:
+            maps = self.pool(maps) if layer == "m" else F.silu(next(norms)(self.conv(maps)))
+        return maps
+
+
+def shift_only_norm(channels: int) -> nn.BatchNorm2d:
+    """A batch norm with a bias, but without a scale: one parameter per channel."""
+    norm = nn.BatchNorm2d(channels)
+    norm.register_parameter("weight", None)
+    return norm
+
+
+class GlobalMaxPool(nn.Module):
+    """Maps (B, C, H, W) to their largest values, features (B, C); for empty batches too."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Features (B, C)."""
+        return maps.amax((2, 3))
+
+
+@register_model
+def tiny700(num_classes: int = 10, width: Width = 14, dropout: Dropout = 0.0) -> ImageClassifier:
+    """Fewer than 700 parameters: one set of factored filters, applied four times.
+
+    Shapes and parameters of one image, with the default width; a norm has one parameter per channel:
+
+    | layer | shape after it | parameters |
+    |---|---|---|
+    | image | 1x28x28 | |
+    | 14 filters of 3x3, every second position, norm, SiLU | 14x14x14 | 126 + 14 |
+    | 14 factored filters of rank 1, norm, SiLU; twice | 14x14x14 | 322 + 2 * 14 |
+    | max-pool | 14x7x7 | |
+    | the same filters, norms of their own, SiLU; twice | 14x7x7 | 2 * 14 |
+    | largest value over all positions | 14 | |
+    | linear | 10 | 150 |
+
+    The running statistics of the norms are buffers: they are measured, not trained, and not counted.
+    """
+    body = nn.Sequential(
+        nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False),
+        shift_only_norm(width),
+        nn.SiLU(),
+        Recurrent(FactoredConv2d(width, width), "ccmcc"),
+        GlobalMaxPool(),
+        *dropout_of(dropout),
+    )
+    return ImageClassifier(body, nn.Linear(width, num_classes))
