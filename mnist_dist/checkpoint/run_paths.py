@@ -12,7 +12,7 @@ from mnist_dist.utils.errors import UserError
 RUNS = Path("runs")
 """Parent of the run directories that are named by the program."""
 CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
-MODEL, PROFILE, STATUS = "model", "profile", "status.json"
+MODEL, PROFILE, STATUS, REPORT = "model", "profile", "status.json", "report.html"
 
 
 def create_folder(path: Path) -> Path:

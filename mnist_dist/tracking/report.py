@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mnist_dist.tracking.backend import is_installed
 from mnist_dist.tracking.media import Example
 from mnist_dist.tracking.run_record import MISSING, RunRecord, differing_settings
 from mnist_dist.utils.confusion import most_frequent_mistakes
@@ -45,7 +45,7 @@ class ModelView:
 
 def can_render() -> bool:
     """Whether matplotlib and jinja2 are installed."""
-    return find_spec("matplotlib") is not None and find_spec("jinja2") is not None
+    return is_installed("matplotlib") and is_installed("jinja2")
 
 
 def write_report(path: Path, records: Sequence[RunRecord], views: Sequence[ModelView]) -> None:
