@@ -76,6 +76,9 @@ class DataConfig(FrozenModel):
     """Augmentation: largest change of size, as a fraction; 0.1 scales by 0.9 to 1.1. 0: none."""
     shear: float = Field(default=0.0, ge=0, lt=90)
     """Augmentation: largest shear in either direction, in degrees. 0: none."""
+    elastic: float = Field(default=0.0, ge=0, le=7)
+    """Augmentation: elastic distortion. Points 7 pixels apart move by so many pixels along each axis (standard
+    deviation), and what is between them moves along smoothly. 0: none."""
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of the labels from 0. Empty: those of the data set; for idx, the labels."""
 
