@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_dist.checkpoint.run_paths import REPORT, newest_run
+from mnist_dist.checkpoint.run_paths import REPORT, named_run
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.tracking.report import INSTALL, ModelView, can_render, write_report
 from mnist_dist.tracking.run_record import RunRecord, read_record
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     options = build_parser().parse_args(arguments)
     if not can_render():
         raise UserError(INSTALL)
-    folders = [newest_run() if run == "last" else expand_home(run) for run in options.runs]
+    folders = [named_run(run) for run in options.runs]
     records = [read_record(folder) for folder in folders]
     out = expand_home(options.out, "--out ") if options.out else default_path(folders)
     views = [view_of(record, options) for record in records]
