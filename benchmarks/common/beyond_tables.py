@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from common.corruptions import CORRUPTIONS
-from common.markdown import optional, percent, table
+from common.markdown import ACCURACY, accuracy_cells, percent, table
 from common.recorded import Recorded
 from common.robustness_lines import CLEAN, Robustness
 
@@ -41,8 +41,8 @@ def calibration_table(recorded: Recorded) -> str:
     """Expected calibration error of each recipe, on the clean and the most corrupted test sets."""
     text = (
         "### Calibration\n\nThe expected calibration error over 15 bins of confidence "
-        "([Guo et al. 2017](https://arxiv.org/abs/1706.04599)), in %: how far the probability of the predicted digit is "
-        "from the share of right predictions. Label smoothing makes a network say less than it knows. Clean, and at "
+        "([Guo et al. 2017](https://arxiv.org/abs/1706.04599)), in %: how far the probability of the predicted digit "
+        "is from the share of right predictions. Label smoothing makes a network say less than it knows. Clean, and at "
         "severity 3.\n\n"
     )
     rows = []
@@ -61,9 +61,8 @@ def fashion_table(recorded: Recorded) -> str:
     rows = []
     for variant in recorded.fashion.values():
         found = variant.statistics
-        numbers = [str(found.count), percent(found.mean), optional(percent, found.deviation)]
-        rows.append([variant.name, *numbers, percent(found.least), percent(found.most), f"{found.train_seconds:.1f}"])
-    headings = ("recipe", "seeds", "mean", "standard deviation", "least", "most", "training, s")
+        rows.append([variant.name, *accuracy_cells(found), f"{found.train_seconds:.1f}"])
+    headings = ("recipe", *ACCURACY, "training, s")
     return text + (table(headings, rows) if rows else "Not measured here.\n")
 
 

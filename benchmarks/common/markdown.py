@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from mnist_dist.tracking.results import Statistics
+
+ACCURACY = ("seeds", "mean", "standard deviation", "least", "most")
+"""Headings of accuracies over seeds."""
+
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
     """A Markdown table.
@@ -44,3 +49,9 @@ def joined(texts: set[str]) -> str:
 def short_commit(commit: str) -> str:
     """The first digits of a commit, and whether files were changed."""
     return commit[:9] + "+changes" * commit.endswith("+changes")
+
+
+def accuracy_cells(found: Statistics) -> list[str]:
+    """What ACCURACY is the headings of."""
+    shares = [percent(found.least), percent(found.most)]
+    return [str(found.count), f"**{percent(found.mean)}**", optional(percent, found.deviation), *shares]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from common.beyond_tables import mean_shares, robustness_section
 from common.corruptions import CORRUPTIONS
-from common.markdown import between, duration, joined, optional, percent, short_commit, table
+from common.markdown import ACCURACY, accuracy_cells, between, duration, joined, optional, percent, short_commit, table
 from common.published import PUBLISHED, TARGETS, TUTORIALS, Target
 from common.recorded import Difference, Recorded, Variant, describe_recipe, difference
 from common.result_plots import Plot, Point, robustness_plot, scatter
@@ -104,33 +104,18 @@ def public(what: str) -> list[Point]:
 
 def records_table(recorded: Recorded) -> str:
     """Accuracy over seeds, and whether the target is met."""
-    headings = (
-        "recipe",
-        "parameters",
-        "seeds",
-        "mean",
-        "standard deviation",
-        "least",
-        "most",
-        "95 % interval of the mean",
-    )
     rows = []
     for name, variant in recorded.records.items():
         target = TARGETS.get(name)
         found = summarize(variant.results, target.accuracy if target else None)
-        numbers = [
-            f"{found.parameters:,}",
-            str(found.count),
-            f"**{percent(found.mean)}**",
-            optional(percent, found.deviation),
-        ]
-        numbers += [percent(found.least), percent(found.most), optional(between, found.interval)]
-        aim = describe_target(target) if target else ""
-        p = "" if found.p is None else f"{found.p:.2g}"
-        rows.append(
-            [variant.name, *numbers, f"{found.train_seconds:.2f}", aim, p, verdict(target, found) if target else ""]
+        aim = (
+            [describe_target(target), optional("{:.2g}".format, found.p), verdict(target, found)]
+            if target
+            else [""] * 3
         )
-    headings = (*headings, "training, s", "target", "p", "met")
+        size, seconds = f"{found.parameters:,}", f"{found.train_seconds:.2f}"
+        rows.append([variant.name, size, *accuracy_cells(found), optional(between, found.interval), seconds, *aim])
+    headings = ("recipe", "parameters", *ACCURACY, "95 % interval of the mean", "training, s", "target", "p", "met")
     return (table(headings, rows) + stale_note(recorded.records.values())) if rows else "Nothing is recorded yet.\n"
 
 
@@ -195,9 +180,8 @@ def tutorials_table(recorded: Recorded) -> str:
         if variant := recorded.records.get(name):
             found, first = variant.statistics, [each.accuracy for each in variant.results if each.seed == 1]
             seed_1 = percent(first[0]) if first else ""
-            numbers = [str(found.count), percent(found.mean), optional(percent, found.deviation)]
-            rows.append([variant.name, report, *numbers, percent(found.least), percent(found.most), seed_1])
-    headings = ("recipe", "its tutorial reports", "seeds", "mean", "standard deviation", "least", "most", "seed 1")
+            rows.append([variant.name, report, *accuracy_cells(found), seed_1])
+    headings = ("recipe", "its tutorial reports", *ACCURACY, "seed 1")
     text = (
         "The recipes `seeds/*` are the five tutorials that this package grew from, with their own hyperparameters.\n\n"
     )
@@ -219,8 +203,8 @@ def ensembles_table(ensembles: Sequence[Ensemble]) -> str:
 def ablation_tables(recorded: Recorded) -> str:
     """One table a recipe: each change alone, on the validation split."""
     text = (
-        "One change at a time, on the held-out images, with seeds from 1000 on. The difference is that to the recipe as "
-        "it is, in percentage points, paired by seed; where its interval holds 0, neither is known to be better.\n"
+        "One change at a time, on the held-out images, with seeds from 1000 on. The difference is that to the recipe "
+        "as it is, in percentage points, paired by seed; where its interval holds 0, neither is known to be better.\n"
     )
     for recipe, variants in recorded.ablations.items():
         base = recorded.bases.get(recipe)
