@@ -13,6 +13,7 @@ from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.data.loader import normalize
 from mnist_dist.models import classifier
 from mnist_dist.models.attribution import integrated_gradients, occlusion
+from mnist_dist.models.classifier import without_shifts
 from mnist_dist.models.embedding import penultimate_features, principal_components
 from mnist_dist.models.feature_maps import montage
 from mnist_dist.models.summary import describe_layer
@@ -72,10 +73,11 @@ def run_layers(model: nn.Module, pixels: Tensor) -> tuple[Tensor, list[Layer]]:
 
     handles = [module.register_forward_hook(record) for module in names]
     try:
-        return model(pixels[None]), layers
+        without_shifts(model)(pixels[None])
     finally:
         for handle in handles:
             handle.remove()
+    return model(pixels[None]), layers
 
 
 def row_height(output: Tensor) -> float:

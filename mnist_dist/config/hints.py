@@ -44,7 +44,7 @@ OPTIONS = {
     "data_dir data_path": "--data.root=FOLDER",
     "dataset dataset_name": "--data.name=NAME, and --data.root=FOLDER",
     "num_classes nb_classes n_classes": "data.name=idx with --data.root=FOLDER (the labels say how many)",
-    "aug augment aa auto_augment": "--data.shift, --data.rotate, --data.scale and --data.shear",
+    "aug augment aa auto_augment": "--data.shift, --data.rotate, --data.scale, --data.shear and --data.elastic",
     "max_train_samples": "--data.limit=N",
     "o out output output_dir save_dir log_dir logdir default_root_dir run_name": "--run.dir=FOLDER",
     "overwrite overwrite_output_dir no_resume": "--run.resume=never",

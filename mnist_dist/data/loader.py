@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mnist_dist.config.sections import DataConfig
-from mnist_dist.data.augment import apply_affine, is_augmented, random_affine
+from mnist_dist.data.augment import apply_affine, is_augmented, random_affine, random_displacement
 from mnist_dist.data.dataset import ImageSet
 from mnist_dist.data.sampler import BatchSlice, GlobalBatchSampler
 
@@ -46,8 +46,11 @@ class DeviceLoader:
         device = data.images.device
         self.order = sampler.permutation().to(device)
         self.theta: Tensor | None = None
+        self.displacement: Tensor | None = None
         if augment and is_augmented(config):
             self.theta = random_affine(config, len(data), sampler.seed, sampler.epoch).to(device)
+            displacement = random_displacement(config, len(data), sampler.seed, sampler.epoch)
+            self.displacement = None if displacement is None else displacement.to(device)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.sampler.batches():
@@ -55,11 +58,13 @@ class DeviceLoader:
 
     def gather(self, positions: BatchSlice) -> tuple[Tensor, Tensor]:
         """Images float32 (b, 1, 28, 28), ready for the model, and labels int64 (b,) of a slice of the epoch's order."""
-        rows = self.order[positions.start : positions.stop]
+        part = slice(positions.start, positions.stop)
+        rows = self.order[part]
         images, labels = self.data.images[rows], self.data.labels[rows]
         if self.theta is None or not len(positions):
             return normalize(images, self.config), labels
-        augmented = apply_affine(images.float(), self.theta[positions.start : positions.stop])
+        displacement = None if self.displacement is None else self.displacement[part]
+        augmented = apply_affine(images.float(), self.theta[part], displacement)
         return normalize(augmented, self.config), labels
 
 

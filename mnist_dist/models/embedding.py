@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mnist_dist.models.classifier import without_shifts
+
 
 @torch.no_grad()
 def penultimate_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the features that the last linear layer was given; without one, the logits are the features.
+
+    Test-time shifts count for the logits alone.
 
     Args:
         model: in eval mode; from (B, 1, H, W) to logits (B, K).
@@ -27,11 +31,13 @@ def penultimate_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tens
 
     handle = last.register_forward_hook(record) if last is not None else None
     try:
-        logits = model(images)
+        logits = without_shifts(model)(images)
     finally:
         if handle is not None:
             handle.remove()
     features = found[-1] if found else logits
+    if without_shifts(model) is not model:
+        logits = model(images)
     return logits.float(), features.float()
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mnist_dist.models.classifier import without_shifts
+
 
 @torch.no_grad()
 def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
-    """The output of each convolution for one image, in the order of computation.
+    """The output of each convolution for one image, in the order of computation; without test-time shifts.
 
     Args:
         model: in eval mode.
@@ -28,7 +30,7 @@ def feature_maps(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
 
     handles = [module.register_forward_hook(record) for module in names]
     try:
-        model(image.unsqueeze(0))
+        without_shifts(model)(image.unsqueeze(0))
     finally:
         for handle in handles:
             handle.remove()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mnist_dist.models.classifier import without_shifts
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -35,7 +37,9 @@ def count_parameters(model: nn.Module) -> int:
 
 @torch.no_grad()
 def count_flops(model: nn.Module) -> int:
-    """Forward FLOPs per image, in convolutions and linear layers; a multiply-add is two. The model is not changed.
+    """Forward FLOPs per image in eval mode, in convolutions and linear layers. The model is not changed.
+
+    A multiply-add is two. Each test-time shift is a pass of its own; `without_shifts` has one.
 
     With hooks, because `torch.utils.flop_counter` imports `torch._dynamo`, which takes a second.
     """
@@ -60,7 +64,8 @@ def count_flops(model: nn.Module) -> int:
 def summarize(model: nn.Module) -> ModelSummary:
     """Run one blank image through the model, on the CPU and in eval mode, and record the output shape of every layer.
 
-    A layer that returns several tensors is listed with the shape of the first. The model is left in eval mode.
+    A layer that returns several tensors is listed with the shape of the first. A layer is listed once, also with
+    test-time shifts. The model is left in eval mode.
     """
     layers: list[Layer] = []
 
@@ -74,7 +79,7 @@ def summarize(model: nn.Module) -> ModelSummary:
 
     leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(record(name)) for name, module in leaves]
-    model.eval()(torch.zeros(1, 1, 28, 28))
+    without_shifts(model.eval())(torch.zeros(1, 1, 28, 28))
     for handle in handles:
         handle.remove()
     return ModelSummary(count_parameters(model), count_flops(model), tuple(layers))

@@ -16,6 +16,7 @@ from mnist_dist.config.schema import Config
 from mnist_dist.data.sampler import GlobalBatchSampler
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.distributed.strategy import build_strategy
+from mnist_dist.models.classifier import without_shifts
 from mnist_dist.models.summary import count_flops, count_parameters
 from mnist_dist.models.user_code import digests_of
 from mnist_dist.optim.ema import build_ema
@@ -50,7 +51,9 @@ class TrainingState:
     ) -> None:
         self.config, self.runtime, self.model = config, runtime, model
         self.code = dict(code or {})
-        self.flops_per_image = 3 * count_flops(model)  # a backward pass costs as much as two forward passes
+        self.flops_per_image = 3 * count_flops(
+            without_shifts(model)
+        )  # a backward pass costs as much as two forward passes
         self.strategy = build_strategy(model, config, runtime)
         self.local_model = self.strategy.local_model
         self.ema = build_ema(self.local_model, config.optim.ema)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mnist_dist.config.sections import DataConfig
-from mnist_dist.data.augment import apply_affine, is_augmented, random_affine
+from mnist_dist.data.augment import apply_affine, is_augmented, random_affine, random_displacement
 
 PIXEL = 2 / 28
 IDENTITY = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
@@ -22,8 +22,8 @@ def picture() -> Tensor:
     return torch.arange(1.0, 785).reshape(1, 1, 28, 28)
 
 
-@pytest.mark.parametrize("key", ["shift", "rotate", "scale", "shear"])
-def test_any_of_the_four_turns_augmentation_on(key: str) -> None:
+@pytest.mark.parametrize("key", ["shift", "rotate", "scale", "shear", "elastic"])
+def test_any_of_the_five_turns_augmentation_on(key: str) -> None:
     assert not is_augmented(DataConfig())
     assert is_augmented(DataConfig(**{key: 0.5}))
 
@@ -32,6 +32,7 @@ def test_nothing_asked_for_is_the_identity() -> None:
     theta = random_affine(DataConfig(), 100, seed=0, epoch=0)
     assert theta.dtype == torch.float32
     assert theta.equal(IDENTITY.expand(100, 2, 3))
+    assert random_displacement(DataConfig(shift=2), 100, seed=0, epoch=0) is None
 
 
 @settings(max_examples=100, deadline=None)
@@ -126,3 +127,59 @@ def test_each_image_has_its_own_transform_in_float32_under_autocast() -> None:
     assert together.equal(torch.cat(one_by_one))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert apply_affine(images, theta).equal(together)
+
+
+# Elastic distortion
+
+
+def test_displacements_have_their_deviation_in_pixels_and_depend_on_seed_epoch_and_position_alone() -> None:
+    config = DataConfig(elastic=1.5)
+    torch.manual_seed(1)
+    drawn = random_displacement(config, 4000, seed=1, epoch=2)
+    assert drawn is not None
+    assert (drawn.shape, drawn.dtype) == ((4000, 2, 5, 5), torch.float32)
+    assert (drawn / PIXEL).std(0).sub(1.5).abs().max() < 0.1
+    assert (drawn / PIXEL).mean(0).abs().max() < 0.1
+    torch.manual_seed(2)
+    assert random_displacement(config, 4000, seed=1, epoch=2).equal(drawn)
+    for seed, epoch in ((2, 2), (1, 3)):
+        assert not random_displacement(config, 4000, seed, epoch).isclose(drawn).flatten(1).any(1).all()
+
+
+def test_the_other_transforms_are_the_same_with_and_without_elastic_distortion() -> None:
+    """So that the results of recipes from before it stay as they are, bit for bit."""
+    theta = random_affine(DataConfig(shift=2, rotate=15), 50, seed=1, epoch=2)
+    assert random_affine(DataConfig(shift=2, rotate=15, elastic=2), 50, seed=1, epoch=2).equal(theta)
+    images = torch.rand(50, 1, 28, 28)
+    assert apply_affine(images, theta, None).equal(apply_affine(images, theta))
+
+
+@pytest.mark.parametrize(("across", "down"), [(1, 0), (0, 1), (-3, 2)])
+def test_points_that_all_move_alike_shift_the_picture(across: int, down: int) -> None:
+    displacement = (torch.tensor([across, down]) * PIXEL).view(1, 2, 1, 1).expand(1, 2, 5, 5)
+    theta = IDENTITY.clone()
+    theta[0, :, 2] = torch.tensor([across, down]) * PIXEL
+    assert torch.allclose(apply_affine(picture(), IDENTITY, displacement), apply_affine(picture(), theta), atol=1e-1)
+
+
+def test_a_moved_point_moves_what_is_near_it_smoothly_and_nothing_else() -> None:
+    ramp = torch.arange(28.0).expand(1, 1, 28, 28)  # the value of a pixel is its column
+    displacement = torch.zeros(1, 2, 5, 5)
+    displacement[0, 0, 2, 2] = -2 * PIXEL  # the middle of the image shows what is two pixels to its left
+    moved = (ramp - apply_affine(ramp, IDENTITY, displacement))[0, 0]
+    assert moved[13:15, 13:15].sub(2).abs().max() < 0.1
+    assert moved[[0, 0, 27, 27], [0, 27, 0, 27]].abs().max() < 1e-3
+    assert moved[:, 3:25].diff(dim=1).abs().max() < 0.5
+    assert moved[3:25].diff(dim=0).abs().max() < 0.5
+
+
+def test_each_image_has_its_own_distortion_in_float32_under_autocast() -> None:
+    images, config = torch.rand(37, 1, 28, 28), DataConfig(shift=2, elastic=1)
+    theta, drawn = (draw(config, 37, seed=0, epoch=0) for draw in (random_affine, random_displacement))
+    together = apply_affine(images, theta, drawn)
+    assert not together.isclose(apply_affine(images, theta)).all(3).all(2).any()
+    one_by_one = [apply_affine(images[i : i + 1], theta[i : i + 1], drawn[i : i + 1]) for i in range(37)]
+    assert together.equal(torch.cat(one_by_one))
+    assert apply_affine(images[5:9], theta[5:9], drawn[5:9]).equal(together[5:9])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert apply_affine(images, theta, drawn).equal(together)

@@ -12,7 +12,7 @@ from tiny_mnist import fill
 from torch import Tensor
 
 from mnist_dist.config.sections import DataConfig
-from mnist_dist.data.augment import apply_affine, random_affine
+from mnist_dist.data.augment import apply_affine, random_affine, random_displacement
 from mnist_dist.data.dataset import ImageSet, read_splits, split
 from mnist_dist.data.loader import Batch, DeviceLoader, normalize
 from mnist_dist.data.prepare import ensure_files
@@ -99,7 +99,7 @@ def first_images(batch: Batch) -> Tensor:
 @pytest.mark.parametrize("augment", [False, True])
 def test_an_epoch_is_every_image_once_in_the_samplers_order(augment: bool) -> None:
     """21 images in batches of 8: the last batch is smaller, and so is each microbatch of it."""
-    data, config = numbered(21), DataConfig(shift=2, rotate=10)
+    data, config = numbered(21), DataConfig(shift=2, rotate=10, elastic=1)
     sampler = GlobalBatchSampler(21, 8, accumulate=2, seed=3)
     sampler.set_epoch(1)
     batches = list(DeviceLoader(data, sampler, config, augment=augment))
@@ -110,14 +110,15 @@ def test_an_epoch_is_every_image_once_in_the_samplers_order(augment: bool) -> No
     assert torch.cat([labels for batch in batches for _, labels in batch.microbatches(0)]).equal(order)
     expected = data.images[order].float()
     if augment:
-        expected = apply_affine(expected, random_affine(config, 21, seed=3, epoch=1))
+        drawn = (draw(config, 21, seed=3, epoch=1) for draw in (random_affine, random_displacement))
+        expected = apply_affine(expected, *drawn)
     images = torch.cat([images for batch in batches for images, _ in batch.microbatches(0)])
     assert images.dtype == torch.float32
     assert images.equal(normalize(expected, config))
 
 
 def test_augmented_pixels_do_not_depend_on_processes_microbatches_or_the_first_batch() -> None:
-    data, config = numbered(19), DataConfig(shift=3, rotate=30, scale=0.2, shear=10)
+    data, config = numbered(19), DataConfig(shift=3, rotate=30, scale=0.2, shear=10, elastic=1.5)
     alone = GlobalBatchSampler(19, 6, seed=7)
     whole = list(DeviceLoader(data, alone, config, augment=True))
 
@@ -135,15 +136,16 @@ def test_augmented_pixels_do_not_depend_on_processes_microbatches_or_the_first_b
 
 def test_a_process_without_an_image_of_the_last_batch_gets_empty_microbatches() -> None:
     sampler = GlobalBatchSampler(7, 6, rank=0, world_size=3, seed=0)
-    *_, tail = DeviceLoader(numbered(7), sampler, DataConfig(rotate=5), augment=True)
+    *_, tail = DeviceLoader(numbered(7), sampler, DataConfig(rotate=5, elastic=1), augment=True)
     assert tail.size == 1
     ((images, labels),) = tail.microbatches(0)
     assert images.shape == (0, 1, 28, 28)
     assert (images.dtype, labels.shape, labels.dtype) == (torch.float32, (0,), torch.int64)
 
 
-def test_each_epoch_draws_its_own_augmentation() -> None:
-    data, config = numbered(5), DataConfig(rotate=20)
+@pytest.mark.parametrize("config", [DataConfig(rotate=20), DataConfig(elastic=1)])
+def test_each_epoch_draws_its_own_augmentation(config: DataConfig) -> None:
+    data = numbered(5)
     sampler = GlobalBatchSampler(5, 5, shuffle=False)
     epochs = []
     for epoch in range(2):

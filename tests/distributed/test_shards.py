@@ -35,7 +35,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "sgd": ("--optim.name=sgd", "--optim.lr=0.05", "--optim.nesterov=true"),
     "adamw, clipped": ("--optim.clip=0.5", "--optim.label_smoothing=0.1"),
     "muon": ("--optim.name=muon",),
-    "augmentation": ("--data.shift=2", "--data.rotate=10", "--data.scale=0.1", "--data.shear=5"),
+    "augmentation": ("--data.shift=2", "--data.rotate=10", "--data.scale=0.1", "--data.shear=5", "--data.elastic=1"),
     "ema": ("--optim.ema=0.9",),
     "accumulation": ("--train.accumulate=2",),
     "bf16": ("--train.precision=bf16",),

@@ -20,7 +20,7 @@ SIZES = {"full": (BATCH * 6, 30), "last of 17": (BATCH * 5 + 17, 31), "last of 1
 SETTINGS = {
     "plain": [],
     "accumulated": ["--train.accumulate=2"],
-    "augmented": ["--data.shift=2", "--data.rotate=10", "--data.scale=0.1", "--data.shear=5"],
+    "augmented": ["--data.shift=2", "--data.rotate=10", "--data.scale=0.1", "--data.shear=5", "--data.elastic=1"],
     "ema": ["--optim.ema=0.9", "--optim.clip=0.5", "--optim.label_smoothing=0.1"],
     "adamw": ["--optim.name=adamw", "--optim.lr=0.002"],
     "combined": ["--train.accumulate=2", "--data.shift=2", "--optim.ema=0.9", "--optim.clip=1"],

@@ -30,6 +30,10 @@ SHAPES = {
     "deep_head": [(10, 24, 24), (10, 12, 12), (20, 10, 10), (2000,), (500,), (10,)],
     "deep_head_fixed": [(10, 24, 24), (10, 12, 12), (20, 10, 10), (2000,), (500,), (10,)],
     "compact": [(4, 12, 12), (32, 12, 12), (32, 6, 6), (64, 4, 4), (64, 2, 2), (256,), (10,)],
+    "vgg": [
+        *[(32, 28, 28), (32, 14, 14), (64, 14, 14), (64, 7, 7), (128, 7, 7), (128, 3, 3)],
+        *[(1152,), (10,)],
+    ],
     "unshuffle": [(4, 14, 14), (32, 14, 14), (32, 7, 7), (64, 7, 7), (64, 3, 3), (576,), (128,), (10,)],
 }
 """Output shapes of the layers, without those that equal the shape before."""
@@ -236,3 +240,16 @@ def test_unshuffle_moves_pixels_as_torch_does() -> None:
     first = create_model("unshuffle").body[0]
     assert first(images).equal(nn.PixelUnshuffle(2)(images))
     assert first(images[:0]).shape == (0, 4, 14, 14)
+
+
+def test_vgg_scales_with_width_and_depth() -> None:
+    def kinds(**args: int) -> list[str]:
+        return [layer.kind for layer in summarize(create_model("vgg", 10, args)).layers]
+
+    for width, depth in ((32, 2), (8, 1), (16, 3)):
+        found = kinds(width=width, depth=depth)
+        filters = [kind for kind in found if kind.startswith("conv")]
+        assert filters == [f"conv {width * scale}@3x3 pad 1" for scale in (1, 2, 4) for _ in range(depth)]
+        assert [found.count(kind) for kind in ("max-pool 2", "batchnorm2d", "relu")] == [3, 3 * depth, 3 * depth]
+    assert "conv 32@3x3 pad 1, max-pool 2, batchnorm2d, relu" in ", ".join(kinds())
+    assert kinds(dropout=0)[-3:] == ["relu", "flatten", "linear 10"]

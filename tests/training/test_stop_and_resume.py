@@ -23,7 +23,9 @@ VARIANTS: dict[str, Config] = {
     "adamw": config({"name": "adamw", "schedule": "onecycle", "warmup": 0.3}),
     "muon": config({"name": "muon", "weight_decay": 0.1, "momentum": 0.9}),
     "ema": config({"name": "adamw", "ema": 0.9}),
-    "augmentation": config({"name": "adamw"}, {"shift": 2.0, "rotate": 15.0, "scale": 0.1, "shear": 5.0}),
+    "augmentation": config(
+        {"name": "adamw"}, {"shift": 2.0, "rotate": 15.0, "scale": 0.1, "shear": 5.0, "elastic": 1.0}
+    ),
     "accumulation": config({"name": "adamw", "clip": 0.5, "label_smoothing": 0.1}, accumulate=4),
     "default model, bf16": config({"name": "adamw"}, model="unshuffle", precision="bf16"),
     "evaluations": config({"name": "adamw"}, eval_steps=3, log_steps=1),
