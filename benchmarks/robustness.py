@@ -11,12 +11,13 @@ examples:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from common.calibration import Calibration
 from common.cli import add_only, build_parser, run_script
@@ -37,8 +38,12 @@ from mnist_dist.data.prepare import provide_files, resolve_root
 from mnist_dist.distributed.runtime import Runtime, start_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.training.evaluation import evaluate
-from mnist_dist.utils.errors import EXIT_DONE, UserError
+from mnist_dist.training.run_evaluation import interrupt_if_asked
+from mnist_dist.utils.errors import EXIT_DONE, Stopped, UserError
 from mnist_dist.utils.versions import versions
+
+if TYPE_CHECKING:  # `common` says first what is missing
+    from torch import Tensor, nn
 
 RESULTS = Path("benchmarks/results/robustness")
 PARSER = build_parser(__file__, __doc__)
@@ -147,7 +152,8 @@ def count_right(model: nn.Module, data: ImageSet, config: Config, runtime: Runti
     """Right predictions of a model on a set of images, and its expected calibration error."""
     calibration = Calibration(model)
     size = config.train.eval_batch_size
-    metrics = evaluate(model, data.to(runtime.device), config.data, runtime, size, collector=calibration)
+    check_stop = partial(interrupt_if_asked, runtime)
+    metrics = evaluate(model, data.to(runtime.device), config.data, runtime, size, check_stop, calibration)
     return metrics.correct, calibration.error()
 
 
@@ -179,14 +185,16 @@ def main(arguments: Sequence[str]) -> int:
     if options.record and not RESULTS.parent.is_dir():
         raise UserError(f"--record: there is no {RESULTS.parent} here; start it in the folder of the repository")
     subjects, sizes, sets = find_subjects(options.runs, options.record), sizes_of(names), CorruptedSets()
-    with BenchmarkProgress([*sizes] * len(subjects)) as progress:
-        found = []
+    found: list[Robustness] = []
+    with BenchmarkProgress([*sizes] * len(subjects)) as progress, contextlib.suppress(KeyboardInterrupt):
         for subject in subjects:
             found.append(measure(subject, sizes, sets, progress))
             if options.record:
                 record_robustness(RESULTS, found[-1])
-    for subject, each in zip(subjects, found, strict=True):
+    for subject, each in zip(subjects, found, strict=False):
         show(subject, each)
+    if len(found) < len(subjects):
+        raise Stopped(f"interrupted; {len(found)} of {len(subjects)} runs are measured")
     return EXIT_DONE
 
 
