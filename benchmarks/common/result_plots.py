@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,9 @@ from typing import Any
 INK, PAPER, GREY = "#1f2328", "#ffffff", "#6e7781"
 DARK = {INK: "#e6edf3", PAPER: "#0d1117", GREY: "#8d96a0"}
 """Colours in their place where the reader's system is dark. The other colours are readable on both."""
-COLOURS = ("#2c7fb8", "#d1495b", "#2a9d6f", "#9a6fc4", "#b8860b", "#0e8a96", "#c2571a", "#7a7f00")
+COLOURS = ("#2c7fb8", "#d1495b", "#2a9d6f", "#9a6fc4", "#b8860b", "#0e8a96", "#c2571a", "#7a7f00", "#5f6fd1", "#b5489a")
+WIDTH, HEIGHT = 510, 300
+"""Of the axes of a scatter plot, roughly, in points."""
 STYLE = {
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
@@ -85,28 +88,63 @@ def draw_scatter(points: Sequence[Point], xlabel: str) -> Any:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for number, point in enumerate(point for point in points if not point.is_public):
-        colour = COLOURS[number % len(COLOURS)]
-        draw_point(axes, point, colour, "o", colour)
-    for point in (point for point in points if point.is_public):
-        if point.x:
-            draw_point(axes, point, GREY, "D", INK)
-        else:
-            axes.axhline(100 * point.error, color=GREY, linestyle="--", linewidth=1)
-            place = {"xy": (0.99, 100 * point.error), "xycoords": ("axes fraction", "data")}
-            label(axes, point.name, INK, **place, xytext=(0, 3), ha="right")
+    placed = [point for point in points if point.x]
+    places = place_labels(placed)
+    for number, (point, place) in enumerate(zip(placed, places, strict=True)):
+        colour, marker, ink = COLOURS[number % len(COLOURS)], "o", COLOURS[number % len(COLOURS)]
+        if point.is_public:
+            colour, marker, ink = GREY, "D", INK
+        bar = [[100 * (point.error - point.low)], [100 * (point.high - point.error)]]
+        axes.errorbar([point.x], [100 * point.error], bar, fmt=marker, color=colour, capsize=3, markersize=6)
+        label(axes, point.name, ink, xy=(point.x, 100 * point.error), **place)
+    for point in (point for point in points if not point.x):
+        axes.axhline(100 * point.error, color=GREY, linestyle="--", linewidth=1)
+        place = {"xy": (0.99, 100 * point.error), "xycoords": ("axes fraction", "data")}
+        label(axes, point.name, INK, **place, xytext=(0, 3), ha="right")
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="test error, %")
-    plain_ticks(axes.yaxis)
-    plain_ticks(axes.xaxis)
-    axes.margins(x=0.18, y=0.1)
+    spread = max(point.x for point in placed) / min(point.x for point in placed)
+    plain_ticks(axes.yaxis, (1, 2, 5))
+    plain_ticks(axes.xaxis, (1, 2, 5) if spread < 300 else (1,))
+    axes.margins(x=0.08, y=0.1)
     return figure
 
 
-def draw_point(axes: Any, point: Point, colour: str, marker: str, ink: str) -> None:
-    """A marker with its bar and its name."""
-    bar = [[100 * (point.error - point.low)], [100 * (point.high - point.error)]]
-    axes.errorbar([point.x], [100 * point.error], bar, fmt=marker, color=colour, capsize=3, markersize=6)
-    label(axes, point.name, ink, xy=(point.x, 100 * point.error), xytext=(7, 4))
+def place_labels(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Where the name of each point stands: on the first side on which it covers no marker and no other name.
+
+    Lengths are in points of the page, as the axes are about WIDTH by HEIGHT of these.
+    """
+    xs, ys = ([math.log(value) for value in values] for values in zip(*((p.x, p.error) for p in points), strict=True))
+    spots = [
+        (WIDTH * 0.84 * share_of(x, xs) + 0.08 * WIDTH, HEIGHT * 0.8 * share_of(y, ys) + 0.1 * HEIGHT)
+        for x, y in zip(xs, ys, strict=True)
+    ]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
+    places = []
+    for point, (x, y) in zip(points, spots, strict=True):
+        length = 5 * len(point.name)
+        options: list[tuple[int, int, tuple[float, ...], dict[str, Any]]] = []
+        for side, height in ((1, 4), (1, -11), (-1, 4), (-1, -11)):
+            left = x + 7 if side > 0 else x - 7 - length
+            box = (left, y + height, left + length, y + height + 8)
+            hits = sum(overlaps(box, other) for other in taken) + (left < 0 or left + length > WIDTH)
+            options.append(
+                (hits, len(options), box, {"xytext": (7 * side, height), "ha": "left" if side > 0 else "right"})
+            )
+        _, _, box, place = min(options, key=lambda option: option[:2])
+        taken.append(box)
+        places.append(place)
+    return places
+
+
+def share_of(value: float, values: Sequence[float]) -> float:
+    """Where a value lies between the least and the largest one, from 0 to 1."""
+    return (value - min(values)) / ((max(values) - min(values)) or 1)
+
+
+def overlaps(box: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, bottom, right, top) have a place in common."""
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 
 
 def label(axes: Any, text: str, colour: str, **place: Any) -> None:
@@ -114,11 +152,11 @@ def label(axes: Any, text: str, colour: str, **place: Any) -> None:
     axes.annotate(text, textcoords="offset points", color=colour, fontsize=8.5, **place)
 
 
-def plain_ticks(axis: Any) -> None:
-    """Numbers such as 0.5 and 20,000 on a logarithmic axis, at 1, 2 and 5 times powers of ten."""
+def plain_ticks(axis: Any, steps: Sequence[float]) -> None:
+    """Numbers such as 0.5 and 20,000 on a logarithmic axis, at these multiples of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 

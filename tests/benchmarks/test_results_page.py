@@ -15,7 +15,7 @@ from common.beyond_tables import mean_errors, mean_shares
 from common.corruptions import CORRUPTIONS
 from common.published import Target
 from common.recorded import Recorded, difference, read_recorded
-from common.result_plots import Plot, stamp_of, to_svg
+from common.result_plots import Plot, Point, place_labels, stamp_of, to_svg
 from common.result_tables import TIME, make_page, make_plots, verdict
 from common.robustness_lines import Robustness, record_robustness
 from mnist_dist.config.digest import config_sha256
@@ -307,6 +307,15 @@ def test_public_points_are_on_the_plots(lines: Path) -> None:
     assert "simple CNNs, ensemble" in time
     assert "Parameter-Efficient-MNIST" in size
     assert "train_mnist_fast" not in size
+
+
+def test_names_of_points_cover_no_other_name() -> None:
+    """Four points in one place: each name on a side of its own. A point at the right end has its name on the left."""
+    crowd = [Point("name", 1.0, 0.01, 0.01, 0.01)] * 4
+    far = [Point("first", 0.1, 0.02, 0.02, 0.02), Point("a rather long name", 100.0, 0.005, 0.005, 0.005)]
+    places = place_labels([*crowd, *far])
+    assert len({(*place["xytext"], place["ha"]) for place in places[:4]}) == 4
+    assert places[-1]["ha"] == "right"
 
 
 def test_the_lines_are_those_of_the_fields(lines: Path, tmp_path: Path) -> None:
