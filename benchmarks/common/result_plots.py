@@ -22,6 +22,8 @@ DARK = {INK: "#e6edf3", PAPER: "#0d1117", GREY: "#8d96a0"}
 COLOURS = ("#2c7fb8", "#d1495b", "#2a9d6f", "#9a6fc4", "#b8860b", "#0e8a96", "#c2571a", "#7a7f00", "#5f6fd1", "#b5489a")
 WIDTH, HEIGHT = 510, 300
 """Of the axes of a scatter plot, roughly, in points."""
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top."""
 STYLE = {
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
@@ -123,7 +125,7 @@ def place_labels(points: Sequence[Point]) -> list[dict[str, Any]]:
     places = []
     for point, (x, y) in zip(points, spots, strict=True):
         length = 5 * len(point.name)
-        options: list[tuple[int, int, tuple[float, ...], dict[str, Any]]] = []
+        options: list[tuple[int, int, Box, dict[str, Any]]] = []
         for side, height in ((1, 4), (1, -11), (-1, 4), (-1, -11)):
             left = x + 7 if side > 0 else x - 7 - length
             box = (left, y + height, left + length, y + height + 8)
@@ -142,8 +144,8 @@ def share_of(value: float, values: Sequence[float]) -> float:
     return (value - min(values)) / ((max(values) - min(values)) or 1)
 
 
-def overlaps(box: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether two boxes (left, bottom, right, top) have a place in common."""
+def overlaps(box: Box, other: Box) -> bool:
+    """Whether two boxes have a place in common."""
     return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 
 
