@@ -40,6 +40,7 @@ from mnist_dist.checkpoint.run_paths import (
     METRICS,
     MODEL,
     PROFILE,
+    REPORT,
     RUNS,
     STATUS,
     SUMMARY,
@@ -182,7 +183,7 @@ def prepare_run_dir(run_dir: RunDir, config: Config, lock: RunLock, has_steps_le
 
 
 def delete_old_run(folder: Path) -> None:
-    """Delete checkpoints (incomplete ones too), profile, code, metrics, status and summary of an earlier run.
+    """Delete checkpoints (incomplete ones too), profile, code, metrics, status, summary and report of an earlier run.
 
     Raises:
         OSError: one of them cannot be deleted.
@@ -193,7 +194,7 @@ def delete_old_run(folder: Path) -> None:
     for name in (PROFILE, MODEL):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
-    for name in (METRICS, STATUS, SUMMARY):
+    for name in (METRICS, STATUS, SUMMARY, REPORT):
         (folder / name).unlink(missing_ok=True)
 
 

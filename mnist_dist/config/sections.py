@@ -190,7 +190,7 @@ class TrainConfig(FrozenModel):
 
 
 class TrackingConfig(FrozenModel):
-    """What is recorded in wandb and other trackers, besides metrics.jsonl, which is always written."""
+    """What is recorded in wandb and other trackers and as a report, besides metrics.jsonl, which is always written."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Mode of wandb. auto: as given to wandb itself (WANDB_MODE, WANDB_DISABLED, `wandb offline`), otherwise online if
@@ -224,6 +224,9 @@ class TrackingConfig(FrozenModel):
     alerts: bool = False
     """Send a wandb alert, which reaches you by e-mail or Slack as your wandb settings say, when the run finishes,
     fails, is stopped or leaves out an update, and when a rank falls behind the others."""
+    report: Literal["auto", "true", "false"] = "auto"
+    """Write run.dir/report.html at the end of the run, as `mnist-dist report` does; it needs the package matplotlib.
+    auto: if that is installed and the run trained on 100,000 images at least, each epoch's counted anew."""
     log_steps: int = Field(default=50, ge=1)
     """Steps between rows of training metrics, in metrics.jsonl and wandb."""
     timeout: float = Field(default=30.0, ge=1)
