@@ -211,8 +211,9 @@ def run_training(loaded: LoadedConfig, topology: Topology, arguments: Sequence[s
         train_step = TrainStep(state)
 
         # Up to here only the lock was written: an error above leaves no other file in the run directory.
-        was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock))
-        if was_finished and is_finished(state):
+        is_done = is_finished(state)
+        was_finished = runtime.run_on_main(lambda: prepare_run_dir(run_dir, config, lock, not is_done))
+        if was_finished and is_done:
             run = finished_run(state, run_dir, console)
         else:
             with open_status_file(state, run_dir.folder, console) as status_file:

@@ -21,7 +21,7 @@ from mnist_dist.checkpoint.manager import (
     step_of,
 )
 from mnist_dist.checkpoint.model_files import check_model_files
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS, MODEL, newest_run
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, MODEL, named_run
 from mnist_dist.checkpoint.tensors import load_weights
 from mnist_dist.config.model_file import is_file_name, split_name
 from mnist_dist.config.schema import Config
@@ -131,7 +131,7 @@ def find_checkpoint(run: str, checkpoint: str) -> VerifiedCheckpoint:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    folder = newest_run() if run == "last" else expand_home(run)
+    folder = named_run(run)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         raise UserError(f"{run}: {what}; give the folder of a run, which it prints at its end, or last for the newest")

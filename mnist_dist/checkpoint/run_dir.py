@@ -40,6 +40,7 @@ from mnist_dist.checkpoint.run_paths import (
     METRICS,
     MODEL,
     PROFILE,
+    REPORT,
     RUNS,
     STATUS,
     SUMMARY,
@@ -151,17 +152,26 @@ def resolve_checkpoint(path: Path, warn: Callable[[str], None]) -> VerifiedCheck
 # Starting it
 
 
-def prepare_run_dir(run_dir: RunDir, config: Config, lock: RunLock) -> bool:
+def prepare_run_dir(run_dir: RunDir, config: Config, lock: RunLock, has_steps_left: bool = False) -> bool:
     """Make the folder ready for training: delete an earlier run if run.resume=never, and mark the run as started.
 
     Only for the main process, and only once everything that could be refused was accepted.
+
+    Args:
+        has_steps_left: whether the run would train.
 
     Returns:
         Whether the run in this folder has finished before.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or an honest run that has finished would train on.
     """
+    was_finished = run_dir.same_run and read_summary(run_dir.folder) is not None
+    if was_finished and has_steps_left and config.train.protocol == "honest":
+        raise UserError(
+            f"{run_dir.folder}: this run has finished, and its test set was evaluated, so it cannot train on with "
+            "train.protocol=honest; start anew in another --run.dir"
+        )
     try:
         (run_dir.folder / CHECKPOINTS).mkdir(exist_ok=True)
         if config.run.resume == "never" and not run_dir.same_run:
@@ -169,11 +179,11 @@ def prepare_run_dir(run_dir: RunDir, config: Config, lock: RunLock) -> bool:
         lock.mark_started()
     except OSError as error:
         raise not_writable(run_dir.folder, error) from error
-    return run_dir.same_run and read_summary(run_dir.folder) is not None
+    return was_finished
 
 
 def delete_old_run(folder: Path) -> None:
-    """Delete checkpoints (incomplete ones too), profile, code, metrics, status and summary of an earlier run.
+    """Delete checkpoints (incomplete ones too), profile, code, metrics, status, summary and report of an earlier run.
 
     Raises:
         OSError: one of them cannot be deleted.
@@ -184,7 +194,7 @@ def delete_old_run(folder: Path) -> None:
     for name in (PROFILE, MODEL):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
-    for name in (METRICS, STATUS, SUMMARY):
+    for name in (METRICS, STATUS, SUMMARY, REPORT):
         (folder / name).unlink(missing_ok=True)
 
 

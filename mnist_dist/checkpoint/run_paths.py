@@ -8,11 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.files import expand_home
 
 RUNS = Path("runs")
 """Parent of the run directories that are named by the program."""
 CHECKPOINTS, METRICS, SUMMARY, CONFIG = "checkpoints", "metrics.jsonl", "summary.json", "config.yaml"
-MODEL, PROFILE, STATUS = "model", "profile", "status.json"
+MODEL, PROFILE, STATUS, REPORT = "model", "profile", "status.json", "report.html"
 
 
 def create_folder(path: Path) -> Path:
@@ -54,6 +55,15 @@ def newest_run(runs: Path = RUNS, but: Path | None = None) -> Path:
     if not started:
         raise UserError(f"last: no run in {runs.absolute()}; give the folder of a run")
     return max(started, key=lambda folder: (started[folder], folder.name))
+
+
+def named_run(run: str) -> Path:
+    """The folder that RUN means on a command line: `last` is the newest run in runs/.
+
+    Raises:
+        UserError: `last`, and there is none; or a home directory that is not known.
+    """
+    return newest_run() if run == "last" else expand_home(run)
 
 
 def check_not_foreign(folder: Path) -> None:

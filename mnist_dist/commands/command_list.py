@@ -16,6 +16,8 @@ COMMANDS = {
     "config": "print the JSON schema of the settings, for editors",
     "doctor": "check whether a run would work here, and say what to do if not",
     "sweep": "start runs that differ in some settings: wandb's sweeps, no server",
+    "repeat": "train a recipe with several seeds: mean, interval, p, by one table",
+    "ensemble": "average what several runs predict on the test set",
     "dashboard": "make a wandb workspace and report, as JSON or on a server",
     "completion": "print a script that completes all this in a shell",
 }

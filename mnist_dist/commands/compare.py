@@ -8,11 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, named_run
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.tracking.run_record import MISSING, Row, RunRecord, differing_settings, read_record
 from mnist_dist.utils.errors import EXIT_DONE
-from mnist_dist.utils.files import expand_home
 from mnist_dist.utils.strict_json import dump_strict
 
 NOT_COMPUTED = ("time", "images_per_second", "step_seconds", "flops_per_second", "mfu", "memory.", "epoch.seconds")
@@ -36,7 +35,7 @@ def main(arguments: list[str]) -> int:
         SystemExit: 0, after printing the help.
     """
     options = build_parser().parse_args(arguments)
-    one, other = (read_record(expand_home(folder)) for folder in (options.one, options.other))
+    one, other = (read_record(named_run(folder)) for folder in (options.one, options.other))
     found = compare(one, other)
     if options.json:
         print(dump_strict(found))
@@ -54,11 +53,11 @@ def build_parser() -> Parser:
         examples=[
             "mnist-dist compare runs/one runs/two",
             "mnist-dist compare runs/one runs/two --json",
-            "mnist-dist compare runs/digits sweeps/lr/3",
+            "mnist-dist compare sweeps/lr/3 last",
         ],
     )
-    parser.add_argument("one", metavar="A", help="folder of a run")
-    parser.add_argument("other", metavar="B", help="folder of another run")
+    parser.add_argument("one", metavar="A", help="folder of a run; last: the newest run in runs/")
+    parser.add_argument("other", metavar="B", help="folder of another run, or last")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
 

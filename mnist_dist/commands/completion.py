@@ -58,7 +58,7 @@ def program_parser() -> argparse.ArgumentParser:
     for name, purpose in COMMANDS.items():
         parser = import_module(f"mnist_dist.commands.{name}").build_parser() if name != "train" else None
         command = commands.add_parser(name, help=purpose, parents=[parser] if parser else [], add_help=parser is None)
-        if name in ("train", "doctor", "dashboard"):
+        if name in ("train", "doctor", "dashboard", "repeat"):
             add_settings(command)
     return program
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnist_dist.checkpoint.run_paths import newest_run
+from mnist_dist.checkpoint.run_paths import REPORT, named_run
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.tracking.report import INSTALL, ModelView, can_render, write_report
 from mnist_dist.tracking.run_record import RunRecord, read_record
@@ -16,8 +16,6 @@ from mnist_dist.utils.files import expand_home
 
 if TYPE_CHECKING:
     from mnist_dist.checkpoint.load_model import LoadedModel
-
-NAME = "report.html"
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +29,7 @@ def main(arguments: list[str]) -> int:
     options = build_parser().parse_args(arguments)
     if not can_render():
         raise UserError(INSTALL)
-    folders = [newest_run() if run == "last" else expand_home(run) for run in options.runs]
+    folders = [named_run(run) for run in options.runs]
     records = [read_record(folder) for folder in folders]
     out = expand_home(options.out, "--out ") if options.out else default_path(folders)
     views = [view_of(record, options) for record in records]
@@ -59,7 +57,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run; last: the newest run in runs/")
     parser.add_argument(
-        "--out", metavar="FILE", default="", help=f"(default: {NAME} in the run's folder; of several runs, here)"
+        "--out", metavar="FILE", default="", help=f"(default: {REPORT} in the run's folder; of several runs, here)"
     )
     parser.add_argument("--data.root", dest="root", metavar="DIR", help="folder with the runs' data, if it was moved")
     parser.add_argument(
@@ -70,7 +68,7 @@ def build_parser() -> Parser:
 
 def default_path(folders: list[Path]) -> Path:
     """Where the report is written without --out."""
-    return folders[0] / NAME if len(folders) == 1 else Path(NAME)
+    return folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
 
 
 def view_of(record: RunRecord, options: argparse.Namespace) -> ModelView:

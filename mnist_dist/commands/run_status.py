@@ -1,11 +1,13 @@
-"""Where a run is, from the files in its folder alone: while it runs, after it has ended, and of any version."""
+"""Where a run is, from the files in its folder alone: while it runs, after it has ended, and of any version.
+
+`tracking.run_record` reads the same files to show and compare whole runs: all rows, whatever their number. What is
+asked here comes every second, of runs that may be long, so of metrics.jsonl only the end is read, and no settings are.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,6 +16,7 @@ from typing import Any
 
 from mnist_dist.checkpoint.run_lock import LOCK, LockHolder, is_locked, is_same_time, process_start_time, read_holder
 from mnist_dist.checkpoint.run_paths import CHECKPOINTS, CONFIG, METRICS, STATUS, SUMMARY
+from mnist_dist.tracking.run_record import checkpoint_steps, parse_lines
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
 from mnist_dist.utils.files import open_no_follow, read_json
 
@@ -33,7 +36,6 @@ SILENT_SECONDS, SILENT_ROWS = 60.0, 5
 TAIL_BYTES = 1 << 20
 """Of metrics.jsonl that are read: many rows."""
 HINT = "give the folder of a run, which its first lines name, or last for the newest"
-STEP_FOLDER = re.compile(r"step-([0-9]{8})")
 
 Json = dict[str, Any]
 
@@ -76,7 +78,7 @@ def read_run_status(folder: Path) -> Json:
         "seconds_left": max(left - (time.time() - (number(status, "time") or 0)), 0.0) if is_running and left else None,
         "train": train,
         "evaluation": evaluation,
-        "checkpoint_step": newest_checkpoint_step(folder / CHECKPOINTS),
+        "checkpoint_step": max(checkpoint_steps(folder / CHECKPOINTS), default=None),
         "test_accuracy": number(summary, "test.accuracy"),
         "ranks": objects(status, "ranks"),
         "stragglers": objects(status, "stragglers") if is_running else [],
@@ -141,13 +143,8 @@ def read_rows(path: Path) -> list[Json]:
             lines = file.read(TAIL_BYTES).split(b"\n")
     except OSError:
         return []
-    rows = []
-    for line in lines[1 if size > TAIL_BYTES else 0 : -1]:
-        with suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict) and number(row, "step") is not None:
-                rows.append(row)
-    return rows
+    whole = lines[1 if size > TAIL_BYTES else 0 : -1]
+    return [row for row in parse_lines(whole) if number(row, "step") is not None]
 
 
 def last_row(rows: list[Json], key: str) -> Json:
@@ -169,14 +166,6 @@ def row_interval(rows: list[Json]) -> float:
     """Seconds between the last two rows of training metrics; 0 if there is one at most."""
     times = [each for row in rows if "train.loss" in row and (each := number(row, "time")) is not None]
     return max(times[-1] - times[-2], 0.0) if len(times) > 1 else 0.0
-
-
-def newest_checkpoint_step(checkpoints: Path) -> int | None:
-    """The step of the newest checkpoint, which is not verified; None without one."""
-    with suppress(OSError):
-        steps = [int(found[1]) for path in checkpoints.iterdir() if (found := STEP_FOLDER.fullmatch(path.name))]
-        return max(steps, default=None)
-    return None
 
 
 # Values

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.checkpoint.run_paths import RUNS
+from mnist_dist.checkpoint.run_paths import RUNS, named_run
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.commands.nearest_recipe import nearest_recipe
 from mnist_dist.commands.run_status import read_run_status
 from mnist_dist.tracking.run_record import RunRecord, differing_settings, is_run, read_record
 from mnist_dist.utils.errors import EXIT_DONE, UserError
-from mnist_dist.utils.files import expand_home
 from mnist_dist.utils.strict_json import dump_strict
 
 Line = dict[str, Any]
@@ -45,7 +44,7 @@ def main(arguments: list[str]) -> int:
         SystemExit: 0, after printing the help.
     """
     options = build_parser().parse_args(arguments)
-    records = find_records(expand_home(options.folder))
+    records = find_records(named_run(options.folder))
     first_by_time = sorted(records, key=started)
     differing = differing_settings(first_by_time)
     lines = [describe_run(record, differing, number) for number, record in enumerate(first_by_time)]
@@ -70,7 +69,11 @@ def build_parser() -> Parser:
         examples=["mnist-dist runs", "mnist-dist runs sweeps/lr --sort accuracy", "mnist-dist runs --json"],
     )
     parser.add_argument(
-        "folder", metavar="FOLDER", nargs="?", default=str(RUNS), help="folder of the runs (default: %(default)s)"
+        "folder",
+        metavar="FOLDER",
+        nargs="?",
+        default=str(RUNS),
+        help="folder of the runs, or one run; last: the newest run in runs/ (default: %(default)s)",
     )
     parser.add_argument(
         "--sort", choices=tuple(SORT_KEYS), default="time", help="order (default: %(default)s, the oldest first)"

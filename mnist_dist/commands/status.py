@@ -6,12 +6,11 @@ import math
 import time
 from typing import Any
 
-from mnist_dist.checkpoint.run_paths import newest_run
+from mnist_dist.checkpoint.run_paths import named_run
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.commands.run_status import EXIT_CODES, number, read_run_status, text
 from mnist_dist.console.console import Console, open_console
 from mnist_dist.console.formatting import describe_evaluation, describe_training, format_duration, format_percent
-from mnist_dist.utils.files import expand_home
 from mnist_dist.utils.strict_json import dump_strict
 
 STATES = {
@@ -34,7 +33,7 @@ def main(arguments: list[str]) -> int:
         SystemExit: 0, after printing the help.
     """
     options = build_parser().parse_args(arguments)
-    status = read_run_status(newest_run() if options.run == "last" else expand_home(options.run))
+    status = read_run_status(named_run(options.run))
     if options.json:
         print(dump_strict(status))
     else:

@@ -267,3 +267,8 @@ def check_metric(name: str, config: Config, origin: str) -> None:
         near = difflib.get_close_matches(name.replace(".", "/"), known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; they log {', '.join(known)}"
         raise UserError(f"metric {shown(name)} ({origin}): runs do not log it{hint}")
+    if config.train.protocol == "honest" and name.startswith("test"):
+        raise UserError(
+            f"metric {shown(name)} ({origin}): not with train.protocol=honest: the sweep would choose by the test set; "
+            "hold out images by data.val_size, and use val/accuracy"
+        )

@@ -70,8 +70,11 @@ def best_value(run: Run, goal: str) -> float | None:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, option: str = "--dir", what: str = "sweep") -> Iterator[None]:
     """Create a sweep's folder and lock it for this process.
+
+    Args:
+        option, what: how errors name the folder, and what runs in it.
 
     Raises:
         UserError: another process has the lock, or the folder cannot be created.
@@ -80,12 +83,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise UserError(f"--dir {folder}: {error.strerror}") from None
+        raise UserError(f"{option} {folder}: {error.strerror}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise UserError(f"--dir {folder}: another sweep runs there; wait for it, or choose another --dir") from None
+        raise UserError(
+            f"{option} {folder}: another {what} runs there; wait for it, or choose another {option}"
+        ) from None
     finally:
         os.close(handle)
 

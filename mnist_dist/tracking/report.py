@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mnist_dist.tracking.backend import is_installed
 from mnist_dist.tracking.media import Example
 from mnist_dist.tracking.run_record import MISSING, RunRecord, differing_settings
 from mnist_dist.utils.confusion import most_frequent_mistakes
@@ -45,7 +45,7 @@ class ModelView:
 
 def can_render() -> bool:
     """Whether matplotlib and jinja2 are installed."""
-    return find_spec("matplotlib") is not None and find_spec("jinja2") is not None
+    return is_installed("matplotlib") and is_installed("jinja2")
 
 
 def write_report(path: Path, records: Sequence[RunRecord], views: Sequence[ModelView]) -> None:
@@ -116,10 +116,10 @@ def describe_run(number: int, record: RunRecord, view: ModelView) -> dict[str, A
     from mnist_dist.tracking.report_figures import draw_confusion, draw_rank_times
 
     name = f"run-{number + 1}"
-    split = next((split for split in ("test", "val") if record.last(f"{split}.confusion")), "")
-    confusion = record.last(f"{split}.confusion") or []
-    names = list(map(str, record.config.get("data.classes") or ()))
-    classes = names if len(names) == len(confusion) else list(map(str, range(len(confusion))))
+    split = next((split for split in ("test", "val") if confusion_of(record, split)), "")
+    confusion = confusion_of(record, split)
+    names = record.class_names
+    classes = names if len(names) == len(confusion) else tuple(map(str, range(len(confusion))))
     return {
         "id": name,
         "record": record,
@@ -136,6 +136,20 @@ def describe_run(number: int, record: RunRecord, view: ModelView) -> dict[str, A
         "versions": {key[9:]: value for key, value in record.summary.items() if key.startswith("versions.")},
         "yaml": to_yaml(record.config),
     }
+
+
+def confusion_of(record: RunRecord, split: str) -> list[list[int]]:
+    """The newest confusion matrix of a split; of more than 100 classes from its cells. Empty without one."""
+    if matrix := record.last(f"{split}.confusion"):
+        return matrix
+    cells, recall = record.last(f"{split}.confusion_cells") or [], record.last(f"{split}.recall") or []
+    matrix = [[0] * len(recall) for _ in recall] if cells else []  # the recall has a value for each class
+    try:
+        for label, predicted, images in cells:
+            matrix[label][predicted] = images
+    except (IndexError, TypeError, ValueError):  # the file is damaged
+        return []
+    return matrix
 
 
 def class_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[tuple[str, int, str, str]]:
@@ -163,7 +177,12 @@ def describe_mistake(example: Example, classes: Sequence[str]) -> dict[str, Any]
 def is_fact(key: str) -> bool:
     """Whether a value of the summary is shown among the facts of its run: not as a result, a table or a version."""
     parts = key.split(".")
-    return parts[0] not in ("test", "val", "versions") and parts[-1] not in ("precision", "recall", "confusion")
+    return parts[0] not in ("test", "val", "versions") and parts[-1] not in (
+        "precision",
+        "recall",
+        "confusion",
+        "confusion_cells",
+    )
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:

@@ -6,13 +6,16 @@ The folder may be that of a run in progress, or of one that was stopped or kille
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mnist_dist.config.data_sets import CLASS_NAMES
 from mnist_dist.config.schema import Config, flat, flatten
 from mnist_dist.utils.errors import UserError
 
@@ -21,6 +24,7 @@ NO_DIFFERENCE = ("run.dir", "run.resume", "run.quiet")
 """Settings that make no other run."""
 MISSING = "-"
 """How tables show a value that a run does not have."""
+STEP_FOLDER = re.compile(r"step-([0-9]{8})")
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class RunRecord:
 
     folder: Path
     config: Row
-    """Settings with dotted keys such as `optim.lr`, as in config.yaml; those that are newer than the run have their
-    default."""
+    """Settings with dotted keys such as `optim.lr`, as in config.yaml, in the form of this version: those that are
+    newer than the run have their default, and classes that are named as those of their data set are not named."""
     rows: Sequence[Row]
     """Rows of metrics.jsonl."""
     summary: Row
@@ -42,6 +46,12 @@ class RunRecord:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class; empty if it is not known."""
+        classes = self.config.get("data.classes") or CLASS_NAMES.get(self.config.get("data.name", ""), ())
+        return tuple(map(str, classes))
 
     @property
     def step(self) -> int:
@@ -80,9 +90,12 @@ def read_record(folder: Path) -> RunRecord:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {what}; give the folder of a run, which it prints at its end")
-    steps = sorted(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*") if path.name[5:].isdigit())
     record = RunRecord(
-        folder, read_settings(folder / "config.yaml"), read_rows(folder), read_summary(folder), tuple(steps)
+        folder,
+        read_settings(folder / "config.yaml"),
+        read_rows(folder),
+        read_summary(folder),
+        checkpoint_steps(folder / "checkpoints"),
     )
     if not (record.config or record.rows or record.summary or record.checkpoints):
         raise UserError(f"{folder}: holds no run; give the folder of a run, which it prints at its end")
@@ -95,14 +108,27 @@ def is_run(folder: Path) -> bool:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a config.yaml with dotted keys, and the defaults of others; empty if it cannot be read."""
+    """The settings of a config.yaml as `RunRecord.config` has them; empty if it cannot be read."""
     try:
         sections = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
         return {}
-    return flat(Config()) | flatten(sections)
+    settings = flat(Config()) | flatten(sections)
+    names = CLASS_NAMES.get(str(settings["data.name"]))
+    if names and settings["data.classes"] == list(names):  # as version 0.1.0 wrote them
+        settings["data.classes"] = []
+    return settings
+
+
+def checkpoint_steps(checkpoints: Path) -> tuple[int, ...]:
+    """The steps of the checkpoints in a folder, ascending; they are not verified. Empty if it cannot be read."""
+    with suppress(OSError):
+        return tuple(
+            sorted(int(found[1]) for path in checkpoints.iterdir() if (found := STEP_FOLDER.fullmatch(path.name)))
+        )
+    return ()
 
 
 def read_rows(folder: Path) -> list[Row]:

@@ -14,6 +14,7 @@ import torch
 
 from mnist_dist.checkpoint.state import TrainProgress
 from mnist_dist.console.console import Console
+from mnist_dist.console.formatting import format_loss, format_percent
 from mnist_dist.distributed.device import peak_memory
 from mnist_dist.distributed.step_timer import OWN_PHASES, EventTimer, NullTimer, StepTimer
 from mnist_dist.tracking.metrics_file import MetricsFile
@@ -191,18 +192,23 @@ class MetricLogger:
             }
         )
 
-    def log_epoch(self, lr: float, split: str, held_out: Metrics) -> None:
+    def log_epoch(self, lr: float, split: str, held_out: Metrics | None) -> None:
         """Log the training metrics of the epoch; the console shows them beside those of the evaluation at its end.
 
         Args:
             lr: learning rate of the last update.
             split: name of the held-out set.
-            held_out: metrics on the held-out set.
+            held_out: metrics on the held-out set; None if the epoch ended without an evaluation.
         """
         progress, epoch = self.state.progress, self.state.reduce_counts(self.state.epoch_counts)
         self.write(epoch.row("epoch.train") | epoch.details("epoch.train") | {"epoch.seconds": progress.seconds})
-        facts = {"epoch": progress.epoch + 1, "split": split, "lr": lr, "seconds": progress.seconds}
-        self.console.epoch(facts | epoch.row("epoch.train") | held_out.row(split))
+        if held_out is None:
+            quality = f"train loss {format_loss(epoch.loss)}, accuracy {format_percent(epoch.accuracy)}"
+            where = f"epoch {progress.epoch + 1}/{self.state.config.train.epochs}"
+            self.console.print(f"{where}: {quality}; {split} at the end only (train.protocol=honest)")
+        else:
+            facts = {"epoch": progress.epoch + 1, "split": split, "lr": lr, "seconds": progress.seconds}
+            self.console.epoch(facts | epoch.row("epoch.train") | held_out.row(split))
         self.state.epoch_counts.clear()
 
 

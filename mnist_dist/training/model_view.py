@@ -32,9 +32,20 @@ def view_model(model: nn.Module, images: Tensor, labels: Tensor, config: Config)
         logits = model(normalize(pictures[start : start + size], data)).float()
         truth = labels[start : start + size].long()
         collector.add(start, logits, truth, F.cross_entropy(logits, truth, reduction="none"))
-    mistakes, _ = select_examples(collector.rows(torch.device("cpu")), MISTAKES, pictures, model)
+    return view_predictions(model, collector.rows(torch.device("cpu")), pictures, config)
+
+
+def view_predictions(model: nn.Module, rows: Tensor, pictures: Tensor, config: Config) -> ModelView:
+    """Look into a model whose predictions are known.
+
+    Args:
+        model: on the CPU. It is left in eval mode.
+        rows: those of `ExampleCollector.rows`, for MISTAKES, of all ranks.
+        pictures: uint8 (N, 1, 28, 28), the test set.
+    """
+    mistakes, _ = select_examples(rows, MISTAKES, pictures, model)
     layers = tuple(
         (layer.name, layer.kind, " x ".join(map(str, layer.shape)), f"{layer.parameters:,}" if layer.parameters else "")
         for layer in summarize(model).layers
     )
-    return ModelView(mistakes=mistakes, layers=layers, **draw_maps(model, pictures[:1], data))
+    return ModelView(mistakes=mistakes, layers=layers, **draw_maps(model, pictures[:1].cpu(), config.data))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mnist_dist.checkpoint.model_files import write_model_files
 from mnist_dist.checkpoint.run_dir import RunDir, delete_summary, read_summary, write_config, write_summary
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE, STATUS
+from mnist_dist.checkpoint.run_paths import CHECKPOINTS, METRICS, PROFILE, REPORT, STATUS
 from mnist_dist.config.validation import describe_early_stopping, describe_excess
 from mnist_dist.console.console import Console
 from mnist_dist.console.tee import TeeConsole
@@ -24,7 +25,9 @@ from mnist_dist.tracking.wandb_auth import WandbKeyCheck, describe_tracking
 from mnist_dist.training.early_stopping import how_to_train_longer, summary_keys
 from mnist_dist.training.machine_load import share_load
 from mnist_dist.training.metric_logger import MetricLogger
+from mnist_dist.training.metrics import Metrics
 from mnist_dist.training.profiler import measure_peak_flops
+from mnist_dist.training.run_report import RunReport, plan_report
 from mnist_dist.training.state import TrainingState
 from mnist_dist.training.summary import describe_resolved, summarize
 from mnist_dist.training.train_step import TrainStep
@@ -61,7 +64,7 @@ def train_and_test(
     key_check: WandbKeyCheck | None,
     status_file: StatusFile | None = None,
 ) -> Run:
-    """Open metrics.jsonl and the tracker, train, test, and write summary.json. Every rank must call it.
+    """Open metrics.jsonl and the tracker, train, test, write summary.json and the report. Every rank must call it.
 
     Args:
         train_step: its state is new, or restored from a checkpoint.
@@ -90,6 +93,8 @@ def train_and_test(
     metrics_file: MetricsFile | None = None
     if runtime.is_main:
         delete_summary(folder)
+        with suppress(OSError):  # that of an earlier finish, which is not true any more
+            (folder / REPORT).unlink(missing_ok=True)
         write_config(folder, config)
         write_model_files(folder, state.code)
         metrics_file = MetricsFile(folder / METRICS, state.progress.step if resumed else -1, console.warn)
@@ -117,8 +122,8 @@ def train_and_test(
             saved_step=state.progress.step if resumed_from else -1,
         )
         trainer.train()
-        already_tested = trainer.held_out_split == "test" and trainer.held_out_metrics
-        test = already_tested or trainer.evaluate("test")
+        report = plan_report(state, data)
+        test = test_metrics(trainer, report)
         summary = runtime.broadcast(summarize(trainer, test, resumed_from))  # its times are those of rank 0
         code = EXIT_DONE
         tracker.alert("Run finished", f"{folder.name}: test accuracy {test.accuracy:.2%}", "INFO")
@@ -137,7 +142,19 @@ def train_and_test(
     if runtime.is_main:
         write_summary(folder, summary)
     console.summary(summary | {"run.dir": str(folder)}, test.confusion, config.data.class_names)
+    if report:
+        report.write(folder, console)
     return Run(folder, as_in_json(summary))
+
+
+def test_metrics(trainer: Trainer, report: RunReport | None) -> Metrics:
+    """Metrics of a trained model on the test set, which the report gets the predictions on. Every rank must call it."""
+    if report:  # if each epoch tested too, the test is done again: the same metrics, now with the predictions
+        metrics = trainer.evaluate("test", report.collector)
+        report.gather()
+        return metrics
+    already_tested = trainer.held_out_split == "test" and trainer.held_out_metrics
+    return already_tested or trainer.evaluate("test")
 
 
 def open_status_file(state: TrainingState, folder: Path, console: Console) -> StatusFile:

@@ -43,6 +43,7 @@ def summarize(trainer: Trainer, test: Metrics, resumed_from: Path | None) -> dic
             "train.flops_per_second": round(state.flops_per_image * images_per_second),
             "train.skipped_steps": progress.scaler_skips + progress.nonfinite_skips,
             "train.rollbacks": progress.rollbacks,
+            "train.protocol": state.config.train.protocol,
             **summary_keys(state),
             "memory.peak_bytes": max(runtime.all_gather_object(peak_memory(runtime.device))),
             **describe_resolved(state, trainer.data),

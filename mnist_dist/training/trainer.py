@@ -55,8 +55,9 @@ class Trainer:
         self.state = state = train_step.state
         self.config, self.runtime, self.progress = state.config, state.runtime, state.progress
         self.timer = metric_logger.timer
-        tested = len(data.test) if len(data.val) else 0
-        self.time_left = TimeLeft(state, len(data.held_out[1]), tested, self.timer.seconds)
+        on_the_way = 0 if self.config.is_test_kept_back else len(data.held_out[1])
+        tested = len(data.test) if len(data.val) or self.config.is_test_kept_back else 0
+        self.time_left = TimeLeft(state, on_the_way, tested, self.timer.seconds)
         self.early_stopping = EarlyStopping(self.config.train, self.progress, self.runtime)
         self.writer = CheckpointWriter(checkpoint_dir, self.config.train.keep, console.warn)
         steps_left = state.last_step - self.progress.step
@@ -180,13 +181,14 @@ class Trainer:
         self.metric_logger.tracker.alert("Update left out", line)
 
     def finish_epoch(self) -> None:
-        """Evaluate, log the epoch, and save."""
+        """Evaluate, unless that is kept back to the end; log the epoch, and save."""
         progress = self.progress
         has_media = self.config.tracking.has_media(progress.epoch + 1, self.config.train.epochs) or self.is_done()
-        held_out = self.evaluate_held_out(has_media)
+        is_kept_back = self.config.is_test_kept_back and not self.is_done()
+        held_out = None if is_kept_back else self.evaluate_held_out(has_media)
         self.metric_logger.log_epoch(self.train_step.lr, self.held_out_split, held_out)
         progress.finish_epoch()
-        if len(self.data.val):
+        if held_out and len(self.data.val):
             progress.note_best(held_out.accuracy, held_out.loss)
         self.save()
 

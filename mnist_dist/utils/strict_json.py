@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 INT_LIMIT = 1 << 63
@@ -85,7 +86,7 @@ def type_error(value: Any, kind: Any, name: str = "it") -> str | None:
 
     Args:
         kind: a dataclass, whose fields must all be there and no others; int, float, bool, str (printable); Any; a
-            Literal; a list, tuple or dict of these.
+            Literal; a list, tuple or dict of these; any of them `| None`.
         name: what the value is called in the result.
 
     Returns:
@@ -102,6 +103,8 @@ def type_error(value: Any, kind: Any, name: str = "it") -> str | None:
             return f"{name} {'holds' if odd[0] in value else 'lacks'} {odd[0]!r:.40}"
         return first(type_error(value[key], hint, key) for key, hint in hints.items())
     origin, args = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else type_error(value, args[0], name)
     if origin is Literal:
         return None if value in args else f"{name} is not one of {', '.join(map(str, args))}"
     if origin is dict:

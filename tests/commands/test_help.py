@@ -35,11 +35,13 @@ COMMANDS = (
     "data show",
     "doctor",
     "sweep",
+    "repeat",
+    "ensemble",
     "dashboard",
     "config",
     "completion",
 )
-WITH_SETTINGS = ("models", "doctor", "dashboard")
+WITH_SETTINGS = ("models", "doctor", "dashboard", "repeat")
 """Commands that hand the arguments which they do not know to the configuration's loader."""
 MY_NET = "from torch import nn\n\ndef build(width=8):\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, width), "
 MY_NET += "nn.ReLU(), nn.Linear(width, 10))\n"

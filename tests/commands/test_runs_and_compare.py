@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -186,3 +187,27 @@ def test_a_setting_that_a_run_does_not_know_has_its_default(runs: Path, json_of:
     (runs / "two" / "config.yaml").write_text(yaml.safe_dump(settings))
     assert json_of("compare", "runs/one", "runs/two")["settings"] == {}
     assert [line["differs"] for line in json_of("runs")] == [{}, {}]
+
+
+def test_classes_that_are_named_as_the_data_set_names_them_are_no_difference(runs: Path, json_of: Json) -> None:
+    """Version 0.1.0 wrote the ten digits into config.yaml; later ones leave them to the data set."""
+    change_config(runs / "two", "data", name="mnist", classes=[])
+    assert json_of("compare", "runs/one", "runs/two")["settings"] == {}
+    assert [line["differs"] for line in json_of("runs")] == [{}, {}]
+    change_config(runs / "two", "data", classes=list("abcdefghij"))
+    assert json_of("compare", "runs/one", "runs/two")["settings"] == {"data.classes": [[], list("abcdefghij")]}
+
+
+def test_last_is_the_newest_run(runs: Path, json_of: Json) -> None:
+    change_config(runs / "two", "optim", lr=0.5)
+    os.utime(runs / "one" / "config.yaml", (1, 1))
+    assert json_of("compare", "runs/one", "last")["settings"] == {"optim.lr": [0.05, 0.5]}
+    assert json_of("compare", "last", "last")["settings"] == {}
+    assert [line["run"] for line in json_of("runs", "last")] == ["runs/two"]
+
+
+def test_a_folder_that_only_looks_like_a_checkpoint_is_none(runs: Path, json_of: Json) -> None:
+    (runs / "one" / "checkpoints" / "step-\N{SUPERSCRIPT TWO}").mkdir()
+    (runs / "one" / "checkpoints" / "step-00000009.partial").mkdir()
+    assert json_of("compare", "runs/one", "runs/two")["weights"]["same_steps"] == [6]
+    assert json_of("status", "runs/one")["checkpoint_step"] == 6

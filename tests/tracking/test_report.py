@@ -120,6 +120,37 @@ def test_many_classes_and_one_class_of_images(tmp_path: Path) -> None:
     assert re.search(r"<td>40</td><td>2</td><td class=\"number\">9</td>", text)
 
 
+def test_the_matrix_of_more_than_a_hundred_classes_is_made_of_its_cells(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(KEPT, folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["test.confusion"]
+    (folder / "metrics.jsonl").unlink()  # its rows have matrices
+    cells = [[label, label, 3] for label in range(120) if label != 7] + [[40, 2, 9]]
+    summary |= {"test.confusion_cells": cells, "test.recall": [1.0] * 120}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text = render([read_record(folder)], [ModelView()])
+    assert re.search(r"<td>40</td><td>2</td><td class=\"number\">9</td>", text)
+    assert "Confusion on the test set" in text
+    rows = re.findall(r'<th scope="row">(\d+)</th><td class="number">(\d+)</td><td class="number">(.*?)</td>', text)
+    assert [row for row in rows if row[0] in ("2", "7", "40")] == [
+        ("2", "3", "25.00%"),
+        ("7", "0", "-"),
+        ("40", "12", "100.00%"),
+    ]
+    assert "confusion_cells" not in text
+    (folder / "summary.json").write_text(json.dumps(summary | {"test.confusion_cells": [[500, 0, 1], "damaged"]}))
+    assert "Confusion on the test set" not in render([read_record(folder)], [ModelView()])
+
+
+def test_the_classes_are_named_by_the_data_set(tmp_path: Path) -> None:
+    shutil.copytree(KEPT, tmp_path / "run")
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    settings["data"] |= {"name": "fashion", "classes": []}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert '<th scope="row">Ankle boot</th>' in render([read_record(tmp_path / "run")], [ModelView()])
+
+
 def test_errors_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
