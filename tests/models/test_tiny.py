@@ -1,4 +1,4 @@
-"""The networks of few parameters: how many they have, what their factored filters are, and that ranks and export agree."""
+"""The networks of few parameters: how many they have, their factored filters, and that ranks and export agree."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_all_parameters_together_are_fewer_than_the_limit(name: str) -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == count_parameters(model) == sum(layer.parameters for layer in summarize(model).layers)
     assert count < LIMITS[name]
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    assert {key.rpartition(".")[2] for key, _ in model.named_buffers()} == set(statistics)  # no weight hides in a buffer
+    statistics = {"running_mean", "running_var", "num_batches_tracked"}
+    assert {key.rpartition(".")[2] for key, _ in model.named_buffers()} == statistics  # no weight hides in a buffer
 
 
 @pytest.mark.parametrize("rank", [1, 2])
@@ -82,7 +82,7 @@ def test_the_same_bits_on_one_and_on_two_ranks(name: str, tmp_path: Path) -> Non
     found = []
     for ranks in (1, 2):
         (tmp_path / str(ranks)).mkdir()
-        found.append(run_ranks(ranks, train, name, False, 2, tmp_path / str(ranks))[0])
+        found.append(run_ranks(ranks, train, name, False, 2, tmp_path / str(ranks), timeout=180)[0])
     assert all(tensor.equal(found[1][key]) for key, tensor in found[0].items())
 
 
@@ -92,7 +92,7 @@ def test_sharded_weights_become_those_of_one_rank(name: str, tmp_path: Path) -> 
     found = []
     for ranks in (1, 2):
         (tmp_path / str(ranks)).mkdir()
-        found.append(run_ranks(ranks, train, name, ranks == 2, 0, tmp_path / str(ranks))[0])
+        found.append(run_ranks(ranks, train, name, ranks == 2, 0, tmp_path / str(ranks), timeout=180)[0])
     for key, tensor in found[0].items():
         torch.testing.assert_close(found[1][key], tensor, atol=1e-4, rtol=1e-3, msg=key)
 
