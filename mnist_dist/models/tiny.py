@@ -1,8 +1,8 @@
 """Networks of few parameters: filters that are made of smaller tables, and filters that are used several times.
 
-Computing is cheap here and parameters are dear. So a layer's filters (out, in, 3, 3) are products of one filter per input
-channel and a matrix between the channels: a depthwise convolution and a pointwise one (Sifre & Mallat 2014), computed as
-one dense convolution, which a CPU does as fast as the depthwise one alone.
+Computing is cheap here and parameters are dear. So a layer's filters (out, in, 3, 3) are products of one filter per
+input channel and a matrix between the channels: a depthwise convolution and a pointwise one (Sifre & Mallat 2014),
+computed as one dense convolution, which a CPU does as fast as the depthwise one alone.
 """
 
 from __future__ import annotations
