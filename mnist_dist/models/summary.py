@@ -64,8 +64,9 @@ def count_flops(model: nn.Module) -> int:
 def summarize(model: nn.Module) -> ModelSummary:
     """Run one blank image through the model, on the CPU and in eval mode, and record the output shape of every layer.
 
-    A layer that returns several tensors is listed with the shape of the first. A layer is listed once, also with
-    test-time shifts. The model is left in eval mode.
+    A layer that returns several tensors is listed with the shape of the first. A layer is listed each time that it is
+    used, its parameters the first time only; with test-time shifts it is listed as without. The model is left in eval
+    mode.
     """
     layers: list[Layer] = []
 
@@ -73,7 +74,8 @@ def summarize(model: nn.Module) -> ModelSummary:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple | list) else [output]
             shape = next((tuple(tensor.shape[1:]) for tensor in tensors if isinstance(tensor, Tensor)), ())
-            layers.append(Layer(name, describe_layer(module), shape, count_parameters(module)))
+            parameters = 0 if name in {layer.name for layer in layers} else count_parameters(module)
+            layers.append(Layer(name, describe_layer(module), shape, parameters))
 
         return hook
 
