@@ -38,7 +38,7 @@ FACTS = (
     *("device", "threads", "shards", "precision", "run_id", "resumed_from", "weights_sha256"),
     *("model/name", "model/parameters", "data/train_sha256", "data/test_sha256"),
     *("data/name", "data/num_classes", "init_from", "init_sha256"),
-    *("train/stop_reason", "train/target_accuracy", "train/target_reached"),
+    *("train/stop_reason", "train/target_accuracy", "train/target_reached", "train/protocol"),
 )
 """What a summary says once of a run, which needs no panel; versions beside it."""
 
