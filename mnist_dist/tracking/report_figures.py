@@ -65,6 +65,8 @@ CHARTS: dict[str, list[Curve]] = {
     "images per second": [("images_per_second", "", SAME)],
 }
 LOGARITHMIC = ("error (%)", "loss")
+MARGINS = {"left": 0.13, "right": 0.98, "top": 0.91, "bottom": 0.16}
+"""Of a chart, as fractions of its size. To compute them from the labels takes longer than to draw the chart."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ def draw_chart(records: Sequence[RunRecord], title: str, curves: Sequence[Curve]
     last: list[str] = []
     values: list[float] = []
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.8, 3), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(4.8, 3))
+        axes = figure.subplots(gridspec_kw=MARGINS)
         for number, record in enumerate(records):
             seconds = record.training_seconds() if by_time else {}
             for split, (key, name, shown) in enumerate(curves):
