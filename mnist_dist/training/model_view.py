@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from mnist_dist.config.schema import Config
 from mnist_dist.data.loader import normalize
-from mnist_dist.models.feature_maps import feature_maps, filters
+from mnist_dist.models.feature_maps import filters
 from mnist_dist.models.summary import summarize
 from mnist_dist.tracking.report import ModelView
 from mnist_dist.training.examples import ExampleCollector, select_examples
-from mnist_dist.training.visualizer import tile
+from mnist_dist.training.visualizer import draw_feature_maps, tile
 
 MISTAKES = 24
 """Mistakes that are shown."""
@@ -52,11 +52,10 @@ def view_predictions(model: nn.Module, rows: Tensor, pictures: Tensor, config: C
         (layer.name, layer.kind, " x ".join(map(str, layer.shape)), f"{layer.parameters:,}" if layer.parameters else "")
         for layer in summarize(model).layers
     )
-    maps = feature_maps(model.eval(), normalize(pictures[:1].cpu(), config.data)[0])
     return ModelView(
         mistakes=mistakes,
         layers=layers,
-        maps={name: tile(channels) for name, channels in maps},
+        maps=draw_feature_maps(model.eval(), pictures[:1].cpu(), config.data),
         filters=dict(draw_filters(name, weight) for name, weight in filters(model)),
     )
 
