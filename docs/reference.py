@@ -6,6 +6,7 @@ Nothing here is committed: `site_hooks` writes the pages whenever the site is bu
 from __future__ import annotations
 
 import contextlib
+import html
 import io
 import os
 import re
@@ -88,4 +89,7 @@ def run_help(*words: str) -> str:
 def escape(text: str) -> str:
     """A text in which Markdown and HTML find nothing of theirs, except code in backticks."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*_<>\[\]])", r"\\\1", part) for part in parts)
+    marks = re.compile(r"([*_\[\]])")
+    return "".join(
+        part if part.startswith("`") else marks.sub(r"\\\1", html.escape(part, quote=False)) for part in parts
+    )
