@@ -194,7 +194,8 @@ def draw_watchdog() -> Picture:
         picture.text(16, y + 20, f"rank {rank}", "bold")
         picture.box(left, y, stuck - left - 4, 30, RANKS[rank], "step 7")
         if rank == 1:
-            picture.box(stuck, y, 316, 30, "red", "stuck in my_net.py:12 forward")
+            picture.box(stuck, y, 262, 30, "red", "stuck in my_net.py:12 forward")
+            picture.box(stuck + 266, y, 50, 30, "box", "ended")
         else:
             picture.box(stuck, y, asked - stuck - 4, 30, "none", "waits in all-reduce")
             picture.box(asked, y, named - asked - 4, 30, "box", "asks all")

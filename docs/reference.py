@@ -44,7 +44,8 @@ def describe_setting(key: str) -> str:
     facts = [f"`{value}`" if "|" not in value else " or ".join(f"`{choice}`" for choice in value.split("|"))]
     if limits:
         facts.append(f"each {limits}" if schema["type"] == "array" else limits)
-    facts.append(f"default: `{format_default(schema['default'])}`")
+    default = format_default(schema["default"])
+    facts.append(f"default: {default if default == 'empty' else f'`{default}`'}")
     return f"### `{key}`\n\n{'; '.join(facts)}\n\n{escape(schema['description'])}"
 
 

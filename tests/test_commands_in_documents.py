@@ -62,6 +62,7 @@ ELSEWHERE = {
     "mypy": CI,
     "lint-imports": CI,
     "bash .ci/run": CI,
+    "mkdocs serve": "serves until it is ended; .ci/run and tests/test_site.py build the site",
     "accelerate launch -m mnist_dist.train": CI,
     "accelerate launch -m mnist_dist.train --run.dir=runs/a": KEY,
     "accelerate launch --config_file launch/multi_gpu.yaml *": "needs several GPUs",
