@@ -6,6 +6,9 @@ A document's commands run one after the other in a folder of its own, as a reade
 - MNIST is a few hundred images of noise with a bright row, in the user's cache; other data lie in `data/`.
 - A training takes two steps (`SHORT`), with wandb off unless the command names it. What a command sets itself is kept.
 - `mnist-dist` and `python -m mnist_dist` run in one process that has torch already.
+
+Commands stand in blocks for a shell, after a prompt, and in the columns `command` and `reproduce` of tables. Those inside
+sentences, and all that are not run here, are at least taken by their parsers.
 """
 
 from __future__ import annotations
@@ -24,89 +27,18 @@ from document_commands import (
     Command,
     all_commands,
     commands_in,
+    commands_in_tables,
     inline_commands,
     own_arguments,
     refusal_of,
 )
+from document_reasons import ELSEWHERE
 from harness import run_ranks
 from idx_sets import write_known_set
 from PIL import Image
 from programs import ACCELERATE, run, write_digits
 
 from mnist_dist.__main__ import main
-
-TRAIN = "tests/launch/test_launch.py::test_cpu_2_is_bit_for_bit_one_process"
-SLURM = "tests/slurm/test_slurm.py::test_two_nodes_give_the_bits_of_one_process"
-DOCTOR = "tests/commands/test_doctor.py::test_two_processes_are_one_table"
-EXPORT = "tests/commands/test_export.py::test_a_graph_gives_the_logits_of_the_run_for_any_number_of_images"
-RESTART = "tests/faults/test_elastic.py::test_a_run_with_a_killed_worker_equals_an_uninterrupted_one"
-JOINED = "tests/tracking/test_wandb_online.py::test_offline_parts_of_a_stopped_run_join_into_one"
-AGENT = "tests/commands/test_sweep.py::test_wandb_sweep_and_wandb_agent_carry_out_the_same_file"
-SWEEP = "tests/commands/test_sweep.py::test_shipped_sweeps_are_good_and_go_through_accelerate"
-SAVED = "tests/commands/test_dashboard.py::test_both_are_saved_on_a_server"
-HANG = "tests/test_commands_in_documents.py::test_the_hang_is_named_as_the_page_says"
-TRACKERS = "tests/tracking/test_also_trackers.py::test_a_killed_and_resumed_run_is_one_run_with_each_row_once"
-CI = "installs, checks or tests everything: .ci/run does it in a new environment"
-DEMO = "serves until it is ended: tests/browser/test_demo_page.py::test_drawn_digits_are_recognised"
-SCREEN = "fills a terminal until a key is pressed"
-KEY = "needs a wandb key and wandb's server"
-
-ELSEWHERE = {
-    "pip install *": CI,
-    "python -m venv .venv": CI,
-    ". .venv/bin/activate": CI,
-    "pytest": CI,
-    "pytest -m faults": "takes 20 minutes",
-    "ruff check .": CI,
-    "ruff format --check .": CI,
-    "mypy": CI,
-    "lint-imports": CI,
-    "bash .ci/run": CI,
-    "mkdocs serve": "serves until it is ended; .ci/run and tests/test_site.py build the site",
-    "accelerate launch -m mnist_dist.train": CI,
-    "accelerate launch -m mnist_dist.train --run.dir=runs/a": KEY,
-    "accelerate launch --config_file launch/multi_gpu.yaml *": "needs several GPUs",
-    "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist.train": TRAIN,
-    "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist.train --run.dir=runs/stopped": TRAIN,
-    "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist.train --config debug --model.name=*": HANG,
-    "accelerate launch --config_file launch/cpu_2.yaml -m mnist_dist doctor *": DOCTOR,
-    "accelerate launch --config_file launch/cpu_2.yaml --max_restarts 3 *": RESTART,
-    "torchrun --standalone --nproc-per-node 2 -m mnist_dist.train": "tests/launch/test_launch.py::"
-    "test_sigterm_to_torchrun_stops_three_processes_and_they_resume",
-    "torchrun --standalone --nproc_per_node 2 --max_restarts 3 *": RESTART,
-    "srun python -m mnist_dist doctor *": SLURM,
-    "salloc *": "needs a Slurm cluster",
-    "sbatch launch/slurm/train.sbatch *": SLURM,
-    "sbatch --nodes=2 --gpus-per-node=8 *": "needs a Slurm cluster with GPUs",
-    "sbatch --array=0-9 *": "tests/slurm/test_slurm.py::test_an_array_is_a_sweep_over_seeds",
-    "ls runs/digits": "is a program of the system",
-    "tail -f slurm-mnist_dist-12345.out": "waits until it is ended",
-    "watch -n 5 mnist-dist status last": SCREEN,
-    "mnist-dist demo RUN": DEMO,
-    "mnist-dist doctor": "tests/commands/test_doctor.py::test_one_process",
-    "mnist-dist data fetch --data.name=emnist-letters": "needs the network, and 560 MB",
-    "mnist-dist export RUN --to torch-export": EXPORT,
-    "mnist-dist export RUN --to onnx --int8": "tests/commands/test_export.py::test_int8_says_what_it_costs",
-    "mnist-dist report runs/one runs/two *": "tests/tracking/test_report.py::"
-    "test_several_runs_lie_over_each_other_and_what_differs_comes_first",
-    "mnist-dist explain RUN *": "tests/commands/test_explain.py::test_a_picture_and_a_map_of_features",
-    "mnist-dist sweep learning_rate": SWEEP,
-    "mnist-dist sweep mine.yaml": AGENT,
-    "mnist-dist dashboard --save*": SAVED,
-    "wandb leet *": SCREEN,
-    "wandb sync *": KEY,
-    "wandb beta sync --id *": JOINED,
-    "wandb beta sync --live *": KEY,
-    "wandb artifact get *": KEY,
-    "wandb sweep *": AGENT,
-    "wandb agent *": AGENT,
-    "export WANDB_API_KEY=...": KEY,
-    "python -m mnist_dist.train --run.dir=runs/a --tracking.mode=offline": JOINED,
-    "python -m mnist_dist.train --tracking.also=*": TRACKERS,
-    "WANDB_PROJECT=digits WANDB_RUN_GROUP=old *": "tests/tracking/test_wandb_settings.py::"
-    "test_labels_are_wandbs_and_the_runs_own_go_first",
-}
-"""Pattern of commands that are not run here (`*` stands for any text) to the test that runs them, or the reason."""
 
 EXIT_CODES = {"python -m mnist_dist.train --tracking.entity=team/project": 2}
 """Commands that a document shows because they are refused."""
@@ -311,6 +243,8 @@ def test_each_reason_is_needed_and_each_test_exists() -> None:
 def test_commands_are_found() -> None:
     text = "```sh\na b  # c\nd --e='#' && f \\\n  g\n```\n\n    $ h i     # j\n```text\nk\n```\n"
     assert commands_in(text) == ["a b", "d --e='#'", "f g", "h i"]
+    table = "| what | command |\n|---|---|\n| `a b` | `c d`, `--e=f` |\n\n| command |\n|---|\n| `x y && g` |\n"
+    assert commands_in_tables(table) == ["c d", "x y", "g"]
     assert own_arguments("A=1 python -m mnist_dist.train --run.seed=1 > x") == ["train", "--run.seed=1"]
     assert own_arguments("accelerate launch -m mnist_dist doctor") == ["doctor"]
     assert own_arguments("wandb leet x") is None

@@ -21,6 +21,7 @@ BLOCK = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTA
 TYPED = re.compile(r"^ *\$ (.+)$", re.MULTILINE)
 """A command in a transcript, after a shell's prompt."""
 SPAN = re.compile(r"`([^`]+)`")
+PROGRAM = re.compile(r"(?:[a-z]+|mnist-dist) [^ ]|benchmarks/")
 VARIABLE = re.compile(r"[A-Z_]+=\S*")
 
 
@@ -42,15 +43,36 @@ def commands_in(text: str) -> list[str]:
     return [part for line in lines if line for part in line.split(" && ")]
 
 
+def commands_in_tables(text: str) -> list[str]:
+    """The code spans in columns `command` and `reproduce` of a Markdown text's tables, except options alone."""
+    found: list[str] = []
+    columns: list[int] = []
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            columns = []
+            continue
+        cells = [cell.strip() for cell in re.sub(r"`[^`]*`", lambda code: code[0].replace("|", "/"), line).split("|")]
+        if columns:
+            found += [span for index in columns for span in SPAN.findall(cells[index]) if PROGRAM.match(span)]
+        else:
+            columns = [index for index, name in enumerate(cells) if name in ("command", "reproduce")]
+    return [part for line in found for part in line.split(" && ")]
+
+
 def all_commands() -> list[Command]:
     """The commands of all documents."""
-    return [Command(str(path.relative_to(ROOT)), line) for path in DOCUMENTS for line in commands_in(path.read_text())]
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text()
+        lines = [*commands_in(text), *commands_in_tables(text)]
+        found += [Command(str(path.relative_to(ROOT)), line) for line in lines]
+    return found
 
 
 def inline_commands(text: str) -> list[str]:
-    """The code spans of a Markdown text that are commands of this package with arguments; `N` stands for a number."""
+    """The code spans of a Markdown text that are commands of this package with arguments."""
     spans = SPAN.findall(re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
-    lines = [re.sub(r"\bN\b", "3", " ".join(span.split())) for span in spans]
+    lines = [" ".join(span.split()) for span in spans]
     ours = [
         line for line in lines if re.match(r"([A-Z_]+=\S* )*(mnist-dist|python|accelerate|torchrun|srun|mpirun) ", line)
     ]
@@ -74,8 +96,11 @@ def own_arguments(line: str) -> list[str] | None:
 
 
 def refusal_of(line: str) -> str:
-    """The line with which the command's own parser, or the configuration's loader, refuses a command; else empty."""
-    name, *rest = own_arguments(line) or ["train"]
+    """The line with which the command's own parser, or the configuration's loader, refuses a command; else empty.
+
+    `N` stands for a number, `NAME` for a recipe.
+    """
+    name, *rest = own_arguments(re.sub(r"\bN\b", "3", re.sub(r"\bNAME\b", "debug", line))) or ["train"]
     if name not in COMMANDS:
         return f"{name}: no such command"
     try:
