@@ -7,7 +7,7 @@ A document's commands run one after the other in a folder of its own, as a reade
 - A training takes two steps (`SHORT`), with wandb off unless the command names it. What a command sets itself is kept.
 - `mnist-dist` and `python -m mnist_dist` run in one process that has torch already.
 
-Commands stand in blocks for a shell, after a prompt, and in the columns `command` and `reproduce` of tables. Those inside
+Commands stand in blocks for a shell, after a prompt, and in the columns `command` and `reproduce` of tables. Those in
 sentences, and all that are not run here, are at least taken by their parsers.
 """
 
