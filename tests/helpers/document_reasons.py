@@ -10,7 +10,8 @@ EXPORT = "tests/commands/test_export.py::test_a_graph_gives_the_logits_of_the_ru
 RESTART = "tests/faults/test_elastic.py::test_a_run_with_a_killed_worker_equals_an_uninterrupted_one"
 JOINED = "tests/tracking/test_wandb_online.py::test_offline_parts_of_a_stopped_run_join_into_one"
 AGENT = "tests/commands/test_sweep.py::test_wandb_sweep_and_wandb_agent_carry_out_the_same_file"
-SWEEP = "tests/commands/test_sweep.py::test_shipped_sweeps_are_good_and_go_through_accelerate"
+SWEEP = "trains six networks; of two: tests/commands/test_sweep.py::test_two_runs_of_two_processes_get_their_parameters_on_both"
+MISTAKE = "tests/commands/test_sweep.py::test_mistakes_are_one_line_before_anything_starts"
 SAVED = "tests/commands/test_dashboard.py::test_both_are_saved_on_a_server"
 PODS = "tests/launch/test_cluster_commands.py::test_two_pods_of_kubeflow_train_as_one_process"
 HANG = "tests/test_commands_in_documents.py::test_the_hang_is_named_as_the_page_says"
@@ -86,7 +87,7 @@ ELSEWHERE = {
     "test_several_runs_lie_over_each_other_and_what_differs_comes_first",
     "mnist-dist explain RUN *": "tests/commands/test_explain.py::test_a_picture_and_a_map_of_features",
     "mnist-dist sweep learning_rate": SWEEP,
-    "mnist-dist sweep mine.yaml": AGENT,
+    "mnist-dist sweep mine.yaml": MISTAKE,
     "mnist-dist dashboard --save*": SAVED,
     "wandb leet *": SCREEN,
     "wandb sync *": KEY,
