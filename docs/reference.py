@@ -46,7 +46,7 @@ def describe_setting(key: str) -> str:
         facts.append(f"each {limits}" if schema["type"] == "array" else limits)
     default = format_default(schema["default"])
     facts.append(f"default: {default if default == 'empty' else f'`{default}`'}")
-    return f"### `{key}`\n\n{'; '.join(facts)}\n\n{escape(schema['description'])}"
+    return f"## `{key}`\n\n{'; '.join(facts)}\n\n{escape(schema['description'])}"
 
 
 def commands_page() -> str:
