@@ -12,7 +12,7 @@ from mnist_dist.checkpoint.trained_model import TrainedModel
 from mnist_dist.models import create_model
 
 
-class HubModel(TrainedModel, PyTorchModelHubMixin, library_name="mnist_dist", tags=["image-classification", "mnist"]):
+class HubModel(TrainedModel, PyTorchModelHubMixin, library_name="mnist_dist", tags=["image-classification"]):
     """A trained model that the Hub's mixin saves and loads, as config.json and model.safetensors: no code, no pickle.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 from mnist_dist.checkpoint.run_paths import CHECKPOINTS, named_run
 from mnist_dist.commands.arguments import Parser
-from mnist_dist.tracking.run_record import MISSING, Row, RunRecord, differing_settings, read_record
+from mnist_dist.tracking.run_record import MISSING, Row, RunRecord, differing_settings, read_record, shown
 from mnist_dist.utils.errors import EXIT_DONE
+from mnist_dist.utils.files import read_json_or_empty
 from mnist_dist.utils.strict_json import dump_strict
 
 NOT_COMPUTED = ("time", "images_per_second", "step_seconds", "flops_per_second", "mfu", "memory.", "epoch.seconds")
@@ -21,7 +21,6 @@ RESULTS = (
     "test.loss",
     "val.accuracy",
     "train.steps",
-    "train.seconds",
     "model.parameters",
     "world_size",
 )
@@ -124,8 +123,8 @@ def compare_weights(one: RunRecord, other: RunRecord) -> dict[str, Any]:
 
 def model_digest(folder: Path, step: int) -> str:
     """SHA-256 of a checkpoint's file of weights, as its manifest has it; empty if that cannot be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        manifest = json.loads((folder / CHECKPOINTS / f"step-{step:08d}" / "manifest.json").read_bytes())
+    manifest = read_json_or_empty(folder / CHECKPOINTS / f"step-{step:08d}" / "manifest.json")
+    with suppress(KeyError, TypeError):
         return str(manifest["files"]["model.safetensors"]["sha256"])
     return ""
 
@@ -144,7 +143,7 @@ def print_comparison(found: Mapping[str, Any], one: RunRecord, other: RunRecord)
         for heading in (kind, one.name, other.name):
             table.add_column(heading, overflow="fold")
         for key, values in found[kind].items():
-            table.add_row(key, *(str(value)[:40] for value in values))
+            table.add_row(key, *map(shown, values))
         console.print(table)
     console.print(describe_rows(found["rows"]), markup=False, soft_wrap=True)
     console.print(describe_weights(found["weights"]), markup=False, soft_wrap=True)

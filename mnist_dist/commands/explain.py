@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mnist_dist.commands.arguments import Parser, add_run_arguments, check_indices
 from mnist_dist.console.formatting import format_percent
+from mnist_dist.tracking.backend import is_installed
 from mnist_dist.utils.errors import EXIT_DONE, UserError
 from mnist_dist.utils.files import atomic_write, expand_home
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     """
     options = build_parser().parse_args(arguments)
     check_options(options)
-    if find_spec("matplotlib") is None:
+    if not is_installed("matplotlib"):
         raise UserError(INSTALL)
 
     from mnist_dist.checkpoint.load_model import load_model
@@ -85,7 +85,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"mnist-dist explain: give one of --index I, --image FILE and --embedding pca, {given}")
     if options.out and Path(options.out).suffix.lower() not in FORMATS:
         raise UserError(f"--out {options.out}: must end in {', '.join(FORMATS)}")
-    if options.embedding == "umap" and find_spec("umap") is None:
+    if options.embedding == "umap" and not is_installed("umap"):
         raise UserError("--embedding umap: needs the package umap-learn: pip install umap-learn; or use pca")
 
 
@@ -103,10 +103,7 @@ def draw_explanation(loaded: LoadedModel, options: argparse.Namespace) -> tuple[
         check_indices([options.index], len(images), options.split)
         image, name = images[options.index], f"{options.split} image {options.index}"
         truth = int(labels[options.index])
-    figure, predicted, probability = explanation_figure(loaded, image, name)
-    classes = loaded.config.data.class_names
-    verdict = "" if truth is None else ", right" if truth == predicted else f", wrong: {classes[truth]}"
-    return figure, f"{name}: {classes[predicted]} ({format_percent(probability)}){verdict}"
+    return explanation_figure(loaded, image, name, truth)
 
 
 def draw_map(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Figure, str]:

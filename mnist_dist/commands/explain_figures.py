@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
 from mnist_dist.checkpoint.load_model import LoadedModel
+from mnist_dist.console.formatting import format_percent
 from mnist_dist.data.loader import normalize
 from mnist_dist.models import classifier
 from mnist_dist.models.attribution import integrated_gradients, occlusion
@@ -21,19 +23,24 @@ from mnist_dist.models.summary import describe_layer
 WIDTH = 10.0  # inches
 MAPS_ACROSS = 16
 BATCH = 1000
+MAX_LEGEND = 30
+"""Classes that a legend names by their colours; of more, each is named where its points are."""
+HALO = (withStroke(linewidth=1, foreground="white"),)
+"""Makes a name readable on points."""
 Layer = tuple[str, str, Tensor]
 """A layer's name, its kind in words, and its output for one image without the batch dimension."""
 
 
-def explanation_figure(loaded: LoadedModel, image: Tensor, name: str) -> tuple[Figure, int, float]:
+def explanation_figure(loaded: LoadedModel, image: Tensor, name: str, truth: int | None) -> tuple[Figure, str]:
     """How the model sees an image: the image, the pixels that decided, and the output of every layer.
 
     Args:
         image: uint8 (28, 28).
         name: of the image, for the title.
+        truth: the label, if it is known.
 
     Returns:
-        The figure, the predicted class and its probability.
+        The figure, and its title: the prediction in one line.
     """
     model, config = loaded.model, loaded.config.data
     pixels = normalize(image[None, None], config)[0]
@@ -44,7 +51,10 @@ def explanation_figure(loaded: LoadedModel, image: Tensor, name: str) -> tuple[F
 
     heights = [2.2, *(row_height(output) for _, _, output in layers)]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.35 * len(heights)), layout="constrained")
-    figure.suptitle(f"{name}: {config.class_names[predicted]} ({100 * float(probabilities[predicted]):.2f} %)")
+    classes = config.class_names
+    verdict = "" if truth is None else ", right" if truth == predicted else f", wrong: {classes[truth]}"
+    title = f"{name}: {classes[predicted]} ({format_percent(float(probabilities[predicted]))}){verdict}"
+    figure.suptitle(title)
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     draw_input(
         rows[0],
@@ -52,11 +62,11 @@ def explanation_figure(loaded: LoadedModel, image: Tensor, name: str) -> tuple[F
         occlusion(model, pixels, background, predicted),
         integrated_gradients(model, pixels, background, predicted),
         probabilities,
-        config.class_names,
+        classes,
     )
     for row, layer in zip(rows[1:], layers, strict=True):
         draw_layer(row, *layer)
-    return figure, predicted, float(probabilities[predicted])
+    return figure, title
 
 
 @torch.no_grad()
@@ -156,17 +166,22 @@ def embedding_figure(loaded: LoadedModel, images: Tensor, labels: Tensor, method
         names = [f"component {i + 1} ({100 * fraction:.0f} % of the variance)" for i, fraction in enumerate(fractions)]
     figure = Figure(figsize=(9, 7), layout="constrained")
     axes = figure.subplots()
-    colours = mpl.colormaps["tab10" if len(config.class_names) <= 10 else "turbo"]
+    count = len(config.class_names)
+    colours = mpl.colormaps["tab10" if count <= 10 else "turbo"]
     for label, name in enumerate(config.class_names):
-        colour = colours(label if len(config.class_names) <= 10 else label / (len(config.class_names) - 1))
+        colour = colours(label if count <= 10 else label / (count - 1))
         ours = labels == label
         x, y = points[ours & right].T.numpy()
         axes.scatter(x, y, s=4, color=colour, alpha=0.5, linewidths=0, label=name, rasterized=True)
         x, y = points[ours & ~right].T.numpy()
         axes.scatter(x, y, s=40, color=colour, marker="x", linewidths=1.5, rasterized=True)
+        if ours.any() and count > MAX_LEGEND:  # nobody tells so many colours apart
+            x, y = points[ours].median(dim=0).values.tolist()
+            axes.annotate(name, (x, y), (0, 5), textcoords="offset points", fontsize=7, ha="center", path_effects=HALO)
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
-    axes.set_title(f"features of {len(images)} images; {int((~right).sum())} mistakes are crosses")
-    if len(config.class_names) <= 30:
-        axes.legend(title="class", markerscale=3, fontsize=8)
+    mistakes = int((~right).sum())
+    axes.set_title(f"features of {len(images)} images; {mistakes} mistakes{' are crosses' * bool(mistakes)}")
+    if count <= MAX_LEGEND:  # beside the points, which may be anywhere
+        figure.legend(title="class", markerscale=3, fontsize=8, loc="outside right upper")
     return figure, int(right.sum())

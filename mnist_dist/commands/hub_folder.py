@@ -16,11 +16,29 @@ import mnist_dist
 from mnist_dist.checkpoint.hub_model import HubModel
 from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.commands.export_formats import BATCH
+from mnist_dist.commands.nearest_recipe import nearest_recipe
+from mnist_dist.config.schema import Config, flat
+from mnist_dist.data.identity import content_digest
+from mnist_dist.data.sets import DATA_SETS
 from mnist_dist.models.summary import count_parameters
 from mnist_dist.utils.confusion import most_frequent_mistakes
 
-NOT_SHARED = ("run.dir", "data.root", "tracking.project", "tracking.entity", "tracking.notes", "tracking.group")
+NOT_SHARED = (
+    *("run.dir", "run.resume", "data.root", "model.init_from"),
+    *("tracking.project", "tracking.entity", "tracking.notes", "tracking.group"),
+)
 """Settings that say where the run was, or who made it."""
+MNIST_TEST_SHA256 = "8a81f5807248c1455645cd2253e437775c7cbaf8dcbae23ba1e0bc5544d240af"
+"""`content_digest` of MNIST's test set. With data.name=mnist any ten classes may have been read."""
+ON_THE_HUB = {
+    "mnist": "ylecun/mnist",
+    "fashion": "zalando-datasets/fashion_mnist",
+}
+"""Data sets of the Hub, by data.name."""
+OWN = "idx"
+"""data.name of a set that is none of the known ones."""
+LIKE_MNIST = ("mnist", "qmnist", "emnist")
+"""Beginnings of the names of sets whose images are scaled and centred as MNIST's are."""
 
 
 def write_hub_folder(
@@ -35,13 +53,16 @@ def write_hub_folder(
         labels: (N,) of any integer type.
     """
     settings = loaded.config.to_dict()
+    defaults = flat(Config())
     for key in NOT_SHARED:
         section, _, name = key.partition(".")
-        settings[section][name] = type(settings[section][name])()
+        settings[section][name] = defaults[key]
     model = HubModel(settings, loaded.step)
     model.model.load_state_dict(loaded.model.state_dict())
     model.save_pretrained(folder)
-    (folder / "README.md").write_text(card(loaded, facts, settings, reference.argmax(1), labels), encoding="utf-8")
+    name = name_of_data(loaded.config.data.name, images, labels)
+    text = card(loaded, facts, settings, name, reference.argmax(1), labels)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()):  # the mixin says where it reads
         read = HubModel.from_pretrained(str(folder))
     with torch.inference_mode():
@@ -52,20 +73,30 @@ def card(
     loaded: LoadedModel,
     facts: dict[str, Any],
     settings: dict[str, dict[str, Any]],
+    name: str,
     predicted: Tensor,
     labels: Tensor,
 ) -> str:
-    """The model card: metadata for the Hub in YAML, then text for people."""
+    """The model card: metadata for the Hub in YAML, then text for people.
+
+    Args:
+        facts: as from `export_formats.facts_of`.
+        settings: those to show.
+        name: as from `name_of_data`.
+        predicted: (N,), of the test set.
+        labels: (N,) of any integer type.
+    """
     config, classes = loaded.config, loaded.config.data.class_names
     right, count = int((predicted == labels).sum()), len(labels)
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     confusion.index_put_((labels.long(), predicted), torch.ones(count, dtype=torch.int64), accumulate=True)
+    title = "a set of its own" if name == OWN else DATA_SETS[name].title
     metadata = {
         "library_name": "mnist_dist",
         "license": "mit",
         "pipeline_tag": "image-classification",
-        "tags": ["mnist", "image-classification", "pytorch", "safetensors"],
-        "datasets": ["ylecun/mnist"] if is_mnist(classes) else [],
+        "tags": [*([name] if name != OWN else []), "image-classification", "pytorch", "safetensors"],
+        **({"datasets": [ON_THE_HUB[name]]} if name in ON_THE_HUB else {}),
         "metrics": ["accuracy"],
         "model-index": [
             {
@@ -73,11 +104,7 @@ def card(
                 "results": [
                     {
                         "task": {"type": "image-classification"},
-                        "dataset": {
-                            "name": "MNIST" if is_mnist(classes) else "its own",
-                            "type": "mnist",
-                            "split": "test",
-                        },
+                        "dataset": {"name": title, "type": name, "split": "test"},
                         "metrics": [{"type": "accuracy", "value": right / count, "verified": False}],
                     }
                 ],
@@ -87,6 +114,10 @@ def card(
     return CARD.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
         model=config.model.name,
+        data=title,
+        recipe=nearest_recipe(flat(config)),
+        start="\n\nThe first weights were those of another run." if config.model.init_from else "",
+        preparation=LIKE_MNIST_PREPARATION if name.startswith(LIKE_MNIST) else "as those were.",
         parameters=f"{count_parameters(loaded.model):,}",
         classes=", ".join(classes),
         step=loaded.step,
@@ -101,9 +132,16 @@ def card(
     )
 
 
-def is_mnist(classes: Sequence[str]) -> bool:
-    """Whether the classes are the ten digits."""
-    return tuple(classes) == tuple("0123456789")
+def name_of_data(name: str, images: Tensor, labels: Tensor) -> str:
+    """The name of the data set, one of DATA_SETS: `idx` instead of `mnist` where the test set is not MNIST's.
+
+    Args:
+        name: data.name.
+        images: the test set, uint8 (N, 28, 28).
+        labels: (N,) of any integer type.
+    """
+    is_other = name == "mnist" and content_digest(images, labels) != MNIST_TEST_SHA256
+    return OWN if is_other else name
 
 
 def confusion_rows(confusion: Sequence[Sequence[int]], classes: Sequence[str], most: int = 12) -> str:
@@ -123,11 +161,14 @@ CARD = """---
 
 # mnist_dist {model}
 
-A network of {parameters} parameters that classifies grey images of 28x28 pixels, white on black, as one of: {classes}.
+A network of {parameters} parameters, trained on {data}. It classifies grey images of 28x28 pixels, white on black,
+as one of: {classes}.
 
 | | |
 |---|---|
 | accuracy on the test set, in float32 | {accuracy} |
+| data | {data} |
+| recipe | {recipe} |
 | steps of training | {step} |
 | seed | {seed} |
 | validation set | {validation} |
@@ -146,7 +187,7 @@ Normalisation is part of the model. The files hold no code: weights are safetens
 ## Training
 
 Trained by mnist_dist {version} with the settings below. The same settings, versions and hardware give the same weights,
-bit for bit: their SHA-256 is `{weights}`.
+bit for bit: their SHA-256 is `{weights}`.{start}
 
 <details><summary>settings</summary>
 
@@ -167,7 +208,9 @@ Confusion on the test set:
 
 ## Limits
 
-The images of the training set are centred and scaled in one way, so other images must be prepared as those were:
-white on black, scaled into a box of 20x20 pixels, and centred by their mass in 28x28. The network gives an answer for
-any image, also for one that shows none of the classes. Probabilities are not calibrated.
+The images of the training set were prepared in one way, so other images must be prepared {preparation}
+The network gives an answer for any image, also for one that shows none of the classes. Its probabilities are not
+calibrated.
 """
+LIKE_MNIST_PREPARATION = """as those were:
+white on black, scaled into a box of 20x20 pixels, and centred by their mass in 28x28."""

@@ -26,7 +26,7 @@ from mnist_dist.config.digest import config_sha256
 from mnist_dist.config.schema import Config
 from mnist_dist.tracking.results import RESULTS, Machine, Result, Split
 from mnist_dist.utils.errors import EXIT_DONE, UserError
-from mnist_dist.utils.files import atomic_write, read_json
+from mnist_dist.utils.files import atomic_write, read_json_or_empty
 from mnist_dist.utils.strict_json import dump_strict
 from mnist_dist.utils.versions import code_digest
 
@@ -167,15 +167,13 @@ def log_path(plan: Plan, seed: int) -> Path:
 
 def read_facts(plan: Plan, seed: int) -> dict[str, Any]:
     """The content of the file of facts; empty if there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        return read_json(facts_path(plan, seed))
-    return {}
+    return read_json_or_empty(facts_path(plan, seed))
 
 
 def read_fraction(plan: Plan, seed: int) -> float:
     """How much of a run is done, by its status.json."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        status = read_json(plan.run_folder(seed) / STATUS)
+    status = read_json_or_empty(plan.run_folder(seed) / STATUS)
+    with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
         return float(min(status["step"] / status["last_step"], 1.0))
     return 0.0
 

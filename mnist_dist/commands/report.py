@@ -87,4 +87,5 @@ def view_of(record: RunRecord, options: argparse.Namespace) -> ModelView:
     except UserError as error:
         print(f"mnist_dist: warning: {error}; the report has no pictures of this run's model", file=sys.stderr)
         return ModelView()
-    return view_model(loaded.model, images, labels, loaded.config)
+    tested = loaded.config.data.test_limit or len(images)  # as in the run, whose numbers the report shows
+    return view_model(loaded.model, images[:tested], labels[:tested], loaded.config)

@@ -18,7 +18,7 @@ from mnist_dist.checkpoint.run_lock import LOCK, LockHolder, is_locked, is_same_
 from mnist_dist.checkpoint.run_paths import CHECKPOINTS, CONFIG, METRICS, STATUS, SUMMARY
 from mnist_dist.tracking.run_record import checkpoint_steps, parse_lines
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, UserError
-from mnist_dist.utils.files import open_no_follow, read_json
+from mnist_dist.utils.files import open_no_follow, read_json_or_empty
 
 EXIT_CODES = {
     "starting": EXIT_DONE,
@@ -53,7 +53,8 @@ def read_run_status(folder: Path) -> Json:
     check_holds_run(folder)
     # The lock is looked at before the files: a run that ends in between has then written them.
     locked, holder = is_locked(folder), read_holder(folder / LOCK)
-    status, summary, rows = read_object(folder / STATUS), read_object(folder / SUMMARY), read_rows(folder / METRICS)
+    status, summary = read_json_or_empty(folder / STATUS), read_json_or_empty(folder / SUMMARY)
+    rows = read_rows(folder / METRICS)
     train = last_row(rows, "train.loss")
     evaluation = last_row(rows, "val.accuracy") or last_row(rows, "test.accuracy")
     age = max(time.time() - last_sign(status, rows, folder), 0.0)
@@ -125,13 +126,6 @@ def find_state(
 
 
 # Files. They may be those of another version, or be written at this moment.
-
-
-def read_object(path: Path) -> Json:
-    """The content of a JSON file; empty without one, or if it makes no sense."""
-    with suppress(OSError, ValueError):
-        return read_json(path)
-    return {}
 
 
 def read_rows(path: Path) -> list[Json]:

@@ -10,7 +10,7 @@ from mnist_dist.checkpoint.run_paths import RUNS, named_run
 from mnist_dist.commands.arguments import Parser
 from mnist_dist.commands.nearest_recipe import nearest_recipe
 from mnist_dist.commands.run_status import read_run_status
-from mnist_dist.tracking.run_record import RunRecord, differing_settings, is_run, read_record
+from mnist_dist.tracking.run_record import RUN_FILES, RunRecord, differing_settings, is_run, read_record, shown
 from mnist_dist.utils.errors import EXIT_DONE, UserError
 from mnist_dist.utils.strict_json import dump_strict
 
@@ -93,9 +93,7 @@ def find_records(folder: Path) -> list[RunRecord]:
         raise UserError(f"{folder}: {what}; give a folder that holds runs")
     if is_run(folder):
         return [read_record(folder)]
-    found = sorted(
-        {path.parent for name in ("summary.json", "metrics.jsonl", "checkpoints") for path in below(folder, name)}
-    )
+    found = sorted({path.parent for name in RUN_FILES for path in below(folder, name)})
     if not found:
         raise UserError(f"{folder}: holds no run; give a folder that holds runs")
     return [read_record(path) for path in found]
@@ -147,10 +145,10 @@ def print_table(lines: Sequence[Line]) -> None:
         is_text = key in ("run", "recipe", "state")
         table.add_column(heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     for line in lines:
-        shown = ["-" if line[key] is None else to_text(line[key]) for key, (_, to_text) in COLUMNS.items()]
-        table.add_row(*shown)
+        cells = ["-" if line[key] is None else to_text(line[key]) for key, (_, to_text) in COLUMNS.items()]
+        table.add_row(*cells)
     console.print(table)
     for line in lines:
         if line["differs"]:
-            changes = ", ".join(f"{key}={value}" for key, value in line["differs"].items())
+            changes = ", ".join(f"{key}={shown(value)}" for key, value in line["differs"].items())
             console.print(f"{line['run']}: {changes}", markup=False)

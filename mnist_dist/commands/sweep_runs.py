@@ -21,7 +21,7 @@ import psutil
 from mnist_dist.checkpoint.run_lock import is_locked
 from mnist_dist.config.validation import shown
 from mnist_dist.utils.errors import EXIT_FAILED, UserError
-from mnist_dist.utils.files import atomic_write, read_json
+from mnist_dist.utils.files import atomic_write, read_json_or_empty
 from mnist_dist.utils.strict_json import dump_strict
 
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"  # as in checkpoint/run_dir.py, which imports torch
@@ -230,13 +230,11 @@ def read_values(path: Path, metric: str) -> list[float]:
 
 def read_summary(path: Path) -> dict[str, Any]:
     """test.*, train.* and weights_sha256 of a run's summary.json; nothing if there is no such file."""
-    with contextlib.suppress(OSError, ValueError):
-        return {
-            key: value
-            for key, value in read_json(path).items()
-            if key.startswith(("test.", "train.", "weights_sha256")) and not isinstance(value, list)
-        }
-    return {}
+    return {
+        key: value
+        for key, value in read_json_or_empty(path).items()
+        if key.startswith(("test.", "train.", "weights_sha256")) and not isinstance(value, list)
+    }
 
 
 def describe_failure(log: Path, code: int) -> str:

@@ -67,7 +67,7 @@ def render(records: Sequence[RunRecord], views: Sequence[ModelView]) -> str:
     """The page as HTML; arguments as in `write_report`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from mnist_dist.tracking.report_figures import draw_curves
+    from mnist_dist.tracking.report_figures import draw_curves, legend
 
     environment = Environment(
         loader=PackageLoader("mnist_dist.tracking", "."),
@@ -77,12 +77,13 @@ def render(records: Sequence[RunRecord], views: Sequence[ModelView]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: f"{100 * value:.2f} %"
+    environment.filters["plain"] = lambda value: f"{value:.6g}" if isinstance(value, float) else value
     differing = differing_settings(records) if len(records) > 1 else {}
     return environment.get_template("report.html").render(
         records=records,
         results=results(records),
-        by_step=draw_curves(records, by_time=False),
-        by_time=draw_curves(records, by_time=True),
+        charts={"step": draw_curves(records, by_time=False), "time": draw_curves(records, by_time=True)},
+        legend=legend(records),
         differing=differing,
         runs=[describe_run(number, *pair) for number, pair in enumerate(zip(records, views, strict=True))],
     )
@@ -132,7 +133,7 @@ def describe_run(number: int, record: RunRecord, view: ModelView) -> dict[str, A
         "filters": {name: png_data_url(image) for name, image in view.filters.items()},
         "layers": view.layers,
         "rank_times": draw_rank_times(record, name),
-        "facts": {key: value for key, value in record.summary.items() if is_fact(key)},
+        "facts": {key: value for key, value in record.summary.items() if is_fact(key) and value is not None},
         "versions": {key[9:]: value for key, value in record.summary.items() if key.startswith("versions.")},
         "yaml": to_yaml(record.config),
     }

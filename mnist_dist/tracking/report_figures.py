@@ -6,24 +6,34 @@ matplotlib is imported here only; it is an optional package (`pip install 'mnist
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mnist_dist.tracking.run_record import RunRecord
 
 INK = "#010203"  # becomes the CSS variable --ink, which is light in a dark page
-COLOURS = ("#2c7fb8", "#d1495b", "#2a9d6f", "#9a6fc4", "#b8860b", "#0e8a96")  # 3:1 on white and on black
-DASHES = ("solid", "dashed", "dotted", "dashdot")
+INK_VARIABLE = "var(--ink)"
+COLOURS = (  # 3:1 on white and on black
+    *("#2c7fb8", "#d1495b", "#2a9d6f", "#9a6fc4", "#b8860b"),
+    *("#0e8a96", "#c2569b", "#6b8e23", "#5c7cfa", "#c1662d"),
+)
+DASHES = ((), (6, 3), (2, 3))
+"""Lengths of the dashes and gaps of training, validation and test in points, where colours tell the runs."""
 STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be searched, enlarged and read aloud
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 9,
     "text.color": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
     "xtick.color": INK,
@@ -37,6 +47,8 @@ STYLE = {
 }
 MAX_NUMBERED = 12
 """Classes up to which the confusion matrix shows its counts."""
+MAX_LABELS = 50
+"""Classes that are named along an axis of the confusion matrix: of more, every second or third one, and so on."""
 Curve = tuple[str, str, Callable[[float], float]]
 """A metric's key, what its line is called, and how its values are shown."""
 
@@ -52,46 +64,108 @@ CHARTS: dict[str, list[Curve]] = {
     "learning rate": [("lr", "", SAME)],
     "images per second": [("images_per_second", "", SAME)],
 }
+LOGARITHMIC = ("error (%)", "loss")
+MARGINS = {"left": 0.13, "right": 0.98, "top": 0.91, "bottom": 0.16}
+"""Of a chart, as fractions of its size. To compute them from the labels takes longer than to draw the chart."""
 
 
-def draw_curves(records: Sequence[RunRecord], by_time: bool) -> str:
-    """Error, loss, learning rate and speed of all runs, over steps or over seconds of training."""
+@dataclass(frozen=True)
+class Chart:
+    """A chart of one metric."""
+
+    title: str
+    """What it shows."""
+    svg: str
+    """The picture, without a legend: `legend` is that of all charts of a page."""
+    text: str
+    """The last value of each line, in words."""
+
+
+def draw_curves(records: Sequence[RunRecord], by_time: bool) -> list[Chart]:
+    """Error, loss, learning rate and speed of all runs, over steps or over seconds of training.
+
+    Each is a figure of its own, which fits a phone. No legend lies over the lines, however long the runs' names are.
+    """
+    return [draw_chart(records, title, curves, by_time) for title, curves in CHARTS.items()]
+
+
+def draw_chart(records: Sequence[RunRecord], title: str, curves: Sequence[Curve], by_time: bool) -> Chart:
+    """One chart. The colour tells the run and the dashes the split; of one run, the colour tells the split."""
+    many = len(records) > 1
+    last: list[str] = []
+    values: list[float] = []
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 6), layout="constrained")
-        for axes, (label, curves) in zip(figure.subplots(2, 2).flat, CHARTS.items(), strict=True):
-            for number, record in enumerate(records):
-                draw_run(axes, record, curves, number, by_time, len(records) > 1)
-            axes.set_title(label, fontsize=11)
-            axes.set_xlabel("seconds of training" if by_time else "step")
-            if label in ("error (%)", "loss") and axes.lines:
-                axes.set_yscale("log")
-                axes.legend(fontsize=8)
-        if len(records) > 1:
-            figure.axes[2].legend(fontsize=8)
-        return to_svg(figure, "time" if by_time else "step")
+        figure = Figure(figsize=(4.8, 3))
+        axes = figure.subplots(gridspec_kw=MARGINS)
+        for number, record in enumerate(records):
+            seconds = record.training_seconds() if by_time else {}
+            for split, (key, name, shown) in enumerate(curves):
+                points = [
+                    (seconds.get(x) if by_time else x, shown(y)) for x, y in zip(*record.series(key), strict=True)
+                ]
+                points = [(x, y) for x, y in points if x is not None]
+                if not points:
+                    continue
+                colour, dashes = line_style(number, split, many)
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=colour,
+                    linestyle=(0, dashes) if dashes else "solid",
+                    marker="o" if len(points) < 20 else None,
+                    markersize=3,
+                    linewidth=1.5,
+                )
+                values += [y for _, y in points]
+                last.append(" ".join(filter(None, (record.name if many else "", name, f"{points[-1][1]:.4g}"))))
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("seconds of training" if by_time else "step")
+        if title in LOGARITHMIC:
+            scale_logarithmically(axes, values)
+        svg = to_svg(figure, f"{'time' if by_time else 'step'}-{list(CHARTS).index(title)}")
+    return Chart(title, svg, ", ".join(last))
 
 
-def draw_run(axes: Any, record: RunRecord, curves: Sequence[Curve], number: int, by_time: bool, many: bool) -> None:
-    """The curves of one run. The colour tells the run, the dashes tell the split."""
-    seconds = record.training_seconds() if by_time else {}
-    for dash, (key, name, shown) in enumerate(curves):
-        steps, values = record.series(key)
-        points = [
-            (seconds.get(step) if by_time else step, shown(value)) for step, value in zip(steps, values, strict=True)
-        ]
-        points = [(x, y) for x, y in points if x is not None]
-        if points:
-            label = " ".join(filter(None, (record.name if many else "", name)))
-            axes.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                label=label or None,
-                color=COLOURS[(number if many else dash) % len(COLOURS)],
-                linestyle=DASHES[dash % len(DASHES)] if many else "solid",
-                marker="o" if len(points) < 20 else None,
-                markersize=3,
-                linewidth=1.5,
-            )
+def line_style(number: int, split: int, many: bool) -> tuple[str, tuple[int, ...]]:
+    """Colour and dashes of a line.
+
+    Args:
+        number: of the run.
+        split: 0 for training, 1 for validation, 2 for test.
+        many: whether there are several runs.
+    """
+    return (COLOURS[number % len(COLOURS)], DASHES[split]) if many else (COLOURS[split], ())
+
+
+def legend(records: Sequence[RunRecord]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, colour and dashes of each run and of each split that a run has rows of."""
+    many = len(records) > 1
+    lines: list[tuple[str, str, tuple[int, ...]]] = []
+    if many:
+        lines = [(record.name, *line_style(number, 0, many)) for number, record in enumerate(records)]
+    for split, (key, name, _) in enumerate(CHARTS["loss"]):
+        if any(record.series(key)[0] for record in records):
+            colour, dashes = line_style(0, split, many)
+            lines.append((name, INK_VARIABLE if many else colour, dashes))
+    return lines
+
+
+def scale_logarithmically(axes: Any, values: Sequence[float]) -> None:
+    """Make the vertical axis logarithmic, with plain numbers. Down to 0 it is linear, where some value is 0."""
+    positive = [value for value in values if value > 0]
+    if not positive:
+        return
+    low, high = min(positive), max(positive)
+    if min(values) <= 0:
+        axes.set_yscale("symlog", linthresh=low)
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_yscale("log")
+        decades = math.log10(high / low)
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1, 1.5, 2, 3, 4, 6) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,))
+        )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], run: str) -> str:
@@ -102,7 +176,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], r
     """
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         count = len(classes)
-        side = min(2 + 0.5 * count, 9)
+        side = 1.3 + 0.37 * count if count <= MAX_NUMBERED else 6.5
         figure = Figure(figsize=(side, side), layout="constrained")
         axes = figure.subplots()
         colours = [cell_colours(row, label) for label, row in enumerate(confusion)]
@@ -112,9 +186,11 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], r
                 for predicted, images in enumerate(row):
                     if images:
                         axes.text(predicted, label, str(images), ha="center", va="center", fontsize=8)
-        step = max(count // 24, 1)
-        axes.set_xticks(range(0, count, step), classes[::step], rotation=90 if max(map(len, classes)) > 2 else 0)
-        axes.set_yticks(range(0, count, step), classes[::step])
+        step = math.ceil(count / MAX_LABELS)
+        size = 9 if count <= MAX_NUMBERED else 7
+        rotation = 90 if max(map(len, classes)) > 2 else 0
+        axes.set_xticks(range(0, count, step), classes[::step], rotation=rotation, fontsize=size)
+        axes.set_yticks(range(0, count, step), classes[::step], fontsize=size)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         return to_svg(figure, f"{run}-confusion")
@@ -139,7 +215,7 @@ def draw_rank_times(record: RunRecord, run: str) -> str:
     if not steps or len(least) != len(most):
         return ""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 2.6), layout="constrained")
+        figure = Figure(figsize=(4.8, 2.6), layout="constrained")
         axes = figure.subplots()
         axes.plot(steps, [1000 * value for value in most], color=COLOURS[1], label="slowest rank")
         axes.plot(steps, [1000 * value for value in least], color=COLOURS[0], label="fastest rank")
@@ -160,7 +236,7 @@ def to_svg(figure: Figure, name: str) -> str:
     with mpl.rc_context({"svg.hashsalt": name}):  # ids are the same each time
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
     text = stream.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "var(--ink)")
+    text = text[text.index("<svg") :].replace(INK, INK_VARIABLE)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'id="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)

@@ -18,12 +18,17 @@ import yaml
 from mnist_dist.config.data_sets import CLASS_NAMES
 from mnist_dist.config.schema import Config, flat, flatten
 from mnist_dist.utils.errors import UserError
+from mnist_dist.utils.files import read_json_or_empty
 
 Row = Mapping[str, Any]
 NO_DIFFERENCE = ("run.dir", "run.resume", "run.quiet")
 """Settings that make no other run."""
 MISSING = "-"
 """How tables show a value that a run does not have."""
+MAX_SHOWN = 40
+"""Characters of a value in a table for people: of more, the rest is left out."""
+RUN_FILES = ("metrics.jsonl", "summary.json", "checkpoints")
+"""What a folder holds that is a run: one of them at least."""
 STEP_FOLDER = re.compile(r"step-([0-9]{8})")
 
 
@@ -94,7 +99,7 @@ def read_record(folder: Path) -> RunRecord:
         folder,
         read_settings(folder / "config.yaml"),
         read_rows(folder),
-        read_summary(folder),
+        read_json_or_empty(folder / "summary.json"),
         checkpoint_steps(folder / "checkpoints"),
     )
     if not (record.config or record.rows or record.summary or record.checkpoints):
@@ -104,7 +109,7 @@ def read_record(folder: Path) -> RunRecord:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds the files of a run."""
-    return any((folder / name).exists() for name in ("metrics.jsonl", "summary.json", "checkpoints"))
+    return any((folder / name).exists() for name in RUN_FILES)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -151,13 +156,10 @@ def parse_lines(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """The content of summary.json; empty if it cannot be read."""
-    try:
-        summary = json.loads((folder / "summary.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
+def shown(value: Any) -> str:
+    """A setting or a result as a table shows it."""
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def differing_settings(records: Sequence[RunRecord], ignore: Sequence[str] = NO_DIFFERENCE) -> dict[str, list[Any]]:

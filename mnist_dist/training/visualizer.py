@@ -117,12 +117,21 @@ def draw_maps(model: nn.Module, image: Tensor, config: DataConfig) -> dict[str, 
     """Feature maps of an image, uint8 (1, 1, 28, 28), and filters, of each convolution, as `maps`, `filters`."""
     was_training = model.training
     model.eval()
-    maps = feature_maps(model, normalize(image, config)[0])
+    maps = draw_feature_maps(model, image, config)
     model.train(was_training)
     return {
-        "maps": {name: tile(channels) for name, channels in maps},
+        "maps": maps,
         "filters": {name: tile(weight.flatten(0, 1), weight.shape[1]) for name, weight in filters(model)},
     }
+
+
+def draw_feature_maps(model: nn.Module, image: Tensor, config: DataConfig) -> dict[str, np.ndarray]:
+    """The feature maps of each convolution for an image uint8 (1, 1, 28, 28), in one picture uint8 (H, W) each.
+
+    Args:
+        model: in eval mode.
+    """
+    return {name: tile(channels) for name, channels in feature_maps(model, normalize(image, config)[0])}
 
 
 def tile(maps: Tensor, group: int = 1) -> np.ndarray:

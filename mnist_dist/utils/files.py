@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +96,10 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
     """
     return parse_strict(read_bounded(path, MAX_JSON_BYTES))
+
+
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """The JSON object in a file as `read_json` reads it; empty without one, or if it makes no sense."""
+    with suppress(OSError, ValueError):
+        return read_json(path)
+    return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from kept_run import copy_kept_run
 
-from mnist_dist.checkpoint.load_model import load_model
+from mnist_dist.checkpoint.load_model import load_model, read_config
 from mnist_dist.commands.demo_server import SIDE, DemoServer, recognise
 
 Point = tuple[float, float]
@@ -99,14 +100,33 @@ def test_drawn_digits_are_recognised(
 
 
 def test_the_keyboard_draws_too(kept: Any, serve: Callable[[Any], int], open_page: Any) -> None:
-    page = open_page(f"http://127.0.0.1:{serve(kept)}/", 800, "light")
+    page = open_page(f"http://127.0.0.1:{serve(kept)}/", 1400, "light")
     page.wait_for_selector("body[data-state=answered][data-answer='']")
+    for name in ("#pen", "#given"):
+        assert not page.is_visible(name)  # as long as nothing is drawn
+    field = page.locator("#drawing").bounding_box()
     page.focus("#drawing")
-    for key in ("ArrowUp", "ArrowUp", " ", *["ArrowDown"] * 12):
+    page.keyboard.press("ArrowUp")
+    before = page.locator("#pen").bounding_box()
+    page.keyboard.press("ArrowUp")
+    assert page.locator("#pen").bounding_box()["y"] < before["y"]
+    for key in (" ", *["ArrowDown"] * 12):
         page.keyboard.press(key)
     page.wait_for_selector("body[data-state=answered]:not([data-answer=''])")
+    assert page.is_visible("#given")
+    assert page.locator("#drawing").bounding_box() == field  # it does not move while a digit is drawn
     page.keyboard.press("Delete")
     page.wait_for_selector("body[data-state=answered][data-answer='']")
+
+
+def test_the_page_of_other_classes_asks_for_no_digit(kept: Any, serve: Callable[[Any], int], open_page: Any) -> None:
+    settings = kept.config.to_dict()
+    settings["data"] |= {"name": "fashion", "classes": []}
+    other = replace(kept, config=read_config(settings, "settings"))
+    page = open_page(f"http://127.0.0.1:{serve(other)}/", 390, "dark")
+    page.wait_for_selector("body[data-state=answered][data-answer='']")
+    assert page.text_content("#title") == "Draw a picture"
+    assert "It knows 10 classes: T-shirt/top, Trouser" in page.text_content("#about")
 
 
 # The server, without a browser

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from idx_sets import draw_set
 from kept_run import copy_kept_run
 from torch import Tensor, nn
 
 from mnist_dist.__main__ import main
+from mnist_dist.checkpoint.load_model import load_model, read_config
+from mnist_dist.data.idx import read_pair
 from mnist_dist.models import create_model
 from mnist_dist.models.attribution import integrated_gradients, occlusion
 from mnist_dist.models.embedding import penultimate_features, principal_components
@@ -33,6 +37,7 @@ def test_one_figure_shows_every_layer(work: Path, capsys: pytest.CaptureFixture[
     assert out.startswith("test image 3: 3 (")
     assert out.splitlines()[-1] == "written: explanation.svg"
     text = (work / "explanation.svg").read_text()
+    assert f"<!-- {out.splitlines()[0]} -->" in text  # the title
     for name, shape in (("body.0", "10 x 24 x 24"), ("body.3", "20 x 8 x 8"), ("head", "10")):
         assert f"<!-- {name}  " in text
         assert f": {shape} -->" in text
@@ -52,6 +57,34 @@ def test_a_picture_and_a_map_of_features(work: Path, capsys: pytest.CaptureFixtu
     assert (work / "embedding.png").read_bytes().startswith(b"\x89PNG")
     shutil.rmtree("digits")
     assert main(["explain", "run", "--embedding", "pca"]) == EXIT_USER
+
+
+@needs_matplotlib
+def test_a_mistake_and_what_it_is_are_in_the_title(work: Path) -> None:
+    from mnist_dist.commands.explain_figures import explanation_figure
+
+    image = read_pair(work / "digits" / "t10k-images-idx3-ubyte", work / "digits" / "t10k-labels-idx1-ubyte")[0][3]
+    figure, title = explanation_figure(load_model("run"), image, "test image 3", truth=8)
+    assert title.endswith(", wrong: 8")
+    assert figure.get_suptitle() == title
+    assert explanation_figure(load_model("run"), image, "photo.png", truth=None)[1].endswith(" %)")
+
+
+@needs_matplotlib
+def test_a_map_of_few_classes_has_a_legend_and_one_of_many_names_them_in_place(work: Path) -> None:
+    from mnist_dist.commands.explain_figures import MAX_LEGEND, embedding_figure
+
+    images, labels = draw_set(MAX_LEGEND + 10, 100)
+    for count in (MAX_LEGEND, MAX_LEGEND + 1):
+        loaded = load_model("run")
+        settings = loaded.config.to_dict()
+        settings["data"] |= {"name": "idx", "classes": [f"class {label}" for label in range(count)]}
+        model = create_model("basic", count).eval()
+        loaded = replace(loaded, config=read_config(settings, "settings"), model=model)
+        figure, _ = embedding_figure(loaded, images, labels.clamp(max=count - 1), "pca")
+        named = [text.get_text() for text in figure.axes[0].texts]
+        assert named == (list(settings["data"]["classes"]) if count > MAX_LEGEND else [])
+        assert len(figure.legends) == (count <= MAX_LEGEND)
 
 
 @needs_matplotlib

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from kept_run import copy_kept_run
 
 from mnist_dist.__main__ import main
 from mnist_dist.checkpoint.hub_model import HubModel
-from mnist_dist.checkpoint.load_model import load_model
-from mnist_dist.commands import export, export_formats
+from mnist_dist.checkpoint.load_model import load_model, read_config
+from mnist_dist.commands import export, export_formats, hub_folder
 from mnist_dist.commands.exported_model import open_exported
+from mnist_dist.data.identity import content_digest
 from mnist_dist.data.idx import read_pair
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER
 
@@ -108,6 +111,55 @@ def test_a_hub_folder_is_loaded_by_from_pretrained(work: Path, capsys: pytest.Ca
     assert "100.00 % (50 of 50)" in card
     assert model.weights_sha256 in card
     assert str(work) not in card + (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "tags", "sets"),
+    [
+        ("mnist", "a set of its own", ["image-classification"], None),  # ten classes under MNIST's file names
+        ("fashion", "Fashion-MNIST", ["fashion", "image-classification"], ["zalando-datasets/fashion_mnist"]),
+        ("kmnist", "KMNIST", ["kmnist", "image-classification"], None),
+        ("idx", "a set of its own", ["image-classification"], None),
+    ],
+)
+def test_the_card_names_the_data_of_the_run(
+    work: Path, name: str, title: str, tags: list[str], sets: list[str] | None
+) -> None:
+    card = card_of(work, data={"name": name, "classes": list("abcdefghij")})
+    assert (card.data.datasets, card.data.tags[:-2]) == (sets, tags)
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.dataset_type, result.metric_value) == (title, tags[0] if tags[1:] else "idx", 1)
+    assert f"| data | {title} |" in card.text
+    assert "| recipe | default, " in card.text
+    assert "20x20" not in card.text
+    assert "MNIST" not in card.text.replace(title, "")
+
+
+def card_of(work: Path, **changes: dict[str, Any]) -> Any:
+    """The model card of a Hub folder that is written from the run, as if it had had other settings."""
+    from huggingface_hub import ModelCard
+
+    loaded, images = load_model("run"), images_of(work)
+    settings = {name: section | changes.get(name, {}) for name, section in loaded.config.to_dict().items()}
+    loaded = replace(loaded, config=read_config(settings, "settings"))
+    logits, facts = export_formats.reference_logits(loaded, images), export_formats.facts_of(loaded, "uint8")
+    hub_folder.write_hub_folder(work / "exported", loaded, facts, logits, images, torch.arange(50) % 10)
+    return ModelCard.load(work / "exported" / "README.md")
+
+
+def test_the_card_of_mnist_is_known_by_its_digest(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = images_of(work)
+    monkeypatch.setattr(hub_folder, "MNIST_TEST_SHA256", content_digest(images, torch.arange(50) % 10))
+    card = card_of(work)
+    assert card.data.datasets == ["ylecun/mnist"]
+    assert card.data.eval_results[0].dataset_name == "MNIST"
+    assert "box of 20x20 pixels" in card.text
+
+
+def test_the_folder_does_not_say_where_the_run_was(work: Path) -> None:
+    card = card_of(work, model={"init_from": "/home/someone/first"}, run={"resume": "/home/someone/second"})
+    assert "The first weights were those of another run." in card.text
+    assert "someone" not in str(card) + (work / "exported" / "config.json").read_text()
 
 
 def test_a_model_that_classifies_otherwise_is_refused(

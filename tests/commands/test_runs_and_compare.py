@@ -113,6 +113,15 @@ def test_the_table_fits(
     assert "optim.lr=0.5" in "".join(lines)
 
 
+def test_a_long_value_is_cut_in_tables_only(runs: Path, json_of: Json, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"class {number}" for number in range(150)]
+    change_config(runs / "two", "data", name="idx", classes=names)
+    for command in (["runs"], ["compare", "runs/one", "runs/two"]):
+        assert main(command) == EXIT_DONE
+        assert "class 149" not in capsys.readouterr().out
+    assert json_of("runs")[1]["differs"]["data.classes"] == names
+
+
 @pytest.mark.parametrize(
     ("folder", "what"),
     [("nothing", "no such folder"), ("runs/one/config.yaml", "is a file"), ("empty", "holds no run")],
@@ -145,6 +154,7 @@ def test_the_nearest_recipe_is_the_one_with_the_fewest_changes() -> None:
 
 def test_equal_runs_are_equal_in_all(runs: Path, json_of: Json, capsys: pytest.CaptureFixture[str]) -> None:
     change_rows(runs / "two", lambda row: row.update(time=0.0, step_seconds=9.0))
+    change_summary(runs / "two", train_seconds=99.0, train_images_per_second=1.0)
     found = json_of("compare", "runs/one", "runs/two")
     assert found["settings"] == found["data"] == found["versions"] == found["results"] == {}
     assert found["rows"] == {"compared": 36, "equal": 36, "first": None}

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,10 @@ from mnist_dist.__main__ import main
 from mnist_dist.tracking.media import Example
 from mnist_dist.tracking.report import ModelView, render
 from mnist_dist.tracking.run_record import read_record
+from mnist_dist.training.model_view import draw_filters
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_USER
 
-pytestmark = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra `report`")
+draw_curves = pytest.importorskip("mnist_dist.tracking.report_figures", reason="needs the extra `report`").draw_curves
 
 
 class Page(HTMLParser):
@@ -78,10 +78,47 @@ def test_several_runs_lie_over_each_other_and_what_differs_comes_first(tmp_path:
     table = text[text.index("Settings that are not the same") : text.index("By step")]
     assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["optim.lr"]
     assert "0.125" in table
-    assert "one train" in text
-    assert "two train" in text
     page = Page(text)
     assert len(page.ids()) == len(set(page.ids()))
+    assert re.findall(r"</svg>(.*?)</li>", text[: text.index("By step")]) == ["one", "two", "train", "test"]
+    last = read_record(tmp_path / "two").series("train.loss")[1][-1]
+    assert f"two train {last:.4g}" in next(attrs["aria-label"] or "" for _, attrs in page.tags if is_loss(attrs))
+
+
+def is_loss(attrs: dict[str, str | None]) -> bool:
+    """Whether attributes are those of the chart of the loss."""
+    return (attrs.get("aria-label") or "").startswith("Line chart of loss by step")
+
+
+def test_a_curve_that_reaches_zero_is_drawn_down_to_it(tmp_path: Path) -> None:
+    """On a logarithmic axis it would fall out of the picture; the numbers at the axis are plain ones."""
+    shutil.copytree(KEPT, tmp_path / "run")
+    rows = [{"step": step, "train.accuracy": right} for step, right in ((1, 0.5), (2, 0.9), (3, 1.0))]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    error = draw_curves([read_record(tmp_path / "run")], by_time=False)[0]
+    assert error.text == "train 0"
+    labels = re.findall(r"<text [^>]*>([^<]*)</text>", error.svg)
+    assert "0" in labels
+    assert "10" in labels
+    height = float(re.findall(r'viewBox="0 0 \S+ (\S+)"', error.svg)[0])
+    points = re.findall(r"[ML] (\S+) (\S+)", max(re.findall(r'd="(M[^"]*L[^"]*L[^"]*)"', error.svg), key=len))
+    assert points
+    assert all(0 <= float(y) <= height for _, y in points)
+
+
+def test_no_figure_has_a_ground_of_its_own(tmp_path: Path) -> None:
+    """The page is dark where its reader's system is, and so is the ground of the figures, whose text is light then."""
+    shutil.copytree(KEPT, tmp_path / "run")
+    text = render([read_record(tmp_path / "run")], [ModelView()])
+    assert text.count("<svg") >= 9
+    assert "fill: #ffffff" not in text
+
+
+def test_of_many_filters_the_first_are_shown() -> None:
+    caption, picture = draw_filters("conv", torch.rand(64, 32, 3, 3))
+    assert caption == "conv, the first 8 of 64"
+    assert picture.shape == (8 * 4, 32 * 4)
+    assert draw_filters("conv", torch.rand(4, 2, 3, 3))[0] == "conv"
 
 
 def test_what_comes_from_a_run_is_escaped(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from harness import run_ranks
 from measured_keys import MEASURED_ROW_KEYS, MEASURED_SUMMARY_KEYS
 from programs import write_digits
 
+from mnist_dist.__main__ import main as command
 from mnist_dist.train import main
 from mnist_dist.training import run_report
 from mnist_dist.training.metric_logger import MetricLogger
@@ -99,6 +101,15 @@ def test_it_changes_nothing_and_shows_the_same_on_two_ranks(home: Path, val_size
     assert len(mistakes(home / "true-1")) == min(30 - summary["test.correct"], 24) > 0
 
 
+@needs_matplotlib
+def test_the_command_shows_the_mistakes_that_the_run_tested(home: Path) -> None:
+    ((code, *_),) = train(home, "run", "--tracking.report=true", "--data.test_limit=12")
+    at_the_end = mistakes(home / "run")
+    assert (code, bool(at_the_end)) == (EXIT_DONE, True)
+    assert command(["report", "run"]) == EXIT_DONE
+    assert mistakes(home / "run") == at_the_end
+
+
 def count_few_images_as_many() -> None:
     run_report.AUTO_IMAGES = 2 * 48
 
@@ -153,9 +164,27 @@ def interrupt_twice() -> None:
     run_report.write_report = interrupt
 
 
+def fill_the_disk() -> None:
+    """The report's first half fits, its second one does not."""
+    write_text = Path.write_text
+
+    def write_half(path: Path, text: str, **options: Any) -> int:
+        if "report" not in path.name:
+            return write_text(path, text, **options)
+        write_text(path, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Path.write_text = write_half  # type: ignore[assignment,method-assign]
+
+
 @needs_matplotlib
 @pytest.mark.parametrize(
-    ("before", "why"), [(raise_an_error, "ValueError: no such colour"), (interrupt_twice, "inter")]
+    ("before", "why"),
+    [
+        (raise_an_error, "ValueError: no such colour"),
+        (fill_the_disk, "OSError: [Errno 28] No space left on device"),
+        (interrupt_twice, "inter"),
+    ],
 )
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_an_error_or_an_interrupt_is_one_warning_of_a_finished_run(
