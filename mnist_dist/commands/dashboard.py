@@ -104,7 +104,7 @@ def write(text: str, out: str) -> None:
         with atomic_write(expand_home(out, "--out ")) as aside:
             aside.write_text(text)
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another file") from None
 
 
 def save(sections: Sequence[Section], tracking: TrackingConfig) -> None:

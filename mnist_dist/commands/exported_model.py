@@ -52,7 +52,9 @@ def open_exported(path: Path) -> ExportedModel:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: must end in {' or '.join(SUFFIXES)}, as `mnist-dist export` writes them")
     if not path.is_file():
-        raise UserError(f"{path}: no such file; `mnist-dist export RUN --to onnx` writes one")
+        what = "is a folder" if path.is_dir() else "no such file"
+        to = "onnx" if path.suffix == ".onnx" else "torch-export"
+        raise UserError(f"{path}: {what}; `mnist-dist export RUN --to {to}` writes one")
     if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
         raise UserError(f"{path}: {INSTALL}")
     try:

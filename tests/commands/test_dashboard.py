@@ -229,7 +229,7 @@ def test_wandb_reads_back_what_is_built() -> None:
     [
         (["--save"], "--save: no wandb key is configured; set WANDB_API_KEY or run `wandb login`"),
         (["--out"], "expected one argument"),
-        (["--out", "absent/file.json"], "--out absent/file.json: No such file or directory"),
+        (["--out", "absent/file.json"], "--out absent/file.json: cannot be written (No such file or directory)"),
         (["--sav"], "sav (command line): unknown setting"),
         (["--tracking.project=a/b"], "must be 1 to 128 characters"),
     ],
