@@ -89,7 +89,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.out and Path(options.out).suffix.lower() not in FORMATS:
         raise UserError(f"--out {options.out}: must end in {', '.join(FORMATS)}")
     if options.embedding == "umap" and find_spec("umap") is None:
-        raise UserError("--embedding umap: needs the package umap-learn: pip install umap-learn; or use pca")
+        raise UserError("--embedding umap: needs the package umap-learn: pip install 'mnist_dist[umap]'; or use pca")
 
 
 def draw_explanation(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Figure, str]:

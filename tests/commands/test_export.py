@@ -140,14 +140,6 @@ def test_wrong_arguments_are_one_line(
     assert what in line
 
 
-def test_without_onnx_the_error_says_how_to_install_it(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("mnist_dist.commands.export.find_spec", lambda name: None)
-    assert main(["export", "run", "--to", "onnx"]) == EXIT_USER
-    assert "pip install 'mnist_dist[export]'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["model.pt2", pytest.param("model.onnx", marks=needs_onnx)])
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"x" * 1000])
 def test_another_file_is_no_exported_model(tmp_path: Path, name: str, content: bytes) -> None:
