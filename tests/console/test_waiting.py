@@ -55,6 +55,18 @@ def test_the_first_output_replaces_the_line(terminal: Terminal) -> None:
     assert terminal.getvalue() == f"{WORKING}{CLEAR}test image 3: 3\nand more\n"
 
 
+def test_a_text_that_announces_a_wait_brings_the_line_back(terminal: Terminal) -> None:
+    announced = "testing the model ...\n"
+    with command_on(terminal):
+        print("testing the model ...")
+        while announced + WORKING not in terminal.getvalue():
+            assert terminal.written.wait(30)
+            terminal.written.clear()
+        print("written: report.html")
+        print("and more")
+    assert terminal.getvalue().endswith(f"{announced}{WORKING}{CLEAR}written: report.html\nand more\n")
+
+
 def test_the_line_is_removed_before_an_error_is_reported(terminal: Terminal) -> None:
     with contextlib.suppress(ValueError), command_on(terminal):
         assert terminal.written.wait(30)
