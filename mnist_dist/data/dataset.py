@@ -31,7 +31,7 @@ class ImageSet:
 
     def subset(self, indices: Tensor) -> ImageSet:
         """The images and labels at int64 indices (M,), in that order."""
-        return ImageSet(self.images[indices], self.labels[indices])
+        return ImageSet(self.images.index_select(0, indices), self.labels.index_select(0, indices))
 
     def to(self, device: torch.device) -> ImageSet:
         """The set on `device`."""

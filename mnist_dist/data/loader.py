@@ -60,7 +60,7 @@ class DeviceLoader:
         """Images float32 (b, 1, 28, 28), ready for the model, and labels int64 (b,) of a slice of the epoch's order."""
         part = slice(positions.start, positions.stop)
         rows = self.order[part]
-        images, labels = self.data.images[rows], self.data.labels[rows]
+        images, labels = self.data.images.index_select(0, rows), self.data.labels.index_select(0, rows)
         if self.theta is None or not len(positions):
             return normalize(images, self.config), labels
         displacement = None if self.displacement is None else self.displacement[part]

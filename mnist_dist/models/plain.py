@@ -38,11 +38,11 @@ def cnn(num_classes: int = 10, width: Width = 16, dropout: Dropout = 0.0) -> Ima
 
 @register_model
 def convnet(num_classes: int = 10, width: Width = 8, dropout: Dropout = 0.0) -> ImageClassifier:
-    """8 and 16 filters of 3x3, padded, 784 features; weights drawn with variance 0.01, biases 0."""
+    """8 and 16 filters of 3x3, padded, 784 features; weights from N(0, 0.01), biases 0."""
     model = ImageClassifier(plain_body(width, 3, 1, dropout), nn.Linear(2 * width * 7 * 7, num_classes))
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.1)  # the tutorial's N(0, 0.01), read as a variance
+            nn.init.normal_(parameter, std=0.01)  # as its tutorial calls it: 0.01 is the standard deviation
         else:
             nn.init.zeros_(parameter)
     return model

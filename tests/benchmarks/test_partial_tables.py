@@ -13,7 +13,6 @@ import data_and_batch_size
 import gpu
 import large_batch
 import overhead
-import recipes
 import step_time
 import time_to_accuracy
 import tracking_cost
@@ -70,13 +69,6 @@ def test_time_to_accuracy(count: int, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(time_to_accuracy, "train_recipe", both)
     interrupted(time_to_accuracy.main, "--seeds", "2")
     assert ("speed99, the whole command: 4.00 s" in capsys.readouterr().out) == (count == 3)
-
-
-@pytest.mark.parametrize("count", [1, 8])
-def test_recipes(count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(recipes, "train_once", until(count, SUMMARY))
-    interrupted(recipes.main, "--seeds", "2")
-    assert ("seeds/adam" in capsys.readouterr().out) == (count == 8)
 
 
 @pytest.mark.parametrize("count", [1, 10])

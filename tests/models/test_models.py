@@ -215,15 +215,15 @@ def test_the_same_seed_draws_the_same_weights(name: str) -> None:
 # The tutorials' peculiarities
 
 
-def test_convnet_draws_weights_of_variance_0_01_and_no_biases() -> None:
+def test_convnet_draws_weights_of_standard_deviation_0_01_and_no_biases() -> None:
     for key, parameter in create_model("convnet").named_parameters():
         if key.endswith("bias"):
             assert not parameter.any(), key
         else:
             # The mean and the deviation of n draws: within five of their own standard errors.
             n = parameter.numel()
-            assert abs(parameter.mean().item()) < 5 * 0.1 / n**0.5, key
-            assert abs(parameter.std().item() - 0.1) < 5 * 0.1 / (2 * n) ** 0.5, key
+            assert abs(parameter.mean().item()) < 5 * 0.01 / n**0.5, key
+            assert abs(parameter.std().item() - 0.01) < 5 * 0.01 / (2 * n) ** 0.5, key
 
 
 def test_deep_head_returns_probabilities_and_deep_head_fixed_logits() -> None:
