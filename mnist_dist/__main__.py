@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from mnist_dist import __version__
-from mnist_dist.commands.command_list import COMMANDS
-from mnist_dist.utils.errors import EXIT_DONE, UserError
-from mnist_dist.utils.exit import exit_with, run_to_exit_code
-from mnist_dist.utils.help_text import help_width, wrap, wrap_commands
+try:
+    from mnist_dist import __version__
+    from mnist_dist.commands.command_list import COMMANDS
+    from mnist_dist.console.waiting import waiting_line
+    from mnist_dist.utils.errors import EXIT_DONE, UserError
+    from mnist_dist.utils.exit import exit_with, run_to_exit_code
+    from mnist_dist.utils.help_text import help_width, wrap, wrap_commands
+except KeyboardInterrupt:  # later ones are caught by `run_to_exit_code`
+    sys.exit("mnist_dist: error: interrupted")
 
 EXAMPLES = """\
 examples:
@@ -46,9 +50,10 @@ def dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{command}: no such command{hint}; commands: {', '.join(COMMANDS)}")
-    if command == "train":
-        return import_module("mnist_dist.train").start(rest)
-    return import_module(f"mnist_dist.commands.{command}").main(rest)
+    with waiting_line(command):
+        if command == "train":
+            return import_module("mnist_dist.train").start(rest)
+        return import_module(f"mnist_dist.commands.{command}").main(rest)
 
 
 def format_help(width: int) -> str:

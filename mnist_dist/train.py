@@ -6,25 +6,32 @@ settings are checked, so that help and errors of the configuration appear at onc
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.checkpoint.run_paths import CHECKPOINTS, CONFIG
-from mnist_dist.checkpoint.state import check_config_readable
-from mnist_dist.config.arguments import check_config
-from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
-from mnist_dist.config.schema import Config
-from mnist_dist.distributed.launcher import is_called_by_launcher, is_inside_launch_function
-from mnist_dist.distributed.openmp import release_threads_before_forks
-from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
-from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking
-from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError
-from mnist_dist.utils.exit import exit_with, library_function, report, run_to_exit_code
-from mnist_dist.utils.resume_command import resume_command
-from mnist_dist.utils.stdio import ignore_output_errors
+try:
+    from mnist_dist.checkpoint.run_paths import CHECKPOINTS, CONFIG
+    from mnist_dist.checkpoint.state import check_config_readable
+    from mnist_dist.config.arguments import check_config
+    from mnist_dist.config.loader import LoadedConfig, dump, load, print_config
+    from mnist_dist.config.schema import Config
+    from mnist_dist.console.waiting import waiting_line
+    from mnist_dist.distributed.launcher import is_called_by_launcher, is_inside_launch_function
+    from mnist_dist.distributed.openmp import release_threads_before_forks
+    from mnist_dist.distributed.topology import Topology, resolve_topology, set_omp_wait_policy
+    from mnist_dist.tracking.wandb_auth import WandbKeyCheck, check_tracking
+    from mnist_dist.utils.errors import EXIT_DONE, EXIT_STOPPED, Stopped, UserError
+    from mnist_dist.utils.exit import exit_with, library_function, report, run_to_exit_code
+    from mnist_dist.utils.resume_command import resume_command
+    from mnist_dist.utils.stdio import ignore_output_errors
+except KeyboardInterrupt:  # later ones are caught by `run_to_exit_code`
+    if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
+        sys.exit("mnist_dist: error: interrupted")
+    raise
 
 if TYPE_CHECKING:
     from mnist_dist.checkpoint.run_dir import RunDir
@@ -41,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: the exit code is not 0, and accelerate's notebook_launcher or debug_launcher called this function:
             they ignore what it returns.
     """
-    code = run_to_exit_code(lambda: start(sys.argv[1:] if arguments is None else arguments))
+
+    def start_on_screen() -> int:
+        with waiting_line("train"):
+            return start(sys.argv[1:] if arguments is None else arguments)
+
+    code = run_to_exit_code(start_on_screen)
     if code and (is_called_by_launcher() or is_inside_launch_function()):
         raise SystemExit(code)
     return code

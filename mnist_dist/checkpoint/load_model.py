@@ -164,9 +164,13 @@ def choose_checkpoint(folder: Path, checkpoint: str) -> VerifiedCheckpoint:
                 f"{folder}: {describe_checkpoints(root)}"
             )
         return load_verified(path.absolute())
-    newest = newest_verified(root, warn)
+    damaged: list[str] = []
+    newest = newest_verified(root, damaged.append)
     if newest is None:
-        raise UserError(f"{folder}: has no complete checkpoint; give the folder of a run that wrote one")
+        why = f" ({damaged[0]})" if damaged else ""
+        raise UserError(f"{folder}: has no complete checkpoint{why}; give the folder of a run that wrote one")
+    for line in damaged:
+        warn(line)
     if checkpoint == "best":
         best = newest.parse().state["progress"]["best"]
         if not best:

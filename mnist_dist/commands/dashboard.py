@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mnist_dist.commands.arguments import Parser
@@ -19,6 +18,7 @@ from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.tracking.wandb_auth import check_tracking, has_key
 from mnist_dist.tracking.wandb_settings import resolve_labels
 from mnist_dist.utils.errors import EXIT_DONE, TrainingError, UserError
+from mnist_dist.utils.files import atomic_write, expand_home
 
 INSTALL = "dashboards need the package `wandb-workspaces`: pip install 'mnist_dist[dashboards]'"
 NAME = "mnist_dist"
@@ -101,9 +101,10 @@ def write(text: str, out: str) -> None:
         print(text, end="")
         return
     try:
-        Path(out).write_text(text)
+        with atomic_write(expand_home(out, "--out ")) as aside:
+            aside.write_text(text)
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another file") from None
 
 
 def save(sections: Sequence[Section], tracking: TrackingConfig) -> None:

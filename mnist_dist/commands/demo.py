@@ -28,8 +28,8 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         raise UserError(f"--port {options.port}: cannot be used ({error.strerror}); try --port 0") from None
     with server:
-        print(f"draw a digit at http://127.0.0.1:{server.server_port}/ (Ctrl-C ends this)", flush=True)
         try:
+            print(f"draw a digit at http://127.0.0.1:{server.server_port}/ (Ctrl-C ends this)", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
             print("\nended")

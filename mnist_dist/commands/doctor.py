@@ -24,6 +24,7 @@ from mnist_dist.commands.doctor_checks import (
     TORCH_SECONDS,
     VERDICTS,
     Finding,
+    is_a_check_left,
     probe_address,
     run_checks,
 )
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> int:
     checks = ALL_RANK_CHECKS | (RANK_0_CHECKS if topology.is_main else {})
     findings = run_checks(checks, config, topology, CHECK_SECONDS)
     findings += run_checks(TORCH_CHECKS, config, topology, TORCH_SECONDS)
-    if threading.active_count() > 1:
+    if is_a_check_left():
         skip_exit_hooks()  # a check that hangs must not keep this process
     # gloo can take five times its timeout to find that nobody answers; a device can hang for good.
     stuck = [topology, wrong + findings, seconds, options.json]
@@ -113,6 +114,7 @@ def gather_findings(config: Config, topology: Topology, findings: list[Finding])
 
     Raises:
         TrainingError: the rendezvous failed; raised on other ranks than 0.
+        KeyboardInterrupt: a rank was asked to stop.
     """
     for finding in findings:
         if finding.check == "device" and finding.verdict == PROBLEM:  # a run would fail here, too, on the whole machine
@@ -120,18 +122,22 @@ def gather_findings(config: Config, topology: Topology, findings: list[Finding])
                 return findings
             raise TrainingError(f"{finding.found}; {finding.advice}")
     from mnist_dist.distributed.runtime import start_runtime
+    from mnist_dist.training.run_evaluation import interrupt_if_asked
 
     try:
         with start_runtime(config, topology) as runtime:
             answers = runtime.all_gather_object((socket.gethostname(), [dataclasses.asdict(each) for each in findings]))
             every = [[Finding(**each) for each in theirs] for _, theirs in answers]
             hosts = [host for host, _ in answers]
-            return merge(every) + check_data_sets(runtime, config, hosts) + check_all_ranks(runtime, hosts)
+            found = merge(every) + check_data_sets(runtime, config, hosts) + check_all_ranks(runtime, hosts)
+            for _ in range(2):  # the first call has the answer of none
+                interrupt_if_asked(runtime)
+            return found
     except (TrainingError, UserError) as error:
-        found = f"{topology.address} {probe_address(topology.address)}" if topology.address else "accelerate"
+        probed = f"{topology.address} {probe_address(topology.address)}" if topology.address else "accelerate"
         if not topology.is_main and isinstance(error, TrainingError):
-            raise TrainingError(f"{error}; {found}") from error
-        advice = f"check that every machine was started, with its own rank and this address; {found}"
+            raise TrainingError(f"{error}; {probed}") from error
+        advice = f"check that every machine was started, with its own rank and this address; {probed}"
         return [*findings, Finding("rendezvous", str(error), PROBLEM, advice if topology.world_size > 1 else "")]
 
 

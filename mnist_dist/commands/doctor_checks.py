@@ -39,6 +39,8 @@ ANSWER_SECONDS = 3.0
 """Timeout of a connection."""
 WRITE_BYTES = 16 << 20
 """Bytes written to measure a disk."""
+CHECK = "check "
+"""Beginning of the name of a check's thread."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Finding:
 
 
 Check = Callable[[Config, Topology], Finding]
+
+
+def is_a_check_left() -> bool:
+    """Whether a check of `run_checks` still runs."""
+    return any(thread.name.startswith(CHECK) for thread in threading.enumerate())
 
 
 def run_checks(checks: dict[str, Check], config: Config, topology: Topology, seconds: float) -> list[Finding]:
@@ -74,7 +81,9 @@ def run_checks(checks: dict[str, Check], config: Config, topology: Topology, sec
         except Exception as error:
             found[name] = Finding(name, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", PROBLEM)
 
-    threads = [threading.Thread(target=run_check, args=item, daemon=True) for item in checks.items()]
+    threads = [
+        threading.Thread(target=run_check, args=item, daemon=True, name=f"{CHECK}{item[0]}") for item in checks.items()
+    ]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + seconds

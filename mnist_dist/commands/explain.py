@@ -11,7 +11,7 @@ from mnist_dist.commands.arguments import Parser, add_run_arguments, check_indic
 from mnist_dist.console.formatting import format_percent
 from mnist_dist.tracking.backend import is_installed
 from mnist_dist.utils.errors import EXIT_DONE, UserError
-from mnist_dist.utils.files import atomic_write, expand_home
+from mnist_dist.utils.files import atomic_write, check_writable, expand_home
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,18 +34,21 @@ def main(arguments: list[str]) -> int:
     check_options(options)
     if not is_installed("matplotlib"):
         raise UserError(INSTALL)
+    out = expand_home(options.out or ("embedding.png" if options.embedding else "explanation.svg"), "--out ")
+    try:
+        check_writable(out)
+    except OSError as error:
+        raise UserError(cannot_be_written(out, error)) from None
 
     from mnist_dist.checkpoint.load_model import load_model
 
     loaded = load_model(options.run, options.checkpoint, options.model, options.trust)
     if options.embedding:
         figure, line = draw_map(loaded, options)
-        out = options.out or "embedding.png"
     else:
         figure, line = draw_explanation(loaded, options)
-        out = options.out or "explanation.svg"
     print(line)
-    save(figure, expand_home(out, "--out "))
+    save(figure, out)
     print(f"written: {out}")
     return EXIT_DONE
 
@@ -86,7 +89,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.out and Path(options.out).suffix.lower() not in FORMATS:
         raise UserError(f"--out {options.out}: must end in {', '.join(FORMATS)}")
     if options.embedding == "umap" and not is_installed("umap"):
-        raise UserError("--embedding umap: needs the package umap-learn: pip install umap-learn; or use pca")
+        raise UserError("--embedding umap: needs the package umap-learn: pip install 'mnist_dist[umap]'; or use pca")
 
 
 def draw_explanation(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Figure, str]:
@@ -125,4 +128,9 @@ def save(figure: Figure, path: Path) -> None:
         with atomic_write(path) as aside:
             figure.savefig(aside, format=path.suffix[1:].lower(), dpi=150)
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written ({error.strerror}); choose another file") from None
+        raise UserError(cannot_be_written(path, error)) from None
+
+
+def cannot_be_written(path: Path, error: OSError) -> str:
+    """The message of that error."""
+    return f"--out {path}: cannot be written ({error.strerror}); choose another file"

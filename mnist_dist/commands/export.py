@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mnist_dist.commands.arguments import Parser, add_run_arguments
 from mnist_dist.console.formatting import format_percent
 from mnist_dist.utils.errors import EXIT_DONE, TrainingError, UserError
-from mnist_dist.utils.files import expand_home
+from mnist_dist.utils.files import check_writable, expand_home
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,10 @@ def main(arguments: list[str]) -> int:
     out = expand_home(options.out or FORMATS[options.to], "--out ")
     if out.exists():
         raise UserError(f"--out {out}: is there already; name another one, or remove it")
+    try:
+        check_writable(out)
+    except OSError as error:
+        raise UserError(cannot_be_written(out, error)) from None
 
     from mnist_dist.checkpoint.load_model import load_model
     from mnist_dist.commands.predictor import read_split
@@ -56,11 +60,10 @@ def main(arguments: list[str]) -> int:
     print(f"to {options.to}, and compared on {len(images)} test images: some seconds ...", file=sys.stderr)
     aside = out.with_name(f".{out.name}.{os.getpid()}{out.suffix}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         lines = write(loaded, options, images, labels, aside)
         os.replace(aside, out)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); name another one with --out") from None
+        raise UserError(cannot_be_written(out, error)) from None
     finally:
         remove(aside)
     print("\n".join([*lines, f"written: {out}{os.sep if out.is_dir() else ''}"]))
@@ -186,6 +189,11 @@ def describe_cost(reference: Tensor, logits: Tensor, labels: Tensor) -> str:
         f"int8: {format_percent(after / len(labels))} ({after} of {len(labels)}), {after - before:+d} images; "
         f"{changed} classified otherwise"
     )
+
+
+def cannot_be_written(out: Path, error: OSError) -> str:
+    """The message of that error."""
+    return f"--out {out}: cannot be written ({error.strerror}); name another one with --out"
 
 
 def remove(path: Path) -> None:

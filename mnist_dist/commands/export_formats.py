@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import warnings
@@ -87,7 +88,9 @@ def write_graph(path: Path, loaded: LoadedModel, facts: dict[str, Any]) -> None:
         if path.suffix == ".onnx":
             write_onnx(path, program, facts)
         else:
-            torch.export.save(program, path, extra_files={FACTS: dump_strict(facts)})
+            archive = io.BytesIO()  # not the path: torch gives no OSError for one that cannot be written
+            torch.export.save(program, archive, extra_files={FACTS: dump_strict(facts)})
+            path.write_bytes(archive.getvalue())
 
 
 def write_onnx(path: Path, program: Any, facts: dict[str, Any]) -> None:
@@ -151,11 +154,11 @@ def write_safetensors(path: Path, loaded: LoadedModel, facts: dict[str, Any], im
     Args:
         images: uint8 (N, 28, 28).
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save
 
     metadata = {FACTS: dump_strict(facts), "config": json.dumps(loaded.config.to_dict()), "format": "pt"}
     tensors = parse_tensors(dump_tensors(loaded.model.state_dict()))  # copies, contiguous and on the CPU
-    save_file(tensors, path, metadata=metadata)
+    path.write_bytes(save(tensors, metadata))
     model = copy.deepcopy(loaded.model)
     model.load_state_dict(load_file(path))
     return reference_logits(replace(loaded, model=model), images)

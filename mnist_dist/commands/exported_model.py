@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from mnist_dist.utils.strict_json import parse_strict
 
 SUFFIXES = (".onnx", ".pt2")
 BATCH = 1000
-INSTALL = "needs the package onnxruntime: pip install 'mnist_dist[export]'"
 Graph = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From images (B, 28, 28) to logits and probabilities (B, K)."""
 
@@ -44,17 +42,17 @@ class ExportedModel:
 def open_exported(path: Path) -> ExportedModel:
     """The model of a file ending in .onnx or .pt2.
 
-    A .pt2 is code that torch runs: open only those of people you trust.
+    A .pt2 is code that torch runs: open only those of people you trust. An ONNX file needs onnxruntime.
 
     Raises:
-        UserError: no such file, not one that `mnist-dist export` wrote, or onnxruntime is missing.
+        UserError: no such file, or not one that `mnist-dist export` wrote.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: must end in {' or '.join(SUFFIXES)}, as `mnist-dist export` writes them")
     if not path.is_file():
-        raise UserError(f"{path}: no such file; `mnist-dist export RUN --to onnx` writes one")
-    if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
-        raise UserError(f"{path}: {INSTALL}")
+        what = "is a folder" if path.is_dir() else "no such file"
+        to = "onnx" if path.suffix == ".onnx" else "torch-export"
+        raise UserError(f"{path}: {what}; `mnist-dist export RUN --to {to}` writes one")
     try:
         graph, text = (open_onnx if path.suffix == ".onnx" else open_archive)(path)
         facts = parse_strict(text.encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from mnist_dist.commands.predictor import Predictor
 
+INSTALL = "needs the package onnxruntime: pip install 'mnist_dist[export]'"
 MAX_NAMES = 12
 """Classes whose names are all listed below the rows of `--first`; of more, those that occur."""
 ROW = 30
@@ -28,8 +30,8 @@ def main(arguments: list[str]) -> int:
     """Run `mnist-dist predict ARGUMENTS`; the exit code, 1 if some of the pictures cannot be read.
 
     Raises:
-        UserError: wrong arguments, no such run or checkpoint, no readable picture, no data of the run, or an
-            index outside the split.
+        UserError: wrong arguments, a missing package, no such run or checkpoint, no readable picture, no data of the
+            run, or an index outside the split.
         SystemExit: 0, after printing the help.
     """
     options = build_parser().parse_intermixed_args(arguments)
@@ -39,6 +41,8 @@ def main(arguments: list[str]) -> int:
         options.pictures = [options.run, *options.pictures] if options.run else options.pictures
         if options.maps:
             raise UserError(f"--maps: {options.model} is a graph without layers; name the run instead")
+        if options.model.endswith(".onnx") and find_spec("onnxruntime") is None:
+            raise UserError(f"{options.model}: {INSTALL}")
     elif not options.run:
         raise UserError("mnist-dist predict: RUN is required, or an exported model by --model FILE.onnx or FILE.pt2")
     if not (options.pictures or options.index or options.first):

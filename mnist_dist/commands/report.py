@@ -12,7 +12,7 @@ from mnist_dist.commands.arguments import Parser
 from mnist_dist.tracking.report import INSTALL, ModelView, can_render, write_report
 from mnist_dist.tracking.run_record import RunRecord, read_record
 from mnist_dist.utils.errors import EXIT_DONE, UserError
-from mnist_dist.utils.files import expand_home
+from mnist_dist.utils.files import check_writable, expand_home
 
 if TYPE_CHECKING:
     from mnist_dist.checkpoint.load_model import LoadedModel
@@ -32,10 +32,9 @@ def main(arguments: list[str]) -> int:
     folders = [named_run(run) for run in options.runs]
     records = [read_record(folder) for folder in folders]
     out = expand_home(options.out, "--out ") if options.out else default_path(folders)
-    views = [view_of(record, options) for record in records]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_report(out, records, views)
+        check_writable(out)
+        write_report(out, records, [view_of(record, options) for record in records])
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another file") from None
     print(f"written: {out}")

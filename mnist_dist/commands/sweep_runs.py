@@ -83,7 +83,7 @@ def lock_folder(folder: Path, option: str = "--dir", what: str = "sweep") -> Ite
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
-        raise UserError(f"{option} {folder}: {error.strerror}") from None
+        raise UserError(f"{option} {folder}: cannot be used ({error.strerror}); choose another {option}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -22,6 +22,7 @@ from mnist_dist.utils.errors import (
     TrainingError,
     UserError,
 )
+from mnist_dist.utils.signals import lasting_interrupts, leave_on_interrupt
 from mnist_dist.utils.stdio import OutputError, discard_if_failing, guarded_streams, open_standard_descriptors
 
 P = ParamSpec("P")
@@ -41,7 +42,7 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
     is printed with its traceback and gives exit code 1. SystemExit passes through.
     """
     try:
-        with error_file():
+        with error_file(), lasting_interrupts():
             return action()
     except UserError as error:
         if env_rank("LOCAL_RANK") != "0":
@@ -60,6 +61,9 @@ def run_to_exit_code(action: Callable[[], int]) -> int:
     except Stopped as error:
         return report(error, EXIT_STOPPED, "stopped") if env_rank() == "0" else EXIT_STOPPED
     except KeyboardInterrupt:
+        # Python would end by the signal, with another exit code, if the interrupt came while it ran code from a text,
+        # as of a dataclass.
+        skip_exit_hooks()
         return report("interrupted", EXIT_FAILED) if env_rank() == "0" else EXIT_FAILED
     except OutputError as error:
         if isinstance(error.__cause__, BrokenPipeError):  # the reader has what it wanted, as `head` does
@@ -109,12 +113,19 @@ def skip_exit_hooks() -> None:
 
 
 def exit_with(program: Callable[[], int]) -> NoReturn:
-    """Run a program and end the process with the exit code that it returns."""
+    """Run a program and end the process with the exit code that it returns.
+
+    Once it has returned, Ctrl-C only skips what is left of the exit hooks.
+    """
     open_standard_descriptors()
-    code = program()
+    try:
+        code = program()
+    except KeyboardInterrupt:  # another one, while the first is reported
+        os._exit(EXIT_FAILED)
+    leave_on_interrupt(lambda: os._exit(code))
+    discard_if_failing(sys.stdout)
+    discard_if_failing(sys.stderr)
     if _skip_exit_hooks.is_set():
-        discard_if_failing(sys.stdout)
-        discard_if_failing(sys.stderr)
         os._exit(code)
     sys.exit(code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -32,6 +33,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file or a folder of this name can be written, before the work whose result it will hold.
+
+    Its folder is created. What is there already is left as it is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    trial = path.with_name(f".writing-{path.name}")
+    try:
+        trial.touch()
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def expand_home(path: str, option: str = "") -> Path:

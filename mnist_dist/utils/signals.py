@@ -5,11 +5,15 @@ The run stops later, at a step boundary that all ranks agree on, because a signa
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import math
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +25,10 @@ WOULD_KILL = ("SIGHUP", "SIGQUIT", "SIGUSR2", "SIGXCPU")
 """A closed terminal, Ctrl-\\, submitit's notice, a limit of CPU time. Where they are ignored (nohup) or have a handler
 already, that is left as it is."""
 PROC_STATUS = Path("/proc/self/status")
+AGAIN_SECONDS = 0.05
+"""From an interrupt that cannot be raised where it came to the next attempt."""
+IMPORT_SECONDS = 10.0
+"""An import of a C extension that takes longer is interrupted all the same."""
 
 
 @contextlib.contextmanager
@@ -65,6 +73,81 @@ def stop_on_signals(request_stop: Callable[[], None], repeat_seconds: float = 0.
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def lasting_interrupts() -> Iterator[None]:
+    """Ctrl-C within the block leaves it as KeyboardInterrupt, and nothing else is printed about it.
+
+    Python's own handler would raise it at once, anywhere. A C extension that is being imported makes another error of
+    it, or a panic with a message of its own: the interrupt is raised after that import. In a destructor or a callback
+    of a weak reference, of which an import has thousands, Python only prints it: it is raised again then.
+
+    Nothing is done off the main thread, and where Ctrl-C is ignored or has a handler already.
+    """
+    if signal.getsignal(signal.SIGINT) != signal.default_int_handler or not is_main_thread():
+        yield
+        return
+    first, print_unraisable = math.inf, sys.unraisablehook
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        first = min(first, time.monotonic())
+        if imports_extension(frame) and time.monotonic() < first + IMPORT_SECONDS:
+            interrupt_again()
+        else:
+            raise KeyboardInterrupt
+
+    def raise_again(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            interrupt_again()
+        else:
+            print_unraisable(unraisable)
+
+    signal.signal(signal.SIGINT, handle)
+    sys.unraisablehook = raise_again
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # what C++ or Rust made of it
+        if first < math.inf:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        sys.unraisablehook = print_unraisable
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def imports_extension(frame: FrameType | None) -> bool:
+    """Whether a C extension is being imported, in this frame or in one that called it."""
+    while frame is not None:
+        is_import = frame.f_code.co_name in ("create_module", "exec_module")
+        if is_import and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def interrupt_again() -> None:
+    """Interrupt the main thread in a moment. May be called in a signal handler: it takes no lock of `threading`."""
+
+    def interrupt() -> None:
+        time.sleep(AGAIN_SECONDS)
+        _thread.interrupt_main()
+
+    _thread.start_new_thread(interrupt, ())
+
+
+def leave_on_interrupt(leave: Callable[[], object]) -> None:
+    """Call `leave` on Ctrl-C, unless that is ignored or has a handler already."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler and is_main_thread():
+        signal.signal(signal.SIGINT, lambda number, frame: leave())
+
+
+def is_main_thread() -> bool:
+    """Whether this is the main thread, which alone may install handlers."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def is_caught(number: int) -> bool:

@@ -27,9 +27,13 @@ class GuardedStream:
 
     def __init__(self, stream: TextIO | None, on_error: Callable[[Exception], None]) -> None:
         self.stream, self.on_error = stream, on_error
+        self.before_write: Callable[[], None] | None = None
+        self.after_write: Callable[[str], None] | None = None  # called with the text
 
     def write(self, text: str) -> int:
         """Write; characters that the encoding lacks become question marks. Returns the length of the text."""
+        if self.before_write is not None:
+            self.before_write()
         try:
             if self.stream is None:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -41,6 +45,8 @@ class GuardedStream:
             self.on_error(error)
         if text.endswith("\n"):
             self.flush()
+        if self.after_write is not None:
+            self.after_write(text)
         return len(text)
 
     def flush(self) -> None:

@@ -24,7 +24,6 @@ from mnist_dist.commands.dashboard_panels import RATIO, SLOWEST, SPREAD, STEP, S
 from mnist_dist.config.loader import load
 from mnist_dist.config.schema import Config
 from mnist_dist.train import main as train
-from mnist_dist.utils.errors import UserError
 
 pytest.importorskip("wandb_workspaces", reason="needs the extra `dashboards`")
 
@@ -229,7 +228,7 @@ def test_wandb_reads_back_what_is_built() -> None:
     [
         (["--save"], "--save: no wandb key is configured; set WANDB_API_KEY or run `wandb login`"),
         (["--out"], "expected one argument"),
-        (["--out", "absent/file.json"], "--out absent/file.json: No such file or directory"),
+        (["--out", "absent/file.json"], "--out absent/file.json: cannot be written (No such file or directory)"),
         (["--sav"], "sav (command line): unknown setting"),
         (["--tracking.project=a/b"], "must be 1 to 128 characters"),
     ],
@@ -240,12 +239,6 @@ def test_mistakes_are_one_line(
     assert mnist_dist(["dashboard", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
-
-
-def test_an_absent_library_is_one_line(monkeypatch: pytest.MonkeyPatch, nobody: Path) -> None:
-    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
-    with pytest.raises(UserError, match=r"pip install 'mnist_dist\[dashboards\]'"):
-        main([])
 
 
 def test_to_json_needs_no_network_and_no_key(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,14 @@ def test_a_map_of_few_classes_has_a_legend_and_one_of_many_names_them_in_place(w
 
 
 @needs_matplotlib
+@pytest.mark.skipif(find_spec("umap") is None, reason="needs the extra `umap`")
+def test_a_map_by_umap(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "run", "--embedding", "umap", "--out", "map.png"]) == EXIT_DONE
+    assert "50 images, 50 right" in capsys.readouterr().out
+    assert (work / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_matplotlib
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [

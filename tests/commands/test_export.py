@@ -188,17 +188,8 @@ def test_wrong_arguments_are_one_line(
     work: Path, arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "run", *arguments]) == EXIT_USER
-    *progress, line = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert what in line
-    assert all(each.endswith("...") for each in progress)
-
-
-def test_without_onnx_the_error_says_how_to_install_it(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("mnist_dist.commands.export.find_spec", lambda name: None)
-    assert main(["export", "run", "--to", "onnx"]) == EXIT_USER
-    assert "pip install 'mnist_dist[export]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["model.pt2", pytest.param("model.onnx", marks=needs_onnx)])

@@ -25,7 +25,7 @@ from mnist_dist.__main__ import main as mnist_dist
 from mnist_dist.checkpoint import run_dir
 from mnist_dist.checkpoint.run_lock import RunLock
 from mnist_dist.commands import sweep_config, sweep_runs
-from mnist_dist.commands.sweep import SweepRunner, main, rank, show
+from mnist_dist.commands.sweep import SweepRunner, rank, show
 from mnist_dist.commands.sweep_config import Sweep, parse_early_terminate, read_sweep
 from mnist_dist.commands.sweep_runs import FAILED, FINISHED, INTERRUPTED, STOPPED_EARLY, Run
 from mnist_dist.commands.sweep_search_space import grid_point, to_distribution
@@ -233,12 +233,6 @@ def test_mistakes_are_one_line_before_anything_starts(
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
-
-
-def test_an_absent_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"pip install 'mnist_dist\[sweeps\]'"):
-        main(["learning_rate"])
 
 
 def test_unknown_sweeps_are_one_line() -> None:

@@ -203,6 +203,3 @@ def test_errors_are_one_line(
     shutil.rmtree("digits")
     assert main(["report", "run"]) == EXIT_DONE
     assert "the report has no pictures of this run's model" in capsys.readouterr().err
-    monkeypatch.setattr("mnist_dist.commands.report.can_render", lambda: False)
-    assert main(["report", "run"]) == EXIT_USER
-    assert "pip install 'mnist_dist[report]'" in capsys.readouterr().err

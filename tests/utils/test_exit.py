@@ -165,3 +165,24 @@ def test_a_closed_pipe_gives_no_traceback() -> None:
     assert process.stderr.read() == ""
     assert process.wait(60) == 1
     process.stderr.close()
+
+
+INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
+HANDLED = "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
+@pytest.mark.parametrize("where", [INTERRUPT, f'exec("{INTERRUPT}")'])
+def test_an_interrupt_has_one_exit_code(where: str) -> None:
+    """Python's own would be another one after an interrupt within `exec`, which dataclasses call."""
+    body = f"{HANDLED}def act():\n    {where}\n"
+    process = run(f"{body}exit_with(lambda: run_to_exit_code(act))")
+    assert process.communicate(timeout=60) == ("", "mnist_dist: error: interrupted\n")
+    assert process.returncode == 1
+
+
+def test_an_interrupt_after_the_end_skips_the_exit_hooks() -> None:
+    """The work is done, and its exit code stands."""
+    body = f"{HANDLED}atexit.register(lambda: {INTERRUPT})\n"
+    process = run(f"{body}exit_with(lambda: print('out', end=' ') or 3)")
+    assert process.communicate(timeout=60) == ("out ", "")
+    assert process.returncode == 3

@@ -5,12 +5,14 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import threading
+from importlib.machinery import ExtensionFileLoader
 from typing import Any
 
 import pytest
 from harness import run_ranks
 
-from mnist_dist.utils.signals import ASKS_TO_STOP, WOULD_KILL, stop_on_signals
+from mnist_dist.utils.signals import ASKS_TO_STOP, WOULD_KILL, lasting_interrupts, stop_on_signals
 
 
 def stops_by(names: list[str]) -> list[str]:
@@ -100,3 +102,56 @@ def test_an_interrupt_that_a_launcher_sends_again_is_the_same_one() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
     assert len(requests) == 2
+
+
+class Extension(ExtensionFileLoader):
+    """Imports an extension during which Ctrl-C is pressed."""
+
+    done = False
+
+    def exec_module(self, module: Any) -> None:
+        """Be interrupted, as an import within an extension's initialisation is."""
+        os.kill(os.getpid(), signal.SIGINT)
+        self.done = True
+
+
+class Swallows:
+    """Python prints the exceptions of a destructor, and goes on."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupt_import() -> None:
+    extension = Extension("extension", "extension.so")
+    extension.exec_module(None)
+    assert extension.done
+    threading.Event().wait(30)
+
+
+def interrupt_destructor() -> None:
+    Swallows()
+    threading.Event().wait(30)
+
+
+def interrupt_to_another_error() -> None:
+    """As C++ and Rust do with the exceptions of Python."""
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ImportError("initialization failed") from None
+
+
+@pytest.mark.parametrize("action", [interrupt_import, interrupt_destructor, interrupt_to_another_error])
+def test_an_interrupt_comes_through(action: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """What C code, a destructor and a library's handler make of KeyboardInterrupt is neither printed nor raised."""
+    with pytest.raises(KeyboardInterrupt):
+        with lasting_interrupts():
+            action()
+    assert capfd.readouterr() == ("", "")
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_errors_without_an_interrupt_stay_as_they_are() -> None:
+    with pytest.raises(ImportError), lasting_interrupts():
+        raise ImportError
