@@ -34,6 +34,7 @@ from mnist_dist.training.train_step import TrainStep
 from mnist_dist.training.trainer import Trainer
 from mnist_dist.training.visualizer import Visualizer, wants_media
 from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Stopped
+from mnist_dist.utils.files import read_json_or_empty
 from mnist_dist.utils.strict_json import dump_strict
 from mnist_dist.utils.versions import versions
 
@@ -178,6 +179,9 @@ def finished_run(state: TrainingState, run_dir: RunDir, console: Console) -> Run
     """
     folder = run_dir.folder
     console.print(f"{folder} holds this run, finished; {how_to_train_longer(state, folder)}")
+    if read_json_or_empty(folder / STATUS).get("state") == "running":  # killed between the summary and this file
+        with open_status_file(state, folder, console):
+            pass
     summary = state.runtime.run_on_main(lambda: read_summary(folder) or {})
     return Run(folder, summary | summary_keys(state))  # train.target_accuracy may be another one
 

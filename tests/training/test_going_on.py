@@ -51,6 +51,18 @@ def test_a_target_that_is_missed_is_exit_code_1_now_and_when_started_again(work:
     assert train(work, *settings[:2], "--train.target_accuracy=0.01").code == EXIT_DONE
 
 
+def test_a_run_that_was_killed_after_its_summary_is_finished_in_its_status_too(work: Path) -> None:
+    assert train(work, "--run.dir=run", "--train.epochs=1").code == EXIT_DONE
+    status = work / "run" / "status.json"
+    expected = json.loads(status.read_text())
+    status.write_text(json.dumps(expected | {"state": "running", "step": 0}))
+    assert train(work, "--run.dir=run", "--train.epochs=1").code == EXIT_DONE
+    again = json.loads(status.read_text())
+    assert [again[key] for key in ("state", "step", "last_step")] == ["finished", 4, 4]
+    assert train(work, "--run.dir=run", "--train.epochs=1").code == EXIT_DONE
+    assert json.loads(status.read_text()) == again  # nothing was left to say
+
+
 def test_a_finished_run_trains_more_epochs_on_a_constant_schedule(work: Path) -> None:
     """Into the same rows, with a new summary. On any other schedule the error names the way."""
     assert train(work, *CONSTANT, "--run.dir=whole", "--train.epochs=3").code == EXIT_DONE
