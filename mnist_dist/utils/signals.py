@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mnist_dist.utils.errors import Stopped
+
 INTERRUPTS = ("SIGINT", "SIGQUIT")
 """Sent from a keyboard: Ctrl-C and Ctrl-\\. The second one ends the run at once."""
 ASKS_TO_STOP = ("SIGTERM", "SIGINT", "SIGUSR1")
@@ -77,7 +79,7 @@ def stop_on_signals(request_stop: Callable[[], None], repeat_seconds: float = 0.
 
 @contextlib.contextmanager
 def lasting_interrupts() -> Iterator[None]:
-    """Ctrl-C within the block leaves it as KeyboardInterrupt, and nothing else is printed about it.
+    """Ctrl-C within the block leaves it as KeyboardInterrupt or Stopped, and nothing else is printed about it.
 
     Python's own handler would raise it at once, anywhere. A C extension that is being imported makes another error of
     it, or a panic with a message of its own: the interrupt is raised after that import. In a destructor or a callback
@@ -108,7 +110,7 @@ def lasting_interrupts() -> Iterator[None]:
     sys.unraisablehook = raise_again
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):  # Stopped: a program that keeps what it has when it is interrupted
         raise
     except BaseException as error:  # what C++ or Rust made of it
         if first < math.inf:
