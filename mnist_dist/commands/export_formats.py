@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mnist_dist.checkpoint.load_model import LoadedModel
 from mnist_dist.checkpoint.tensors import dump_tensors, parse_tensors, weights_sha256
+from mnist_dist.config.schema import Config, flat
 from mnist_dist.config.sections import DataConfig
 from mnist_dist.data.loader import normalize
 from mnist_dist.models import classifier
@@ -25,6 +26,11 @@ FACTS = "mnist_dist.json"
 """Name under which an exported file keeps what `facts_of` returns."""
 CALIBRATION_IMAGES = 1000
 BATCH = 1000
+NOT_SHARED = (
+    *("run.dir", "run.resume", "data.root", "model.init_from"),
+    *("tracking.project", "tracking.entity", "tracking.notes", "tracking.group"),
+)
+"""Settings that say where the run was, or who made it."""
 
 
 class ImageGraph(nn.Module):
@@ -156,9 +162,18 @@ def write_safetensors(path: Path, loaded: LoadedModel, facts: dict[str, Any], im
     """
     from safetensors.torch import load_file, save
 
-    metadata = {FACTS: dump_strict(facts), "config": json.dumps(loaded.config.to_dict()), "format": "pt"}
+    metadata = {FACTS: dump_strict(facts), "config": json.dumps(shared_settings(loaded.config)), "format": "pt"}
     tensors = parse_tensors(dump_tensors(loaded.model.state_dict()))  # copies, contiguous and on the CPU
     path.write_bytes(save(tensors, metadata))
     model = copy.deepcopy(loaded.model)
     model.load_state_dict(load_file(path))
     return reference_logits(replace(loaded, model=model), images)
+
+
+def shared_settings(config: Config) -> dict[str, dict[str, Any]]:
+    """The settings that may leave this machine, by section; those of NOT_SHARED have their default."""
+    settings, defaults = config.to_dict(), flat(Config())
+    for key in NOT_SHARED:
+        section, _, name = key.partition(".")
+        settings[section][name] = defaults[key]
+    return settings

@@ -15,19 +15,14 @@ from torch import Tensor
 import mnist_dist
 from mnist_dist.checkpoint.hub_model import HubModel
 from mnist_dist.checkpoint.load_model import LoadedModel
-from mnist_dist.commands.export_formats import BATCH
+from mnist_dist.commands.export_formats import BATCH, shared_settings
 from mnist_dist.commands.nearest_recipe import nearest_recipe
-from mnist_dist.config.schema import Config, flat
+from mnist_dist.config.schema import flat
 from mnist_dist.data.identity import content_digest
 from mnist_dist.data.sets import DATA_SETS
 from mnist_dist.models.summary import count_parameters
 from mnist_dist.utils.confusion import most_frequent_mistakes
 
-NOT_SHARED = (
-    *("run.dir", "run.resume", "data.root", "model.init_from"),
-    *("tracking.project", "tracking.entity", "tracking.notes", "tracking.group"),
-)
-"""Settings that say where the run was, or who made it."""
 MNIST_TEST_SHA256 = "8a81f5807248c1455645cd2253e437775c7cbaf8dcbae23ba1e0bc5544d240af"
 """`content_digest` of MNIST's test set. With data.name=mnist any ten classes may have been read."""
 ON_THE_HUB = {
@@ -52,11 +47,7 @@ def write_hub_folder(
         images: the test set, uint8 (N, 28, 28).
         labels: (N,) of any integer type.
     """
-    settings = loaded.config.to_dict()
-    defaults = flat(Config())
-    for key in NOT_SHARED:
-        section, _, name = key.partition(".")
-        settings[section][name] = defaults[key]
+    settings = shared_settings(loaded.config)
     model = HubModel(settings, loaded.step)
     model.model.load_state_dict(loaded.model.state_dict())
     model.save_pretrained(folder)

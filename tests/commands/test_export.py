@@ -95,7 +95,10 @@ def test_safetensors_have_the_weights_and_the_settings(work: Path) -> None:
         assert {name: file.get_tensor(name).tolist() for name in file.keys()} == {  # noqa: SIM118
             name: tensor.tolist() for name, tensor in loaded.model.state_dict().items()
         }
-        assert json.loads(file.metadata()["config"])["model"]["name"] == "basic"
+        settings = json.loads(file.metadata()["config"])
+    assert loaded.config.run.dir
+    assert loaded.config.data.root
+    assert (settings["model"]["name"], settings["run"]["dir"], settings["data"]["root"]) == ("basic", "", "")
 
 
 def test_a_hub_folder_is_loaded_by_from_pretrained(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
