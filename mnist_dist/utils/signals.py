@@ -132,11 +132,18 @@ def imports_extension(frame: FrameType | None) -> bool:
 
 
 def interrupt_again() -> None:
-    """Interrupt the main thread in a moment. May be called in a signal handler: it takes no lock of `threading`."""
+    """Send SIGINT to this thread, the main one, in a moment: it ends a wait, too, which `interrupt_main` does not.
+
+    May be called in a signal handler: it takes no lock of `threading`.
+    """
+    main_thread = threading.get_ident()
 
     def interrupt() -> None:
         time.sleep(AGAIN_SECONDS)
-        _thread.interrupt_main()
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main_thread, signal.SIGINT)
+        else:  # Windows
+            _thread.interrupt_main()
 
     _thread.start_new_thread(interrupt, ())
 

@@ -126,12 +126,25 @@ def interrupt_import() -> None:
     extension = Extension("extension", "extension.so")
     extension.exec_module(None)
     assert extension.done
-    threading.Event().wait(30)
+    wait()
 
 
 def interrupt_destructor() -> None:
     Swallows()
-    threading.Event().wait(30)
+    wait()
+
+
+WAIT_IS_OVER = threading.Event()
+
+
+def wait() -> None:
+    """Wait for the interrupt."""
+    timer = threading.Timer(30, WAIT_IS_OVER.set)
+    timer.start()
+    try:
+        WAIT_IS_OVER.wait()
+    finally:
+        timer.cancel()
 
 
 def interrupt_to_another_error() -> None:
@@ -148,6 +161,7 @@ def test_an_interrupt_comes_through(action: Any, capfd: pytest.CaptureFixture[st
     with pytest.raises(KeyboardInterrupt):
         with lasting_interrupts():
             action()
+    assert not WAIT_IS_OVER.is_set()
     assert capfd.readouterr() == ("", "")
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
