@@ -119,6 +119,20 @@ def records_table(recorded: Recorded) -> str:
     return (table(headings, rows) + stale_note(recorded.records.values())) if rows else "Nothing is recorded yet.\n"
 
 
+def short_table(recorded: Recorded) -> str:
+    """The records in a few columns, for README.md."""
+    rows = []
+    for name, variant in recorded.records.items():
+        found, target = variant.statistics, TARGETS.get(name)
+        spread = f"± {percent(found.deviation)}" if found.deviation is not None else ""
+        met = "" if target is None else verdict(target, summarize(variant.results, target.accuracy))
+        cells = [f"**{percent(found.mean)}** {spread}".strip(), str(found.count), f"{found.parameters:,}"]
+        aim = "" if target is None else f"{describe_target(target)}: {met}"
+        rows.append([variant.name, *cells, f"{found.train_seconds:.2f}", aim])
+    headings = ("recipe", "mean ± deviation over seeds", "seeds", "parameters", "training, s", "target, met?")
+    return (table(headings, rows) + stale_note(recorded.records.values())) if rows else "Nothing is recorded yet.\n"
+
+
 def describe_target(target: Target) -> str:
     """A target in words."""
     further = [f"{target.seeds} seeds"] if target.seeds > 1 else []

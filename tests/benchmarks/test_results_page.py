@@ -246,14 +246,20 @@ def docs(lines: Path, tmp_path: Path) -> Path:
     pytest.importorskip("matplotlib")
     folder = tmp_path / "docs"
     folder.mkdir()
-    assert results_page.main(["--results", str(lines), "--docs", str(folder)]) == EXIT_DONE
+    (folder / "README.md").write_text(f"# Before\n{results_page.BEGIN}{results_page.END}after\n")
+    assert results_page.main(arguments_of(lines, folder)) == EXIT_DONE
     return folder
+
+
+def arguments_of(lines: Path, docs: Path) -> list[str]:
+    """Of results_page, with README.md beside the page."""
+    return ["--results", str(lines), "--docs", str(docs), "--readme", str(docs / "README.md")]
 
 
 def check(lines: Path, docs: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """What --check says."""
     capsys.readouterr()
-    return results_page.main(["--results", str(lines), "--docs", str(docs), "--check"]), capsys.readouterr().out
+    return results_page.main([*arguments_of(lines, docs), "--check"]), capsys.readouterr().out
 
 
 def test_a_new_line_makes_page_and_plots_stale(lines: Path, docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +267,8 @@ def test_a_new_line_makes_page_and_plots_stale(lines: Path, docs: Path, capsys: 
     add_result(lines / "recipes", result("speed99", 3, 9950))
     code, said = check(lines, docs, capsys)
     assert code == EXIT_FAILED
-    assert said.startswith("stale: results.md, results-time.svg, results-parameters.svg; run python benchmarks/")
+    files = "results.md, README.md, results-time.svg, results-parameters.svg"
+    assert said == f"stale: {files}; run python benchmarks/results_page.py\n"
 
 
 def test_an_edited_page_and_a_missing_plot_are_stale(
@@ -271,6 +278,21 @@ def test_an_edited_page_and_a_missing_plot_are_stale(
     page.write_text(page.read_text().replace("99.06", "99.96"))
     (docs / TIME).unlink()
     assert check(lines, docs, capsys)[1].startswith("stale: results.md, results-time.svg;")
+
+
+def test_the_records_are_in_the_readme(lines: Path, docs: Path) -> None:
+    before, found = (docs / "README.md").read_text().split(results_page.BEGIN)
+    written, after = found.split(results_page.END)
+    assert (before, after) == ("# Before\n", "after\n")
+    cells = ["`speed99`", "**99.06 %** ± 0.010 %", "3", "25,000", "0.80", "≥ 99.00 %, 30 seeds, p < 0.01: no: seeds"]
+    assert row(written, "`speed99`") == cells
+    assert "`seeds/convnet`" in written
+
+
+def test_a_readme_without_a_place_for_the_table_is_named(lines: Path, docs: Path) -> None:
+    (docs / "README.md").write_text("text\n")
+    with pytest.raises(UserError, match=r"README\.md: needs the lines "):
+        results_page.main(arguments_of(lines, docs))
 
 
 def plots_of(recorded: Recorded) -> list[Plot]:

@@ -44,7 +44,7 @@ def test_a_script_knows_every_command_and_setting(shell: str, capsys: pytest.Cap
         (["mnist-dist", "export", "--to", "o"], ["onnx"]),
         (["mnist-dist", "train", "--optim.sch"], ["--optim.schedule"]),
         (["mnist-dist", "train", "--optim.schedule", "one"], ["onecycle"]),
-        (["mnist-dist", "train", "--config", "spe"], ["speed99"]),
+        (["mnist-dist", "train", "--config", "def"], ["default"]),
     ],
 )
 def test_bash_completes(words: list[str], found: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
