@@ -44,7 +44,7 @@ def texts_of(recorded: Recorded, docs: Path, readme: Path) -> dict[Path, str]:
     """
     text = read(readme)
     if not 0 <= text.find(BEGIN) < text.find(END):
-        raise UserError(f"{readme}: needs the lines {BEGIN.strip()} and {END.strip()}, between which the table is written")
+        raise UserError(f"{readme}: needs the lines {BEGIN.strip()} and {END.strip()}, for the table between them")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     return {docs / PAGE: make_page(recorded), readme: f"{before}{BEGIN}\n{short_table(recorded)}\n{END}{after}"}
