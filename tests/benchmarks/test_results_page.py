@@ -89,6 +89,7 @@ def lines(tmp_path: Path) -> Path:
     for seed in range(3):
         add_result(recipes, result("speed99", seed, 9905 + seed))
         add_result(recipes, result("seeds/convnet", seed, 9780 + 10 * seed))
+        add_result(recipes, result("seeds/adam", seed, 9700, changes={"train.eval_steps": 0}))
         add_result(recipes, result("speed99", seed, 8800, changes={"data.name": "fashion"}))
         add_result(recipes, result("speed99", 1000 + seed, 9900, split="val"))
         worse = 9890 - seed
@@ -170,6 +171,7 @@ def test_verdicts_name_all_that_is_missing() -> None:
 
 def test_the_tutorials_stand_beside_what_they_report(lines: Path) -> None:
     page = make_page(read_recorded(lines))
+    assert row(section(page, "The tutorials"), "`seeds/adam`")[2:4] == ["3", "**97.00 %**"]
     assert row(section(page, "The tutorials"), "`seeds/convnet`") == [
         *("`seeds/convnet`", "97.97 %, seed 1", "3", "**97.90 %**", "0.100 %", "97.80 %", "98.00 %", "97.90 %")
     ]
