@@ -106,7 +106,8 @@ class TrackioBackend(Backend):
 
 def own_modules() -> dict[str, ModuleType]:
     """trackio's modules that are imported."""
-    return {name: module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "trackio"}
+    modules = sys.modules.copy()  # in one step: other threads import, and a list of the items can be interrupted
+    return {name: module for name, module in modules.items() if name.partition(".")[0] == "trackio"}
 
 
 def take_modules() -> dict[str, ModuleType]:

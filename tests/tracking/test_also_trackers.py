@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from mnist_dist.config.sections import TrackingConfig
 from mnist_dist.distributed.accelerate_trackers import start_tracker
 from mnist_dist.tracking import backend, queued_tracker
 from mnist_dist.tracking.tracker import Tracker, open_tracker
+from mnist_dist.tracking.trackio_backend import own_modules
 from mnist_dist.train import main
 
 SETTINGS = (
@@ -245,6 +249,23 @@ def test_a_tool_that_hangs_is_waited_for_at_the_end_only(tmp_path: Path, warning
         "tensorboard did not finish within 0.05 s and was stopped; metrics.jsonl has everything",
     ]
     assert tracker.timed_out
+
+
+def test_modules_are_listed_while_others_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackio.here", ModuleType("trackio.here"))
+
+    def import_one(phase: str, _: dict[str, int]) -> None:
+        """Runs where another thread could: between two allocations."""
+        monkeypatch.setitem(sys.modules, f"another_{phase}_{len(sys.modules)}", ModuleType("another"))
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(import_one)
+    try:
+        gc.set_threshold(1)
+        assert "trackio.here" in own_modules()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(import_one)
 
 
 def test_rows_that_a_tool_lacks_are_recorded_when_the_run_is_resumed(tmp_path: Path, warnings: list[str]) -> None:
