@@ -28,7 +28,7 @@ from mnist_dist.tracking.results import (
 from mnist_dist.utils.errors import UserError
 from mnist_dist.utils.student_t import mean_interval
 
-PROTOCOL = {"train.eval_steps"}
+PROTOCOL = {"train.eval_steps", "data.test_limit"}
 """Settings that do not change what is trained, and that an honest run cannot have as some recipes have them."""
 
 
