@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from programs import write_digits
 
 from mnist_dist.__main__ import COMMANDS
 
@@ -77,3 +79,14 @@ def test_nothing_of_the_benchmarks_is_in_the_package() -> None:
     files = [path for folder in ("mnist_dist", "configs") for path in (ROOT / folder).rglob("*")]
     assert not [path for path in files if "benchmark" in path.name and path.suffix != ".pyc"]
     assert "benchmark" not in COMMANDS
+
+
+def test_the_record_on_a_gpu_can_be_rehearsed_without_one(tmp_path: Path) -> None:
+    write_digits(tmp_path, train=640, test=100)
+    environment = {"REHEARSE": "1", "PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
+    command = ["benchmarks/record.sh", f"--data.root={tmp_path}"]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "p that the mean is above 99.80 %" in ended.stdout
+    assert re.search(r"test accuracy: .* of 100\)", ended.stdout)  # of the ensemble, as large as the test set
+    assert not list(tmp_path.glob("tmp*"))

@@ -70,6 +70,8 @@ ELSEWHERE = {
     "python benchmarks/*": "takes minutes to hours; its arguments: tests/benchmarks/test_scripts.py::"
     "test_commands_in_documents_parse",
     "benchmarks/gpu_checks.sh": "needs a GPU",
+    "benchmarks/record.sh": "needs a GPU; rehearsed: tests/benchmarks/test_scripts.py::"
+    "test_the_record_on_a_gpu_can_be_rehearsed_without_one",
     "mnist-dist repeat --config * --seeds *": "takes minutes to hours; a short one: tests/commands/test_repeat.py::"
     "test_what_it_says_and_records_is_what_the_runs_have",
     "salloc *": "needs a Slurm cluster",
