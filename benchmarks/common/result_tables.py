@@ -30,8 +30,8 @@ it is stale. Nothing on it was chosen by the test set:
 - **Training seconds** are the median over the seeds: no start, no evaluation, no checkpoint.
 
 `mnist-dist repeat --config NAME --seeds N --record` trains the seeds and adds their lines: config digest, seed,
-accuracy, versions, machine, commit and the SHA-256 of the weights, which the same settings give again on the same
-kind of machine.
+accuracy, versions, machine, commit and the SHA-256 of the weights, which the same settings, with the same number of
+threads, give again on the same kind of machine.
 """
 STALE_NOTE = "\n† The recipe's settings have changed since these runs.\n"
 
