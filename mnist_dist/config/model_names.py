@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Union
 
-MODELS = ("unshuffle", "compact", "cnn", "convnet", "basic", "deep_head", "deep_head_fixed", "vgg", "tiny", "tiny700")
+MODELS = (
+    "unshuffle",
+    "compact",
+    "cnn",
+    "convnet",
+    "basic",
+    "deep_head",
+    "deep_head_fixed",
+    "allconv",
+    "tiny",
+    "tiny700",
+)
 """The registered models, by name: known here, so that a typo is found before torch is imported."""
 CODE_NAME = r"[^:\s][^:]*:[A-Za-z_][A-Za-z0-9_]*"
 """Spelling of a model by its code: FILE.py:FUNCTION or MODULE:FUNCTION."""

@@ -28,6 +28,9 @@ from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import ImageClassifier
 from mnist_dist.training import trainer as trainer_module
 
+pytestmark = pytest.mark.timeout(900)
+COMPILER_SECONDS = 300.0
+"""Timeout of ranks that run the C++ compiler, on a busy machine with an empty cache."""
 BATCH = 12
 SIZES = (BATCH * 3 + 1, 20)  # the last batch of an epoch has one image, which only one rank gets
 RECIPE = (
@@ -149,13 +152,13 @@ def test_only_full_training_batches_are_compiled(
 
 @needs_compiler
 def test_a_compiled_run_has_the_losses_of_an_eager_one_and_resumes_bit_for_bit(tmp_path: Path, cache: Path) -> None:
-    ((eager, compiled, first, resumed),) = run_ranks(1, train_four_times, tmp_path, cache)
+    ((eager, compiled, first, resumed),) = run_ranks(1, train_four_times, tmp_path, cache, timeout=COMPILER_SECONDS)
     assert compiled.warnings == first.warnings == resumed.warnings == []
     assert compiled.losses() == pytest.approx(eager.losses(), rel=1e-4)
     assert compiled.losses("test.loss") == pytest.approx(eager.losses("test.loss"), rel=1e-4)
     assert first.losses() + resumed.losses() == compiled.losses()
     assert resumed.sha256 == compiled.sha256 != eager.sha256
-    ranks = run_ranks(2, train, "batch norm", COMPILED, tmp_path / "ranks", cache)
+    ranks = run_ranks(2, train, "batch norm", COMPILED, tmp_path / "ranks", cache, timeout=COMPILER_SECONDS)
     assert [run.warnings for run in ranks] == [[], []]
     assert ranks[0].sha256 == ranks[1].sha256
 
@@ -163,7 +166,8 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one_and_resumes_bit_for_bit(t
 def test_if_one_rank_cannot_compile_all_train_eagerly(tmp_path: Path, cache: Path) -> None:
     eager = run_ranks(2, train, "batch norm", RECIPE, tmp_path / "eager", cache)
     for broken_rank in (0, 1):
-        runs = run_ranks(2, train, "batch norm", COMPILED, tmp_path / str(broken_rank), cache, broken_rank)
+        arguments = ("batch norm", COMPILED, tmp_path / str(broken_rank), cache, broken_rank)
+        runs = run_ranks(2, train, *arguments, timeout=COMPILER_SECONDS)
         for run, other in zip(runs, eager, strict=True):
             (warning,) = run.warnings
             assert warning.startswith(f"train.compile=default: failed on rank {broken_rank} (")

@@ -40,6 +40,8 @@ CONTEXT.set_forkserver_preload(
     ]
 )
 
+TIMEOUT_SECONDS = 180.0
+"""For ranks that do not hang: a minute was too short for compilation on a busy machine."""
 GRACE_SECONDS = 10.0
 """From a rank's timeout, at which it writes its stack and exits, until it is killed."""
 
@@ -59,7 +61,7 @@ class RanksFailed(AssertionError):
 
 
 def run_ranks(
-    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 60, machines: int = 1
+    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = TIMEOUT_SECONDS, machines: int = 1
 ) -> list[Any]:
     """Call a module-level function in `world_size` processes; the values that they returned, by rank.
 
@@ -81,7 +83,7 @@ def try_ranks(
     world_size: int,
     function: Callable[..., Any],
     *args: Any,
-    timeout: float = 60,
+    timeout: float = TIMEOUT_SECONDS,
     machines: int = 1,
     absent: Sequence[int] = (),
     stopped: Sequence[int] = (),

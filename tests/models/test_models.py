@@ -20,6 +20,7 @@ from mnist_dist.models import (
     registry,
 )
 from mnist_dist.models.summary import count_flops, count_parameters, summarize
+from mnist_dist.utils.errors import UserError
 
 ALL = list_models()
 
@@ -32,9 +33,9 @@ SHAPES = {
     "compact": [(4, 12, 12), (32, 12, 12), (32, 6, 6), (64, 4, 4), (64, 2, 2), (256,), (10,)],
     "tiny": [(16, 14, 14), (16, 7, 7), (32, 7, 7), (32,), (10,)],
     "tiny700": [(14, 14, 14), (14, 7, 7), (14,), (10,)],
-    "vgg": [
-        *[(32, 28, 28), (32, 14, 14), (64, 14, 14), (64, 7, 7), (128, 7, 7), (128, 3, 3)],
-        *[(1152,), (10,)],
+    "allconv": [
+        *[(4, 14, 14), (48, 12, 12), (64, 10, 10), (80, 8, 8), (96, 6, 6), (112, 4, 4)],
+        *[(1792,), (10,)],
     ],
     "unshuffle": [(4, 14, 14), (32, 14, 14), (32, 7, 7), (64, 7, 7), (64, 3, 3), (576,), (128,), (10,)],
 }
@@ -244,14 +245,15 @@ def test_unshuffle_moves_pixels_as_torch_does() -> None:
     assert first(images[:0]).shape == (0, 4, 14, 14)
 
 
-def test_vgg_scales_with_width_and_depth() -> None:
-    def kinds(**args: int) -> list[str]:
-        return [layer.kind for layer in summarize(create_model("vgg", 10, args)).layers]
-
-    for width, depth in ((32, 2), (8, 1), (16, 3)):
-        found = kinds(width=width, depth=depth)
-        filters = [kind for kind in found if kind.startswith("conv")]
-        assert filters == [f"conv {width * scale}@3x3 pad 1" for scale in (1, 2, 4) for _ in range(depth)]
-        assert [found.count(kind) for kind in ("max-pool 2", "batchnorm2d", "relu")] == [3, 3 * depth, 3 * depth]
-    assert "conv 32@3x3 pad 1, max-pool 2, batchnorm2d, relu" in ", ".join(kinds())
-    assert kinds(dropout=0)[-3:] == ["relu", "flatten", "linear 10"]
+def test_allconv_has_the_convolutions_that_are_asked_for() -> None:
+    for width, depth, patch in ((48, 5, 2), (8, 1, 2), (8, 6, 2), (32, 10, 1), (2, 13, 1)):
+        args = {"width": width, "depth": depth, "patch": patch}
+        layers = summarize(create_model("allconv", 10, args)).layers
+        filters = [layer.kind for layer in layers if layer.kind.startswith("conv")]
+        assert filters == [f"conv {width + 16 * index}@3x3 pad 0" for index in range(depth)]
+        side = 28 // patch - 2 * depth
+        assert layers[-2].shape == ((width + 16 * (depth - 1)) * side**2,)
+    with pytest.raises(UserError, match="allconv: depth=7: at most 6 convolutions fit patches of 2 pixels"):
+        create_model("allconv", 10, {"depth": 7})
+    with pytest.raises(UserError, match="model.args.depth=14: input should be less than or equal to 13"):
+        create_model("allconv", 10, {"depth": 14, "patch": 1})
