@@ -1,4 +1,4 @@
-"""The most accurate model here: 3x3 convolutions alone, without padding and without pooling, each wider than the one before.
+"""The most accurate model here: 3x3 convolutions alone, without padding or pooling, each wider than the last one.
 
 So did An et al. 2020, "An ensemble of simple convolutional neural network models for MNIST digit recognition"
 (arXiv:2008.10400), on single pixels and with ten convolutions: `patch=1`, `depth=10` and `width=32` here.

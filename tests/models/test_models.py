@@ -255,5 +255,5 @@ def test_allconv_has_the_convolutions_that_are_asked_for() -> None:
         assert layers[-2].shape == ((width + 16 * (depth - 1)) * side**2,)
     with pytest.raises(UserError, match="allconv: depth=7: at most 6 convolutions fit patches of 2 pixels"):
         create_model("allconv", 10, {"depth": 7})
-    with pytest.raises(UserError, match="model.args.depth=14: input should be less than or equal to 13"):
+    with pytest.raises(UserError, match=r"model\.args\.depth=14: input should be less than or equal to 13"):
         create_model("allconv", 10, {"depth": 14, "patch": 1})
