@@ -254,7 +254,7 @@ def test_help_comes_without_torch(name: str, tmp_path: Path) -> None:
         f"try: main(['{name}', '--help'])\n"
         "finally: print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == EXIT_DONE
     assert done.stdout.splitlines()[-1] == "False"
     assert "usage: " in done.stdout

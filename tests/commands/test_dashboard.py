@@ -69,7 +69,7 @@ def record(settings: list[str], folder: Path) -> int:
 def logged(processes: int, settings: list[str], folder: Path) -> Logged:
     """The keys that a real offline run of some processes leaves."""
     write_digits(folder, train=250, test=50)
-    assert run_ranks(processes, record, settings, folder, timeout=120) == [0] * processes
+    assert run_ranks(processes, record, settings, folder) == [0] * processes
     (path,) = (folder / "run").rglob("*.wandb")
     rows: set[str] = set()
     summary: set[str] = set()

@@ -130,4 +130,4 @@ def start_process(root: Path, before: str = "") -> subprocess.Popen[str]:
 
 
 def run_process(root: Path, before: str = "") -> str:
-    return start_process(root, before).communicate(timeout=60)[0]
+    return start_process(root, before).communicate(timeout=180)[0]

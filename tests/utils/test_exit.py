@@ -151,7 +151,7 @@ def run(body: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(("skip", "out"), [("", "out hook\n"), ("skip_exit_hooks()", "out ")])
 def test_a_process_exits_with_its_code_and_flushes_its_output(skip: str, out: str) -> None:
     process = run(f"{skip}\nexit_with(lambda: print('out', end=' ') or print('err', file=sys.stderr) or 3)")
-    assert process.communicate(timeout=60) == (out, "err\n")
+    assert process.communicate(timeout=120) == (out, "err\n")
     assert process.returncode == 3
 
 
@@ -176,7 +176,7 @@ def test_an_interrupt_has_one_exit_code(where: str) -> None:
     """Python's own would be another one after an interrupt within `exec`, which dataclasses call."""
     body = f"{HANDLED}def act():\n    {where}\n"
     process = run(f"{body}exit_with(lambda: run_to_exit_code(act))")
-    assert process.communicate(timeout=60) == ("", "mnist_dist: error: interrupted\n")
+    assert process.communicate(timeout=120) == ("", "mnist_dist: error: interrupted\n")
     assert process.returncode == 1
 
 
@@ -184,5 +184,5 @@ def test_an_interrupt_after_the_end_skips_the_exit_hooks() -> None:
     """The work is done, and its exit code stands."""
     body = f"{HANDLED}atexit.register(lambda: {INTERRUPT})\n"
     process = run(f"{body}exit_with(lambda: print('out', end=' ') or 3)")
-    assert process.communicate(timeout=60) == ("out ", "")
+    assert process.communicate(timeout=120) == ("out ", "")
     assert process.returncode == 3

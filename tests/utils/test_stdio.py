@@ -118,7 +118,7 @@ def test_any_other_program_ends_with_one_line(redirection: str, err: str) -> Non
     """The last one has nothing to report: its standard output works."""
     body = "exit_with(lambda: run_to_exit_code(lambda: print('answer') or 0))"
     command = ["sh", "-c", f'"$0" -c "$1" {redirection}', sys.executable, PROGRAM + body]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     failed = redirection != "2> /dev/full"
     assert (ended.returncode, ended.stdout, ended.stderr) == (failed, "" if failed else "answer\n", err)
 
@@ -130,7 +130,7 @@ def test_the_exit_code_of_an_error_is_kept_where_it_cannot_be_said() -> None:
         "exit_with(lambda: run_to_exit_code(stop))"
     )
     command = ["sh", "-c", '"$0" -c "$1" > /dev/full 2> /dev/full', sys.executable, PROGRAM + body]
-    assert subprocess.run(command, check=False, timeout=60).returncode == 3
+    assert subprocess.run(command, check=False, timeout=120).returncode == 3
 
 
 def test_a_closed_descriptor_is_not_given_to_the_next_file() -> None:
@@ -139,7 +139,7 @@ def test_a_closed_descriptor_is_not_given_to_the_next_file() -> None:
     read, write = os.pipe()
     command = ["sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, PROGRAM + body]
     environment = os.environ | {"OUT": str(write)}
-    assert subprocess.run(command, env=environment, pass_fds=[write], check=False, timeout=60).returncode == 0
+    assert subprocess.run(command, env=environment, pass_fds=[write], check=False, timeout=120).returncode == 0
     os.close(write)
     with os.fdopen(read) as answer:
         assert int(answer.read()) > 2
