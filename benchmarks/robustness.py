@@ -23,6 +23,7 @@ from common.calibration import Calibration
 from common.cli import add_only, build_parser, run_script
 from common.corruptions import CORRUPTIONS, corrupt
 from common.progress import BenchmarkProgress, say
+from common.recorded import digests_now
 from common.robustness_lines import CLEAN, Robustness, record_robustness
 from common.rounds import choose
 from common.tables import print_table
@@ -94,7 +95,7 @@ def find_subjects(runs: Sequence[str], record: bool) -> list[Subject]:
     Raises:
         UserError: there is no such run, or with `record`, it is not of a shipped recipe as it is now.
     """
-    recipes = {config_sha256(Config.from_recipe(name)): name for name in reversed(list_recipes())}
+    recipes = {digest: name for name in reversed(list_recipes()) for digest in digests_now(name, {})}
     subjects = []
     for run in runs:
         loaded = load_model(run)

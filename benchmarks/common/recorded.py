@@ -31,6 +31,8 @@ from mnist_dist.utils.student_t import mean_interval
 PROTOCOL = {"train.eval_steps", "data.test_limit"}
 """Settings that do not change what is trained, and that an honest run cannot have as some recipes have them."""
 
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -116,7 +118,7 @@ def read_recorded(folder: Path) -> Recorded:
     for path in sorted((folder / "robustness").glob("*.jsonl")):
         for line in read_robustness(path):
             record = records.get(line.recipe)
-            if record is None or record.results[0].config_sha256 == line.config_sha256:
+            if record is None or line.config_sha256 in digests_of(record):
                 robustness.setdefault(line.recipe, []).append(line)
     ensembles = read_ensembles(folder / "recipes" / ENSEMBLES)
     searches = sorted(path for path in (folder / "search").rglob("*") if path.suffix in (".md", ".jsonl"))
@@ -132,19 +134,32 @@ def variants_of(recipe: str, results: Sequence[Result], split: Split) -> list[Va
     variants = []
     for changes in found.values():
         newest = newest_results(results, split, changes)
-        variants.append(Variant(recipe, changes, newest, newest[0].config_sha256 == digest_now(recipe, changes, split)))
+        variants.append(
+            Variant(recipe, changes, newest, newest[0].config_sha256 in digests_now(recipe, changes, split))
+        )
     return variants
 
 
-def digest_now(recipe: str, changes: Mapping[str, Any], split: Split) -> str:
-    """The digest of a shipped recipe of today with some changes; empty if there is none, or it has no such setting."""
+def digests_of(record: Variant) -> set[str]:
+    """The digests of runs of the same settings as a record's."""
+    now = digests_now(record.recipe, record.changes) if record.is_current else set[str]()
+    return now | {record.results[0].config_sha256}
+
+
+def digests_now(recipe: str, changes: Mapping[str, Any], split: Split = "test") -> set[str]:
+    """The digests that a shipped recipe of today may have been recorded with; empty if it has no such settings.
+
+    train.precision=auto stands for the precision that it gave too: recipes used to name it.
+    """
     try:
         config = Config.from_recipe(recipe, changes)
         if split == "val" and not config.data.val_size:
             config = Config.from_recipe(recipe, {**changes, "data.val_size": VAL_SIZE})
     except UserError:
-        return ""
-    return config_sha256(config)
+        return set()
+    precisions = PRECISIONS if config.train.precision == "auto" else [config.train.precision]
+    trains = (config.train.model_copy(update={"precision": precision}) for precision in precisions)
+    return {config_sha256(config.model_copy(update={"train": train})) for train in trains}
 
 
 def difference(variant: Variant, base: Variant) -> Difference | None:

@@ -6,6 +6,7 @@ from mnist_dist.config.loader import LoadedConfig
 from mnist_dist.config.schema import flat
 from mnist_dist.console.console import Console
 from mnist_dist.distributed.consistency import check_ranks_agree, describe_clock_skew
+from mnist_dist.distributed.device import describe_emulation
 from mnist_dist.distributed.launch_options import describe_missing_processes
 from mnist_dist.distributed.runtime import Runtime
 from mnist_dist.tracking.wandb_auth import check_tracking
@@ -15,7 +16,7 @@ from mnist_dist.utils.versions import software
 def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> None:
     """Check that all ranks have the same settings, code and versions.
 
-    Warns if their clocks differ, and if the launcher started fewer than it was told to.
+    Warns if their clocks differ, if the launcher started fewer than it was told to, and of emulated bf16.
 
     Raises:
         UserError: something differs, or wandb would refuse the tracking settings of rank 0.
@@ -36,3 +37,5 @@ def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> Non
         console.warn(skew)
     if missing := describe_missing_processes(runtime.topology):
         console.warn(missing)
+    if emulation := describe_emulation(runtime.precision, runtime.device):
+        console.warn(emulation)

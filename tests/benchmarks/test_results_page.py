@@ -228,6 +228,19 @@ def test_robustness_of_other_settings_than_the_record_is_left_out(lines: Path) -
     assert [run.seed for run in read_recorded(lines).robustness["speed99"]] == [0, 1, 2]
 
 
+def test_a_recipe_that_leaves_the_precision_to_the_machine_is_the_one_that_named_it(lines: Path) -> None:
+    """Recipes named the precision before; the runs are the same."""
+    named = config_sha256(Config.from_recipe("speed99", {"train.precision": "bf16"}))
+    assert named != config_sha256(Config.from_recipe("speed99"))
+    for seed in range(3):
+        newer = result("speed99", seed, 9906, config_sha256=named, date="2026-12-01T00:00:00Z")
+        add_result(lines / "recipes", newer)
+    recorded = read_recorded(lines)
+    assert recorded.records["speed99"].results[0].config_sha256 == named
+    assert recorded.records["speed99"].is_current
+    assert [run.seed for run in recorded.robustness["speed99"]] == [0, 1, 2]
+
+
 def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:
     page = make_page(read_recorded(tmp_path))
     assert "Nothing is recorded yet." in section(page, "Records")

@@ -14,10 +14,10 @@ from torch import nn
 
 import mnist_dist.distributed.rendezvous
 from mnist_dist.config.loader import load
-from mnist_dist.distributed.device import native_precision
+from mnist_dist.distributed.device import describe_emulation, native_precision
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
-from mnist_dist.train import start
+from mnist_dist.train import main, start
 from mnist_dist.utils.errors import UserError
 
 
@@ -89,6 +89,31 @@ def test_bf16_is_native_on_a_gpu_that_does_not_emulate_it(monkeypatch: pytest.Mo
     assert native_precision(cpu=False) == "no"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert native_precision(cpu=False) == "bf16"
+
+
+@pytest.mark.parametrize(("native", "precision", "warned"), [(False, "bf16", 1), (False, "no", 0), (True, "bf16", 0)])
+def test_a_run_warns_of_emulated_bf16(
+    native: bool,
+    precision: str,
+    warned: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    write_digits(tmp_path, train=40, test=10)
+    arguments = ["--config=debug", f"--data.root={tmp_path}", "--data.source=local", f"--run.dir={tmp_path}/run"]
+    assert main([*arguments, f"--train.precision={precision}", "--data.val_size=10", "--data.limit=0"]) == 0
+    text = "this CPU emulates bf16, which takes longer than fp32; --train.precision=no is faster"
+    assert capsys.readouterr().err.count(text) == warned
+
+
+def test_a_gpu_that_emulates_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert describe_emulation("bf16", torch.device("cuda")).startswith("this GPU emulates bf16")
+    assert describe_emulation("fp32", torch.device("cuda")) == describe_emulation("fp16", torch.device("cuda")) == ""
 
 
 def train_on_different_machines(work: Path, *options: str) -> Any:
