@@ -13,7 +13,7 @@ BRANCHES: dict[str, tuple[int, str]] = {
     "commands/doctor_torch_checks.py": (5, UNTESTED),
     "data/augment.py": (1, "tests/training/test_no_wait.py"),
     "distributed/ddp.py": (1, UNTESTED),
-    "distributed/device.py": (13, UNTESTED),
+    "distributed/device.py": (14, UNTESTED),
     "distributed/fixed_shards.py": (1, "tests/training/test_no_wait.py"),
     "distributed/fsdp.py": (1, UNTESTED),
     "distributed/mixed_precision.py": (2, UNTESTED),
