@@ -17,6 +17,7 @@ from mnist_dist.utils.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER
 
 pytestmark = [
     pytest.mark.launcher,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 
