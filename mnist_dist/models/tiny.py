@@ -133,7 +133,7 @@ class GlobalMaxPool(nn.Module):
 
 @register_model
 def tiny700(num_classes: int = 10, width: Width = 14, dropout: Dropout = 0.0) -> ImageClassifier:
-    """Fewer than 700 parameters: one set of factored filters, applied four times.
+    """Fewer than 700 parameters: one set of factored filters, applied six times.
 
     Shapes and parameters of one image, with the default width; a norm has one parameter per channel:
 
@@ -141,9 +141,9 @@ def tiny700(num_classes: int = 10, width: Width = 14, dropout: Dropout = 0.0) ->
     |---|---|---|
     | image | 1x28x28 | |
     | 14 filters of 3x3, every second position, norm, SiLU | 14x14x14 | 126 + 14 |
-    | 14 factored filters of rank 1, norm, SiLU; twice | 14x14x14 | 322 + 2 * 14 |
+    | 14 factored filters of rank 1, norm, SiLU; three times | 14x14x14 | 322 + 3 * 14 |
     | max-pool | 14x7x7 | |
-    | the same filters, norms of their own, SiLU; twice | 14x7x7 | 2 * 14 |
+    | the same filters, norms of their own, SiLU; three times | 14x7x7 | 3 * 14 |
     | largest value over all positions | 14 | |
     | linear | 10 | 150 |
 
@@ -153,7 +153,7 @@ def tiny700(num_classes: int = 10, width: Width = 14, dropout: Dropout = 0.0) ->
         nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False),
         shift_only_norm(width),
         nn.SiLU(),
-        Recurrent(FactoredConv2d(width, width), "ccmcc"),
+        Recurrent(FactoredConv2d(width, width), "cccmccc"),
         GlobalMaxPool(),
         *dropout_of(dropout),
     )

@@ -51,10 +51,10 @@ def test_factored_filters_are_a_depthwise_and_a_pointwise_convolution(rank: int)
     assert conv.weight.shape == (7, 5, 3, 3)
 
 
-def test_the_filters_of_tiny700_are_used_four_times_with_norms_of_their_own() -> None:
+def test_the_filters_of_tiny700_are_used_six_times_with_norms_of_their_own() -> None:
     layers = summarize(create_model("tiny700")).layers
-    assert [layer.shape for layer in layers if layer.name == "body.3.conv"] == [(14, 14, 14)] * 2 + [(14, 7, 7)] * 2
-    assert len({layer.name for layer in layers if layer.name.startswith("body.3.norms.")}) == 4
+    assert [layer.shape for layer in layers if layer.name == "body.3.conv"] == [(14, 14, 14)] * 3 + [(14, 7, 7)] * 3
+    assert len({layer.name for layer in layers if layer.name.startswith("body.3.norms.")}) == 6
 
 
 def train(name: str, fsdp: bool, shards: int, folder: Path) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ def test_the_same_bits_on_one_and_on_two_ranks(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_sharded_weights_become_those_of_one_rank(name: str, tmp_path: Path) -> None:
-    """Also those of filters that are used four times in one pass: their gradients are added."""
+    """Also those of filters that are used six times in one pass: their gradients are added."""
     found = []
     for ranks in (1, 2):
         (tmp_path / str(ranks)).mkdir()
