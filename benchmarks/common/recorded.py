@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from common.robustness_lines import Robustness, read_robustness
 from mnist_dist.commands.repeat import VAL_SIZE
 from mnist_dist.config.digest import config_sha256
 from mnist_dist.config.schema import Config
+from mnist_dist.config.sections import TrainConfig
 from mnist_dist.config.yaml_files import find_recipe, list_recipes
 from mnist_dist.tracking.results import (
     ENSEMBLES,
@@ -30,8 +31,6 @@ from mnist_dist.utils.student_t import mean_interval
 
 PROTOCOL = {"train.eval_steps", "data.test_limit"}
 """Settings that do not change what is trained, and that an honest run cannot have as some recipes have them."""
-
-PRECISIONS = ("auto", "no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,9 @@ def digests_now(recipe: str, changes: Mapping[str, Any], split: Split = "test") 
             config = Config.from_recipe(recipe, {**changes, "data.val_size": VAL_SIZE})
     except UserError:
         return set()
-    precisions = PRECISIONS if config.train.precision == "auto" else [config.train.precision]
+    precisions = get_args(TrainConfig.model_fields["precision"].annotation)
+    if config.train.precision != "auto":
+        precisions = (config.train.precision,)
     trains = (config.train.model_copy(update={"precision": precision}) for precision in precisions)
     return {config_sha256(config.model_copy(update={"train": train})) for train in trains}
 

@@ -57,16 +57,15 @@ def check_device(config: Config, topology: Topology) -> Finding:
 
 def check_precision(config: Config, topology: Topology) -> Finding:
     """The precisions of the device, and whether that of the run is among them and fast."""
-    from mnist_dist.distributed.device import native_precision, should_use_cpu
+    from mnist_dist.distributed.device import describe_emulation, native_precision, should_use_cpu
 
     cpu = should_use_cpu(config, topology)
     native = native_precision(cpu) == "bf16"
     found = f"fp32, bf16{'' if native else ' (emulated)'}{'' if cpu else ', fp16'}"
     if config.train.precision == "fp16" and cpu:
         return Finding("precision", found, PROBLEM, "fp16 needs a GPU: --train.precision=bf16 or no")
-    if config.train.precision == "bf16" and not native:
-        return Finding("precision", found, NOTE, "bf16 is slower than fp32 here: --train.precision=no")
-    return Finding("precision", found)
+    advice = describe_emulation(config.train.precision, cpu)
+    return Finding("precision", found, NOTE if advice else OK, advice)
 
 
 TORCH_CHECKS: dict[str, Check] = {

@@ -91,12 +91,11 @@ def native_precision(cpu: bool) -> str:
     return "bf16" if bf16 else "no"
 
 
-def describe_emulation(precision: str, device: torch.device) -> str:
-    """A warning if the device computes in bf16, but has no instructions for it; empty otherwise.
+def describe_emulation(precision: str, cpu: bool) -> str:
+    """A warning if `precision` is bf16, and the device has no instructions for it; empty otherwise.
 
-    A CPU with AVX2 alone takes 7 to 9 times as long as in fp32 (docs/performance.md).
+    A CPU with AVX2 alone takes seven times as long as in fp32 (docs/performance.md).
     """
-    cpu = device.type == "cpu"
     if precision != "bf16" or native_precision(cpu) == "bf16":
         return ""
     return f"this {'CPU' if cpu else 'GPU'} emulates bf16, which takes longer than fp32; --train.precision=no is faster"

@@ -37,5 +37,5 @@ def check_ranks(loaded: LoadedConfig, runtime: Runtime, console: Console) -> Non
         console.warn(skew)
     if missing := describe_missing_processes(runtime.topology):
         console.warn(missing)
-    if emulation := describe_emulation(runtime.precision, runtime.device):
+    if emulation := describe_emulation(runtime.precision, runtime.device.type == "cpu"):
         console.warn(emulation)

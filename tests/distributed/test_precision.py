@@ -112,8 +112,8 @@ def test_a_run_warns_of_emulated_bf16(
 def test_a_gpu_that_emulates_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert describe_emulation("bf16", torch.device("cuda")).startswith("this GPU emulates bf16")
-    assert describe_emulation("fp32", torch.device("cuda")) == describe_emulation("fp16", torch.device("cuda")) == ""
+    assert describe_emulation("bf16", cpu=False).startswith("this GPU emulates bf16")
+    assert describe_emulation("fp32", cpu=False) == describe_emulation("fp16", cpu=False) == ""
 
 
 def train_on_different_machines(work: Path, *options: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -102,7 +102,7 @@ def stand_in_device(*, fused: bool) -> Iterator[StandInDevice]:
         accelerator.state.device = META
         return accelerator
 
-    library = torch.library.Library("aten", "IMPL", "Meta")
+    meta = library.Library("aten", "IMPL", "Meta")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "create_accelerator", create)
         patch.setattr(state, "can_fuse", lambda runtime: fused)
@@ -110,7 +110,7 @@ def stand_in_device(*, fused: bool) -> Iterator[StandInDevice]:
         if fused:
             patch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", SUPPORTED.copy)
             for name in FUSED:
-                library.impl(name, lambda *arguments, **options: None, allow_override=True)
+                meta.impl(name, lambda *arguments, **options: None, allow_override=True)
         with StandInDevice() as device:
             yield device
-    library._destroy()
+    meta._destroy()
