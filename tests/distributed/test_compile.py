@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from compiler import needs_compiler
 from harness import run_ranks
 from programs import write_digits
 from small_training import open_trainer
@@ -38,10 +38,6 @@ RECIPE = (
     *(f"--train.batch_size={BATCH}", "--optim.name=sgd", "--optim.lr=0.01", "--optim.warmup=0"),
 )
 COMPILED = (*RECIPE, "--train.compile=default")
-needs_compiler = pytest.mark.skipif(
-    not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")),
-    reason="no C++ compiler (g++), which torch.compile needs on CPUs",
-)
 
 
 class ZeroIfEager(ImageClassifier):

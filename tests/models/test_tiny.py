@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiler import needs_compiler
 from harness import run_ranks
 from kept_run import copy_kept_run
 from small_training import BASICS, open_trainer
@@ -22,7 +23,7 @@ from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import read_topology
 from mnist_dist.models import create_model
 from mnist_dist.models.summary import count_parameters, summarize
-from mnist_dist.models.tiny import FactoredConv2d
+from mnist_dist.models.tiny import FactoredConv2d, GlobalMaxPool
 
 LIMITS = {"tiny": 8000, "tiny700": 700}
 """Each model has fewer parameters than this, as its recipe promises."""
@@ -55,6 +56,29 @@ def test_the_filters_of_tiny700_are_used_six_times_with_norms_of_their_own() -> 
     layers = summarize(create_model("tiny700")).layers
     assert [layer.shape for layer in layers if layer.name == "body.3.conv"] == [(14, 14, 14)] * 3 + [(14, 7, 7)] * 3
     assert len({layer.name for layer in layers if layer.name.startswith("body.3.norms.")}) == 6
+
+
+def count_finite_gradients() -> tuple[int, int]:
+    """Weights of a compiled convolution before a `GlobalMaxPool` whose gradient is finite in bf16, and all weights."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.SiLU(), GlobalMaxPool())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = torch.compile(net)(torch.randn(4, 3, 6, 6)).float().pow(2).mean()
+    loss.backward()
+    gradients = [weight.grad for weight in net.parameters() if weight.grad is not None]
+    return sum(int(gradient.isfinite().sum()) for gradient in gradients), sum(
+        weight.numel() for weight in net.parameters()
+    )
+
+
+@needs_compiler
+def test_the_largest_value_has_a_gradient_when_it_is_compiled_in_half_precision() -> None:
+    (finite, weights), *_ = run_ranks(1, count_finite_gradients, timeout=300.0)
+    assert finite == weights == 20
+
+
+def test_the_largest_values_of_no_image() -> None:
+    assert GlobalMaxPool()(torch.zeros(0, 5, 6, 6)).shape == (0, 5)
 
 
 def train(name: str, fsdp: bool, shards: int, folder: Path) -> dict[str, Tensor]:
