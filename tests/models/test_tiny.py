@@ -54,8 +54,8 @@ def test_factored_filters_are_a_depthwise_and_a_pointwise_convolution(rank: int)
 
 def test_the_filters_of_tiny700_are_used_six_times_with_norms_of_their_own() -> None:
     layers = summarize(create_model("tiny700")).layers
-    assert [layer.shape for layer in layers if layer.name == "body.3.conv"] == [(14, 14, 14)] * 3 + [(14, 7, 7)] * 3
-    assert len({layer.name for layer in layers if layer.name.startswith("body.3.norms.")}) == 6
+    assert [layer.shape for layer in layers if layer.name == "body.4.conv"] == [(14, 14, 14)] * 3 + [(14, 7, 7)] * 3
+    assert len({layer.name for layer in layers if layer.name.startswith("body.4.norms.")}) == 6
 
 
 def count_finite_gradients() -> tuple[int, int]:
