@@ -126,8 +126,8 @@ def shift_only_norm(channels: int) -> nn.BatchNorm2d:
 class GlobalMaxPool(nn.Module):
     """Maps (B, C, H, W) to their largest values, features (B, C); for empty batches too.
 
-    A gradient goes to the place of the largest value. That of `amax` compares all values with the largest one; compiled
-    in bf16 none is equal to it, for only that one is rounded, and the gradient is 0/0.
+    The gradient goes to the place of the largest value. `amax` would compare the values with the largest one instead:
+    compiled in bf16, only that one is rounded, so none is equal to it, and the gradient is 0/0.
     """
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -58,23 +58,19 @@ def test_the_filters_of_tiny700_are_used_six_times_with_norms_of_their_own() -> 
     assert len({layer.name for layer in layers if layer.name.startswith("body.4.norms.")}) == 6
 
 
-def count_finite_gradients() -> tuple[int, int]:
-    """Weights of a compiled convolution before a `GlobalMaxPool` whose gradient is finite in bf16, and all weights."""
+def has_finite_gradients() -> bool:
+    """Whether the gradients of a compiled convolution before a `GlobalMaxPool` are finite in bf16."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.SiLU(), GlobalMaxPool())
     with torch.autocast("cpu", torch.bfloat16):
         loss = torch.compile(net)(torch.randn(4, 3, 6, 6)).float().pow(2).mean()
-    loss.backward()
-    gradients = [weight.grad for weight in net.parameters() if weight.grad is not None]
-    return sum(int(gradient.isfinite().sum()) for gradient in gradients), sum(
-        weight.numel() for weight in net.parameters()
-    )
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 @needs_compiler
 def test_the_largest_value_has_a_gradient_when_it_is_compiled_in_half_precision() -> None:
-    (finite, weights), *_ = run_ranks(1, count_finite_gradients, timeout=300.0)
-    assert finite == weights == 20
+    assert run_ranks(1, has_finite_gradients, timeout=300.0) == [True]
 
 
 def test_the_largest_values_of_no_image() -> None:
