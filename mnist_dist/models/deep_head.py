@@ -37,8 +37,9 @@ class SoftmaxClassifier(ImageClassifier):
 @register_model
 def deep_head(num_classes: int = 10, width: Width = 10, dropout: Dropout = 0.0) -> ImageClassifier:
     """As published, with its mistake: ReLU and softmax after the last layer, though the loss expects logits."""
+    body = deep_body(width, dropout)  # before the head: a seed gives both models the same weights
     head = nn.Sequential(*deep_layers(width, num_classes), nn.ReLU(), nn.Softmax(dim=1))
-    return SoftmaxClassifier(deep_body(width, dropout), head)
+    return SoftmaxClassifier(body, head)
 
 
 @register_model

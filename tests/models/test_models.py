@@ -238,6 +238,15 @@ def test_deep_head_returns_probabilities_and_deep_head_fixed_logits() -> None:
     assert torch.allclose(fixed.probabilities(fixed(images)), fixed(images).softmax(1))
 
 
+def test_deep_head_and_deep_head_fixed_start_from_the_same_weights() -> None:
+    torch.manual_seed(3)
+    published = create_model("deep_head").state_dict()
+    torch.manual_seed(3)
+    fixed = create_model("deep_head_fixed").state_dict()
+    assert published.keys() == fixed.keys()
+    assert all(fixed[key].equal(value) for key, value in published.items())
+
+
 def test_unshuffle_moves_pixels_as_torch_does() -> None:
     images = torch.randn(3, 1, 28, 28)
     first = create_model("unshuffle").body[0]
