@@ -91,6 +91,10 @@ class Config(FrozenModel):
         """Number of training images to use; 0: all."""
         return self.data.limit or self.train.overfit_batches * self.train.batch_size
 
+    def augments(self, epoch: int) -> bool:
+        """Whether the images of an epoch, counted from 0, are augmented as the section `data` says."""
+        return not self.train.overfit_batches and epoch < self.train.epochs - self.data.no_aug_epochs
+
     @property
     def is_test_kept_back(self) -> bool:
         """Whether nothing is evaluated before the end: an honest run keeps the test set back, and has no other one."""

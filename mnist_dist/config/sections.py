@@ -79,6 +79,9 @@ class DataConfig(FrozenModel):
     elastic: float = Field(default=0.0, ge=0, le=7)
     """Augmentation: elastic distortion. Points 7 pixels apart move by so many pixels along each axis (standard
     deviation), and what is between them moves along smoothly. 0: none."""
+    no_aug_epochs: int = Field(default=0, ge=0)
+    """Augmentation: last epochs that train on the images as they are, so that the running statistics of batch norms are
+    theirs. 0: every epoch is augmented."""
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of the labels from 0. Empty: those of the data set; for idx, the labels."""
 

@@ -152,6 +152,9 @@ def describe_excess(config: Config, train: int, test: int, processes: int, cpus:
         lines.append(f"{key}={value}: there are {train} training images; all are used")
     if data.test_limit > test:
         lines.append(f"data.test_limit={data.test_limit}: there are {test} test images; all are used")
+    if data.no_aug_epochs >= config.train.epochs:
+        count = "is 1 epoch" if config.train.epochs == 1 else f"are {config.train.epochs} epochs"
+        lines.append(f"data.no_aug_epochs={data.no_aug_epochs}: there {count}; no image is augmented")
     if threads * processes > cpus:
         each = f" in each of {processes} processes" if processes > 1 else ""
         lines.append(f"run.threads={threads}{each}: this machine has {cpus} CPUs; threads that share one slow training")

@@ -110,12 +110,11 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """Train the remaining batches of the current epoch, up to the last step."""
-        progress, train, sampler = self.progress, self.config.train, self.state.sampler
+        progress, config, sampler = self.progress, self.config, self.state.sampler
         sampler.load_state_dict({"epoch": progress.epoch, "start": progress.step_in_epoch})
         measured = partial(self.runtime.step_timer.measured, "data")
-        batches = DeviceLoader(
-            self.data.train, sampler, self.config.data, augment=not train.overfit_batches, measured=measured
-        )
+        augment = config.augments(progress.epoch)
+        batches = DeviceLoader(self.data.train, sampler, config.data, augment=augment, measured=measured)
         self.state.model.train()
         self.timer.start()
         for batch in batches:

@@ -93,7 +93,7 @@ def trial_batches(config: Config, runtime: Runtime, data: ImageSet, shares: Rank
     for rank, start in chosen.values():
         sampler = sampler_of_rank(config, len(data), rank, runtime.world_size, runtime.shards)
         sampler.load_state_dict({"epoch": 0, "start": start})
-        loader = DeviceLoader(data, sampler, config.data, augment=not config.train.overfit_batches)
+        loader = DeviceLoader(data, sampler, config.data, augment=config.augments(0))
         yield next(iter(loader))
 
 

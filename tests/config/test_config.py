@@ -496,6 +496,13 @@ def test_a_set_of_ones_own_needs_its_folder() -> None:
             2,
             ["run.threads=5 in each of 2 processes: this machine has 8 CPUs; threads that share one slow training"],
         ),
+        (["--data.no_aug_epochs=5"], 1, []),  # of 6
+        (["--data.no_aug_epochs=6"], 1, ["data.no_aug_epochs=6: there are 6 epochs; no image is augmented"]),
+        (
+            ["--data.no_aug_epochs=2", "--train.epochs=1"],
+            1,
+            ["data.no_aug_epochs=2: there is 1 epoch; no image is augmented"],
+        ),
     ],
 )
 def test_settings_that_ask_for_more_than_there_is_cost_a_line(

@@ -26,6 +26,7 @@ VARIANTS: dict[str, Config] = {
     "augmentation": config(
         {"name": "adamw"}, {"shift": 2.0, "rotate": 15.0, "scale": 0.1, "shear": 5.0, "elastic": 1.0}
     ),
+    "last epoch without augmentation": config({"name": "adamw"}, {"shift": 2.0, "elastic": 1.0, "no_aug_epochs": 1}),
     "accumulation": config({"name": "adamw", "clip": 0.5, "label_smoothing": 0.1}, accumulate=4),
     "default model, bf16": config({"name": "adamw"}, model="unshuffle", precision="bf16"),
     "evaluations": config({"name": "adamw"}, eval_steps=3, log_steps=1),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recorded_run import DATA, STEPS, WITHOUT_VAL, config, start, steps_of
+from recorded_run import DATA, STEPS, WITHOUT_VAL, config, start, steps_of, stop_after
 
+from mnist_dist.checkpoint.manager import list_checkpoints
 from mnist_dist.data.dataset import split
 from mnist_dist.utils.errors import UserError
 
@@ -70,3 +71,13 @@ def test_overfit_batches(tmp_path: Path) -> None:
     assert run.values("epoch.train.count")[0] == (2, 16)
     assert run.values("epoch.train.loss")[-1][1] < 0.02
     assert run.values("epoch.train.accuracy")[-1][1] == 1.0
+
+
+def test_no_aug_epochs_trains_the_last_epochs_on_the_images_as_they_are(tmp_path: Path) -> None:
+    moved, plain = config(data={"shift": 2.0, "rotate": 10.0}), config()
+    mixed = config(data={"shift": 2.0, "rotate": 10.0, "no_aug_epochs": 1})
+    start(moved, tmp_path / "first", before=stop_after(STEPS))
+    (checkpoint,) = list_checkpoints(tmp_path / "first")
+    by_hand = start(plain, tmp_path / "by hand", resume=checkpoint)
+    assert start(mixed, tmp_path / "mixed").sha256 == by_hand.sha256
+    assert start(moved, tmp_path / "moved").sha256 != by_hand.sha256
