@@ -57,7 +57,7 @@ class Variant:
     @property
     def change(self) -> str:
         """The changed settings."""
-        return ", ".join(f"`{key}={shown(value)}`" for key, value in self.changes.items())
+        return describe_changes(self.changes)
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Recorded:
     fashion: dict[str, Variant]
     """Recipe to its test results on Fashion-MNIST, with no other change."""
     bases: dict[str, Variant]
-    """Recipe to its validation results."""
+    """Recipe to the validation results that its ablations are compared with: see `base_of`."""
     ablations: dict[str, list[Variant]]
-    """Recipe to the validation results of one change each."""
+    """Recipe to the validation results of one change each, besides those of the base."""
     ensembles: list[Ensemble]
     robustness: dict[str, list[Robustness]]
     """Recipe to lines of its runs, by seed: those of the recorded settings."""
@@ -110,9 +110,10 @@ def read_recorded(folder: Path) -> Recorded:
             elif variant.changes == {"data.name": "fashion"}:
                 fashion[recipe] = variant
         tuned = variants_of(recipe, lines[recipe], "val")
-        bases.update((recipe, variant) for variant in tuned if not variant.changes)
-        if changed := [variant for variant in tuned if variant.changes]:
-            ablations[recipe] = changed
+        base = base_of(tuned)
+        if base is not None and len(tuned) > 1:
+            bases[recipe] = base
+            ablations[recipe] = [variant for variant in tuned if variant is not base]
     robustness: dict[str, list[Robustness]] = {}
     for path in sorted((folder / "robustness").glob("*.jsonl")):
         for line in read_robustness(path):
@@ -122,6 +123,19 @@ def read_recorded(folder: Path) -> Recorded:
     ensembles = read_ensembles(folder / "recipes" / ENSEMBLES)
     searches = sorted(path for path in (folder / "search").rglob("*") if path.suffix in (".md", ".jsonl"))
     return Recorded(records, fashion, bases, ablations, ensembles, robustness, searches)
+
+
+def base_of(variants: Sequence[Variant]) -> Variant | None:
+    """The recipe as it is, or, where that takes too long, with what all variants change, such as fewer epochs."""
+    least = min(variants, key=lambda variant: len(variant.changes), default=None)
+    if least is None or not all(least.changes.items() <= variant.changes.items() for variant in variants):
+        return None
+    return least
+
+
+def describe_changes(changes: Mapping[str, Any]) -> str:
+    """Settings as on the command line."""
+    return ", ".join(f"`{key}={shown(value)}`" for key, value in changes.items())
 
 
 def variants_of(recipe: str, results: Sequence[Result], split: Split) -> list[Variant]:

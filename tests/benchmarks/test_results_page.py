@@ -195,6 +195,20 @@ def test_differences_are_paired_by_seed(lines: Path) -> None:
     assert cells[4].startswith("-0.135 to -0.085")
 
 
+def test_ablations_of_a_shorter_recipe_are_compared_with_it(lines: Path) -> None:
+    fewer: dict[str, Any] = {"train.epochs": 10}
+    changes = ({}, {"data.shift": 0.0}, {"optim.betas": [0.9, 0.999]})
+    for correct, change in zip((9960, 9950, 9955), changes, strict=True):
+        add_result(lines / "recipes", result("strong", 1000, correct, split="val", changes=fewer | change))
+    page = section(make_page(read_recorded(lines)), "Ablations")
+    assert row(page, "as it is, with `train.epochs=10`")[1:3] == ["1", "99.60 %"]
+    assert row(page, "`data.shift=0.0`")[1:4] == ["1", "99.50 %", "-0.100"]
+    assert row(page, "`optim.betas=[0.9, 0.999]`")[1:4] == ["1", "99.55 %", "-0.050"]
+    # A change of the full recipe alone: nothing that all have in common.
+    add_result(lines / "recipes", result("strong", 1000, 9000, split="val", changes={"data.scale": 0.0}))
+    assert "### strong" not in section(make_page(read_recorded(lines)), "Ablations")
+
+
 def test_ensembles_searches_fashion_and_public_figures_are_there(lines: Path) -> None:
     page = make_page(read_recorded(lines))
     assert row(section(page, "Ensembles"), "`speed99`")[1:5] == ["3", "99.06 %", "99.07 %", "**99.23 %**"]
