@@ -118,7 +118,7 @@ def read_recorded(folder: Path) -> Recorded:
     for path in sorted((folder / "robustness").glob("*.jsonl")):
         for line in read_robustness(path):
             record = records.get(line.recipe)
-            if record is None or line.config_sha256 in digests_of(record):
+            if record is None or is_of(line, record):
                 robustness.setdefault(line.recipe, []).append(line)
     ensembles = read_ensembles(folder / "recipes" / ENSEMBLES)
     searches = sorted(path for path in (folder / "search").rglob("*") if path.suffix in (".md", ".jsonl"))
@@ -153,10 +153,11 @@ def variants_of(recipe: str, results: Sequence[Result], split: Split) -> list[Va
     return variants
 
 
-def digests_of(record: Variant) -> set[str]:
-    """The digests of runs of the same settings as a record's."""
-    now = digests_now(record.recipe, record.changes) if record.is_current else set[str]()
-    return now | {record.results[0].config_sha256}
+def is_of(line: Robustness, record: Variant) -> bool:
+    """Whether a line is of a run with the settings and the precision of a record."""
+    digests = digests_now(record.recipe, record.changes) if record.is_current else set[str]()
+    first = record.results[0]
+    return line.precision == first.precision and line.config_sha256 in digests | {first.config_sha256}
 
 
 def digests_now(recipe: str, changes: Mapping[str, Any], split: Split = "test") -> set[str]:

@@ -56,6 +56,6 @@ def record_robustness(folder: Path, line: Robustness) -> None:
         target.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def key(line: Robustness) -> tuple[str, int]:
+def key(line: Robustness) -> tuple[str, str, int]:
     """What a file has one line of."""
-    return line.config_sha256, line.seed
+    return line.config_sha256, line.precision, line.seed

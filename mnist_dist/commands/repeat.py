@@ -23,7 +23,14 @@ from mnist_dist.config.yaml_files import Setting, list_recipes
 from mnist_dist.console.formatting import format_percent
 from mnist_dist.distributed.cpu_count import default_threads
 from mnist_dist.distributed.topology import Topology
-from mnist_dist.tracking.results import RESULTS, Result, add_result, summarize
+from mnist_dist.tracking.results import (
+    RESULTS,
+    Result,
+    add_result,
+    results_path,
+    seeds_of_other_weights,
+    summarize,
+)
 from mnist_dist.utils.errors import EXIT_DONE, Stopped, TrainingError, UserError
 from mnist_dist.utils.files import expand_home
 from mnist_dist.utils.resume_command import typed
@@ -60,6 +67,10 @@ def main(arguments: list[str]) -> int:
         if options.record:
             added = sum(add_result(RESULTS, result) for result in results)
             print(f"recorded: {added} new lines in {RESULTS}", file=sys.stderr)
+            if other := seeds_of_other_weights(RESULTS, results):
+                path = results_path(RESULTS, plan.name)
+                line = f"recorded before with other weights: seed {', '.join(map(str, other))}"
+                print(f"{line}; these lines stay; to record the new runs, remove them from {path}", file=sys.stderr)
     if stop.is_set() and len(results) < len(plan.seeds):
         raise Stopped(f"{len(results)} of {len(plan.seeds)} seeds are done; to go on: {own_command(arguments)}")
     if results:

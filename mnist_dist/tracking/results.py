@@ -26,8 +26,8 @@ One file for each recipe, NAME.jsonl, with `-` for `/` in the name; one line for
     protocol        train.protocol: honest
 
 `ensembles.jsonl` has a line for each ensemble, of the keys of `Ensemble`. A run is recorded once: a line of the same
-recipe, config_sha256, seed and split is not added again. Lines of earlier settings stay; `newest_results` leaves them
-out.
+recipe, config_sha256, precision, seed and split is not added again. Lines of earlier settings stay; `newest_results`
+leaves them out.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ class Result:
     protocol: str
 
     @property
-    def key(self) -> tuple[str, str, int, str]:
-        """What a file has one line of."""
-        return self.recipe, self.config_sha256, self.seed, self.split
+    def key(self) -> tuple[str, str, str, int, str]:
+        """What a file has one line of. The precision is part of it: train.precision=auto depends on the machine."""
+        return self.recipe, self.config_sha256, self.precision, self.seed, self.split
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,20 @@ def add_result(folder: Path, result: Result) -> bool:
     return add_line(path, result, read_results(path))
 
 
+def seeds_of_other_weights(folder: Path, results: Sequence[Result]) -> list[int]:
+    """The seeds whose lines in the files have other weights than these results of the same settings."""
+    found = []
+    for result in results:
+        known = read_results(results_path(folder, result.recipe))
+        if any(line.key == result.key and line.weights_sha256 != result.weights_sha256 for line in known):
+            found.append(result.seed)
+    return found
+
+
 def newest_results(
     results: Sequence[Result], split: Split = "test", changes: dict[str, Any] | None = None
 ) -> list[Result]:
-    """The results of the settings that were recorded last, by seed: those of the recipe as it is now.
+    """The results of the settings and the precision that were recorded last, by seed: the recipe as it is now.
 
     Args:
         changes: settings that were changed on the command line; None: the recipe as it is.
@@ -206,8 +216,11 @@ def newest_results(
     ours = [each for each in results if each.split == split and json.dumps(each.changes, sort_keys=True) == wanted]
     if not ours:
         return []
-    newest = max(ours, key=lambda each: each.date).config_sha256
-    return sorted((each for each in ours if each.config_sha256 == newest), key=lambda each: each.seed)
+    newest = max(ours, key=lambda each: each.date)
+    settings = newest.config_sha256, newest.precision
+    return sorted(
+        (each for each in ours if (each.config_sha256, each.precision) == settings), key=lambda each: each.seed
+    )
 
 
 def summarize(results: Sequence[Result], target: float | None = None) -> Statistics:

@@ -47,7 +47,7 @@ def result(recipe: str, seed: int, correct: int, **other: Any) -> Result:
         steps=118,
         processes=1,
         threads=2,
-        precision="bf16",
+        precision=other.pop("precision", "bf16"),
         weights_sha256=f"{seed:064x}",
         train_sha256="a" * 64,
         test_sha256="b" * 64,
@@ -160,6 +160,14 @@ def test_a_recipe_that_changed_since_is_marked(lines: Path) -> None:
     assert row(section(page, "Records"), "`seeds/convnet` †")[2:4] == ["2", "**99.99 %**"]
     assert "† The recipe's settings have changed since" in section(page, "Records")
     assert "†" not in section(page, "Ablations")
+
+
+def test_runs_of_another_precision_are_not_in_one_mean(lines: Path) -> None:
+    """train.precision=auto is fp32 where the processor has no bf16, with the same digest."""
+    later = result("seeds/convnet", 0, 9999, precision="fp32", date="2026-12-01T00:00:00Z")
+    assert add_result(lines / "recipes", later)
+    page = make_page(read_recorded(lines))
+    assert row(section(page, "Records"), "`seeds/convnet`")[2:4] == ["1", "**99.99 %**"]
 
 
 def test_verdicts_name_all_that_is_missing() -> None:

@@ -88,6 +88,22 @@ def test_finished_seeds_are_read_and_a_line_is_not_doubled(
     assert (home / RESULTS / "debug.jsonl").read_bytes() == before
 
 
+def test_a_seed_that_is_recorded_with_other_weights_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    path = home / RESULTS / "debug.jsonl"
+    before = path.read_text()
+    earlier = before.replace(weights(home / "runs" / "two" / "seed-1"), "0" * 64)
+    path.write_text(earlier)
+    assert main(["repeat", *TINY, "--seeds=2", "--processes=2", "--out=runs/two", "--record"]) == 0
+    err = capsys.readouterr().err
+    assert path.read_text() == earlier
+    path.write_text(before)
+    assert "recorded: 0 new lines" in err
+    assert "recorded before with other weights: seed 1; these lines stay; to record the new runs, remove them" in err
+
+
 def test_another_setting_in_the_same_folder_is_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
