@@ -45,9 +45,12 @@ def count_flops(model: nn.Module) -> int:
     """
     flops = 0
 
-    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal flops
-        flops += 2 * output.numel() * module.weight[0].numel()  # type: ignore[index]
+        terms: int = module.weight[0].numel()  # type: ignore[index]
+        if isinstance(module, nn.Conv2d):  # `FactoredConv2d` may be given one channel in place of all
+            terms = terms * inputs[0].shape[1] // module.in_channels
+        flops += 2 * output.numel() * terms
 
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(count) for layer in layers]

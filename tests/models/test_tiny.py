@@ -52,10 +52,17 @@ def test_factored_filters_are_a_depthwise_and_a_pointwise_convolution(rank: int)
     assert conv.weight.shape == (7, 5, 3, 3)
 
 
-def test_the_filters_of_tiny700_are_used_six_times_with_norms_of_their_own() -> None:
+def test_an_image_stands_in_every_channel_of_factored_filters() -> None:
+    torch.manual_seed(0)
+    conv, image = FactoredConv2d(5, 7), torch.randn(3, 1, 9, 9)
+    torch.testing.assert_close(conv(image), conv(image.expand(-1, 5, -1, -1)))
+
+
+def test_the_filters_of_tiny700_are_used_seven_times_with_norms_of_their_own() -> None:
     layers = summarize(create_model("tiny700")).layers
-    assert [layer.shape for layer in layers if layer.name == "body.4.conv"] == [(14, 14, 14)] * 3 + [(14, 7, 7)] * 3
-    assert len({layer.name for layer in layers if layer.name.startswith("body.4.norms.")}) == 6
+    shapes = [layer.shape for layer in layers if layer.name == "body.0.conv"]
+    assert shapes == [(16, 28, 28)] + [(16, 14, 14)] * 3 + [(16, 7, 7)] * 3
+    assert len({layer.name for layer in layers if layer.name.startswith("body.0.norms.")}) == 7
 
 
 def has_finite_gradients() -> bool:
@@ -108,7 +115,7 @@ def test_the_same_bits_on_one_and_on_two_ranks(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_sharded_weights_become_those_of_one_rank(name: str, tmp_path: Path) -> None:
-    """Also those of filters that are used six times in one pass: their gradients are added."""
+    """Also those of filters that are used seven times in one pass: their gradients are added."""
     found = []
     for ranks in (1, 2):
         (tmp_path / str(ranks)).mkdir()
