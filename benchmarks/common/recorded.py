@@ -154,10 +154,12 @@ def variants_of(recipe: str, results: Sequence[Result], split: Split) -> list[Va
 
 
 def is_of(line: Robustness, record: Variant) -> bool:
-    """Whether a line is of a run with the settings and the precision of a record."""
-    digests = digests_now(record.recipe, record.changes) if record.is_current else set[str]()
+    """Whether a line is of a run with the precision and the settings of a record, whatever those of PROTOCOL."""
     first = record.results[0]
-    return line.precision == first.precision and line.config_sha256 in digests | {first.config_sha256}
+    digests = {first.config_sha256}
+    if record.is_current:
+        digests |= digests_now(record.recipe, record.changes) | digests_now(record.recipe, {})
+    return line.precision == first.precision and line.config_sha256 in digests
 
 
 def digests_now(recipe: str, changes: Mapping[str, Any], split: Split = "test") -> set[str]:

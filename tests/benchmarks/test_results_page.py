@@ -60,7 +60,7 @@ def result(recipe: str, seed: int, correct: int, **other: Any) -> Result:
     )
 
 
-def robustness(recipe: str, seed: int, least: int) -> Robustness:
+def robustness(recipe: str, seed: int, least: int, precision: str = "bf16") -> Robustness:
     """A line whose counts fall from 9900 by severity, down to `least`."""
     names = {name: list(map(float, each.sizes)) for name, each in CORRUPTIONS.items()}
     falling = [9900 - (9900 - least) * severity // 5 for severity in range(1, 6)]
@@ -70,7 +70,7 @@ def robustness(recipe: str, seed: int, least: int) -> Robustness:
         seed=seed,
         weights_sha256="d" * 64,
         test_sha256="b" * 64,
-        precision="bf16",
+        precision=precision,
         count=10000,
         sizes={"clean": [0.0]} | names,
         correct={"clean": [9900]} | dict.fromkeys(names, falling),
@@ -168,6 +168,13 @@ def test_runs_of_another_precision_are_not_in_one_mean(lines: Path) -> None:
     assert add_result(lines / "recipes", later)
     page = make_page(read_recorded(lines))
     assert row(section(page, "Records"), "`seeds/convnet`")[2:4] == ["1", "**99.99 %**"]
+
+
+def test_robustness_is_also_of_a_run_with_other_evaluations_than_the_recorded_ones(lines: Path) -> None:
+    record_robustness(lines / "robustness", robustness("seeds/adam", 0, 5000))
+    assert [line.seed for line in read_recorded(lines).robustness["seeds/adam"]] == [0]
+    record_robustness(lines / "robustness", robustness("seeds/convnet", 0, 5000, precision="fp32"))  # recorded in bf16
+    assert "seeds/convnet" not in read_recorded(lines).robustness
 
 
 def test_verdicts_name_all_that_is_missing() -> None:
