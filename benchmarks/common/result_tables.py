@@ -182,7 +182,8 @@ def public_table(recorded: Recorded) -> str:
         own = f"`{each.beside}`: not measured here"
         if variant:
             found = variant.statistics
-            own = f"`{each.beside}`: {percent(found.mean)}, mean of {found.count} seeds"
+            seeds = "1 seed" if found.count == 1 else f"mean of {found.count} seeds"
+            own = f"`{each.beside}`: {percent(found.mean)}, {seeds}"
         rows.append([percent(each.accuracy), each.how, each.source, own])
     return table(("accuracy", "what it is", "source", "here"), rows, left=4)
 

@@ -35,7 +35,7 @@ class FactoredConv2d(nn.Conv2d):
     def forward(self, maps: Tensor) -> Tensor:
         """From maps (B, in, H, W), or an image (B, 1, H, W) that stands in every input channel, to (B, out, H, W)."""
         weight = self.weight
-        if maps.shape[1] < self.in_channels:
+        if maps.shape[1] == 1:
             weight = weight.sum(1, keepdim=True)  # the same as the image in every channel, for less work
         return F.conv2d(maps, weight, padding=1)
 
