@@ -8,7 +8,6 @@ from typing import Any
 
 from mnist_dist.config.data_sets import CLASS_NAMES
 from mnist_dist.config.schema import Config, flat, flatten
-from mnist_dist.config.sections import OptimConfig
 from mnist_dist.utils.errors import UserError
 
 RESUME_OVERRIDABLE = {
@@ -38,9 +37,9 @@ checked.
 """
 
 
-def is_extendable(optim: OptimConfig) -> bool:
-    """Whether a run may be resumed with more train.epochs: its learning rates so far do not depend on them."""
-    return optim.schedule == "constant" and not optim.warmup
+def is_extendable(config: Config) -> bool:
+    """Whether a run may be resumed with more train.epochs: what it did so far does not depend on them."""
+    return config.optim.schedule == "constant" and not config.optim.warmup and not config.data.no_aug_epochs
 
 
 def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], checkpoint: Path) -> None:
@@ -68,15 +67,15 @@ def check_resumable(config: Config, saved: Mapping[str, Mapping[str, Any]], chec
         if not key.startswith("tracking.") and key not in RESUME_OVERRIDABLE and not is_same(key, now, before)
     }
     has_more_epochs = "train.epochs" in differing and config.train.epochs > before["train.epochs"]
-    if has_more_epochs and is_extendable(config.optim):
+    if has_more_epochs and is_extendable(config):
         del differing["train.epochs"]
     if not differing:
         return
     if has_more_epochs and [*differing] == ["train.epochs"]:
         raise UserError(
             f"{checkpoint}: was written with other settings: {differing['train.epochs']}, which would have given other "
-            "learning rates from the start (except with optim.schedule=constant and optim.warmup=0); start a new run "
-            f"from its weights with --model.init_from={checkpoint} and another --run.dir"
+            "learning rates or images (except with optim.schedule=constant, optim.warmup=0 and data.no_aug_epochs=0); "
+            f"start a new run from its weights with --model.init_from={checkpoint} and another --run.dir"
         )
     shown = ", ".join([*differing.values()][:4])
     raise UserError(

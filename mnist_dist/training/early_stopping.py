@@ -130,7 +130,7 @@ def how_to_train_longer(state: TrainingState, folder: Path) -> str:
         way = f"it was ended by train.{reason}={getattr(train, reason):g}; another value lets it train on"
     elif state.progress.step < state.total_steps:
         way = "a higher --train.max_steps lets it train on"
-    elif is_extendable(state.config.optim):
+    elif is_extendable(state.config):
         way = "more --train.epochs let it train on"
     else:
         way = f"--model.init_from={folder}, with another --run.dir, starts a new run from its weights"

@@ -64,7 +64,7 @@ def test_a_run_that_was_killed_after_its_summary_is_finished_in_its_status_too(w
 
 
 def test_a_finished_run_trains_more_epochs_on_a_constant_schedule(work: Path) -> None:
-    """Into the same rows, with a new summary. On any other schedule the error names the way."""
+    """Into the same rows, with a new summary."""
     assert train(work, *CONSTANT, "--run.dir=whole", "--train.epochs=3").code == EXIT_DONE
     assert train(work, *CONSTANT, "--run.dir=run", "--train.epochs=1").code == EXIT_DONE
     stopped = train(work, *CONSTANT, "--run.dir=run", "--train.epochs=1")
@@ -80,11 +80,17 @@ def test_a_finished_run_trains_more_epochs_on_a_constant_schedule(work: Path) ->
     ]
     assert steps[0] == steps[1]
 
-    assert train(work, "--run.dir=cycle", "--train.epochs=1").code == EXIT_DONE
-    refused = train(work, "--run.dir=cycle", "--train.epochs=3")
+
+@pytest.mark.parametrize("settings", [(), (*CONSTANT, "--data.shift=2", "--data.no_aug_epochs=1")])
+def test_a_run_whose_past_depends_on_its_epochs_does_not_train_more(work: Path, settings: tuple[str, ...]) -> None:
+    """Its learning rates do, or its last images. The error names the way."""
+    assert train(work, *settings, "--run.dir=run", "--train.epochs=1").code == EXIT_DONE
+    again = train(work, *settings, "--run.dir=run", "--train.epochs=1")
+    assert "--model.init_from=run, with another --run.dir, starts a new run from its weights" in again.out
+    refused = train(work, *settings, "--run.dir=run", "--train.epochs=3")
     assert refused.code == EXIT_USER
-    [line] = refused.err.splitlines()
-    way = "--model.init_from=cycle/checkpoints/step-00000004"
+    *_, line = refused.err.splitlines()
+    way = "--model.init_from=run/checkpoints/step-00000004"
     assert line.endswith(f"start a new run from its weights with {way} and another --run.dir")
-    assert train(work, "--run.dir=new", "--train.epochs=1", way).code == EXIT_DONE
-    assert summary(work, "new")["init_sha256"] == summary(work, "cycle")["weights_sha256"]
+    assert train(work, *settings, "--run.dir=new", "--train.epochs=1", way).code == EXIT_DONE
+    assert summary(work, "new")["init_sha256"] == summary(work, "run")["weights_sha256"]
