@@ -18,12 +18,10 @@ from functools import partial
 
 from common.cli import add_json, build_parser, run_script, write_json
 from common.likelihood import LogitCollector, best_inverse_temperature, negative_log_likelihood
-from common.progress import BenchmarkProgress, say
+from common.progress import BenchmarkProgress
+from common.run_data import read_run_data
 from common.tables import print_table
 from mnist_dist.checkpoint.load_model import LoadedModel, load_model
-from mnist_dist.data.dataset import read_splits
-from mnist_dist.data.identity import check_split_data
-from mnist_dist.data.prepare import provide_files, resolve_root
 from mnist_dist.distributed.runtime import start_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.models.classifier import ImageClassifier
@@ -81,16 +79,12 @@ def measure(run: str, loaded: LoadedModel) -> Likelihood:
         UserError: its data are not there, or others.
     """
     config = loaded.config
-    folder = resolve_root(config.data.root, config.data.name)
-    files = provide_files(folder, config.data.source, say, config.data.name)
-    splits = read_splits(files, config.data, config.run.seed, config.train_limit)
-    check_split_data("val", loaded.digests, splits.digests, folder, say)
-    collector = LogitCollector()
+    val, collector = read_run_data(loaded, config, "val").val, LogitCollector()
     with start_runtime(config, Topology()) as runtime:
         model, check_stop = runtime.to_device(loaded.model), partial(interrupt_if_asked, runtime)
-        data, size = splits.val.to(runtime.device), config.train.eval_batch_size
+        data, size = val.to(runtime.device), config.train.eval_batch_size
         metrics = evaluate(model, data, config.data, runtime, size, check_stop, collector)
-    logits, labels = collector.logits(), splits.val.labels
+    logits, labels = collector.logits(), val.labels
     factor = best_inverse_temperature(logits, labels)
     return Likelihood(
         run=run,

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 from common.calibration import Calibration
 from common.cli import add_only, build_parser, run_script
 from common.corruptions import CORRUPTIONS, corrupt
-from common.progress import BenchmarkProgress, say
+from common.progress import BenchmarkProgress
 from common.recorded import digests_now
 from common.robustness_lines import CLEAN, Robustness, record_robustness
 from common.rounds import choose
+from common.run_data import read_run_data
 from common.tables import print_table
 from mnist_dist.checkpoint.load_model import LoadedModel, load_model
 from mnist_dist.checkpoint.tensors import weights_sha256
@@ -33,9 +34,7 @@ from mnist_dist.commands.repeat_runs import find_commit
 from mnist_dist.config.digest import config_sha256
 from mnist_dist.config.schema import Config
 from mnist_dist.config.yaml_files import list_recipes
-from mnist_dist.data.dataset import ImageSet, read_splits
-from mnist_dist.data.identity import check_split_data
-from mnist_dist.data.prepare import provide_files, resolve_root
+from mnist_dist.data.dataset import ImageSet
 from mnist_dist.distributed.runtime import Runtime, start_runtime
 from mnist_dist.distributed.topology import Topology
 from mnist_dist.training.evaluation import evaluate
@@ -114,11 +113,8 @@ def measure(
     Raises:
         UserError: its data are not there, or others.
     """
-    config, name = subject.config, subject.config.data.name
-    folder = resolve_root(config.data.root, name)
-    files = provide_files(folder, config.data.source, say, name)
-    splits = read_splits(files, config.data, config.run.seed, config.train_limit)
-    check_split_data("test", subject.loaded.digests, splits.digests, folder, say)
+    config = subject.config
+    splits = read_run_data(subject.loaded, config, "test")
     correct: dict[str, list[int]] = {}
     errors: dict[str, list[float]] = {}
     with start_runtime(config, Topology()) as runtime:
