@@ -56,7 +56,7 @@ def fashion_table(recorded: Recorded) -> str:
     """Recipes on Fashion-MNIST, unchanged."""
     text = (
         "### Fashion-MNIST\n\nThe recipes as they are, on other images: `mnist-dist repeat --config strong "
-        "--data.name=fashion --seeds 5 --record`.\n\n"
+        "--data.name=fashion --seeds N --record`.\n\n"
     )
     rows = []
     for variant in recorded.fashion.values():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from programs import PYTHON, run, started, write_digits
+from refusals import refused_line
 
 from mnist_dist.__main__ import main
 from mnist_dist.tracking.results import RESULTS, read_results
@@ -38,15 +39,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(folder: Path) -> str:
     return str(json.loads((folder / "summary.json").read_text())["weights_sha256"])
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The line with which a command is refused."""
-    assert main(["repeat", *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    return err
 
 
 def test_two_at_once_have_the_bits_of_one_alone_with_all_threads(home: Path) -> None:
@@ -108,7 +100,7 @@ def test_another_setting_in_the_same_folder_is_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(home)
-    err = refused([*TINY, "--seeds=2", "--out=runs/two", "--optim.lr=0.1"], capsys)
+    err = refused_line(["repeat", *TINY, "--seeds=2", "--out=runs/two", "--optim.lr=0.1"], capsys)
     assert "seed-0: was trained with other settings; choose another --out" in err
 
 
@@ -180,7 +172,7 @@ def test_refusals(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert line in refused(["--config=speed99", *arguments], capsys)
+    assert line in refused_line(["repeat", "--config=speed99", *arguments], capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,7 +181,7 @@ def test_weights_that_depend_on_threads_are_refused_at_once_only(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mnist_dist.commands.repeat.default_threads", lambda topology: 2)
-    line = refused(["--config=seeds/cnn", "--seeds=2", "--processes=2"], capsys)
+    line = refused_line(["repeat", "--config=seeds/cnn", "--seeds=2", "--processes=2"], capsys)
     assert "has no fixed shards (train.shards)" in line
     assert "give --run.threads=1, or --processes 1" in line
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from kept_run import copy_kept_run
+from refusals import refused_line
 
 from mnist_dist.__main__ import main
 from mnist_dist.commands.command_list import COMMANDS
@@ -57,11 +58,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refused(line: str, home: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a command line gets."""
     before = {path: path.is_file() and path.read_bytes() for path in home.rglob("*")}
-    assert main(line.split()) == EXIT_USER
+    said = refused_line(line.split(), capsys)
     assert {path: path.is_file() and path.read_bytes() for path in home.rglob("*")} == before
-    out, err = capsys.readouterr()
-    assert out == ""
-    (said,) = err.splitlines()
     return said.removeprefix("mnist_dist: error: ")
 
 
